@@ -1,0 +1,1 @@
+"""vOPD recipes: on-policy distillation with a control-variate baseline."""
