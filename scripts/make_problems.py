@@ -1,0 +1,22 @@
+"""Write generated problems: `python scripts/make_problems.py word data/word-problems --train 2000 --test 64`."""
+
+import argparse
+from pathlib import Path
+
+from vopd_recipes.arithmetic import KINDS, split, write
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("kind", choices=sorted(KINDS))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--train", type=int, default=2000, help="number of training problems")
+    parser.add_argument("--test", type=int, default=128, help="number of held-out problems")
+    parser.add_argument("--seed", type=int, default=0)
+    words = parser.parse_args()
+    write(words.folder, *split(words.kind, words.train, words.test, words.seed))
+    print(f"{words.folder}: {words.train} training and {words.test} held-out problems")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Make a student out of its teacher without some layers: `python scripts/prune_layers.py TEACHER OUT --drop 10,15,20`.
+
+The tokenizer stays, so that the two can be compared token by token.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+
+def drop_layers(model: PreTrainedModel, dropped: set[int]) -> None:
+    """Remove decoder layers and number the rest anew, in the modules and in the configuration."""
+    layers = model.base_model.layers
+    missing = sorted(index for index in dropped if not 0 <= index < len(layers))
+    if missing or len(dropped) == len(layers):
+        sys.exit(
+            f"error: --drop: the model has layers 0 to {len(layers) - 1} and must keep one; got {sorted(dropped)}"
+        )
+    kept = [index for index in range(len(layers)) if index not in dropped]
+    model.base_model.layers = type(layers)(layers[index] for index in kept)
+    for index, layer in enumerate(model.base_model.layers):
+        layer.self_attn.layer_idx = index
+    model.config.num_hidden_layers = len(kept)
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = [model.config.layer_types[index] for index in kept]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("teacher", help="Hub id or folder")
+    parser.add_argument("folder", type=Path, help="where the student goes")
+    parser.add_argument("--drop", required=True, help="layer numbers, e.g. 10,15,20")
+    parser.add_argument("--revision", help="branch, tag or commit of the teacher")
+    words = parser.parse_args()
+    if words.folder.exists():
+        sys.exit(f"error: {words.folder} exists; remove it or name another folder")
+    if not all(word.strip().isdigit() for word in words.drop.split(",")):
+        sys.exit(f"error: --drop: expected layer numbers such as 10,15,20, got {words.drop!r}")
+    model = AutoModelForCausalLM.from_pretrained(words.teacher, revision=words.revision, use_safetensors=True)
+    drop_layers(model, {int(word) for word in words.drop.split(",")})
+    staging = words.folder.with_name(f".{words.folder.name}.tmp")
+    model.save_pretrained(staging)
+    AutoTokenizer.from_pretrained(words.teacher, revision=words.revision).save_pretrained(staging)
+    staging.rename(words.folder)
+    print(f"{words.folder}: {model.config.num_hidden_layers} layers, {model.num_parameters():,} parameters")
+
+
+if __name__ == "__main__":
+    main()

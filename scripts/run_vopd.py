@@ -1,0 +1,74 @@
+"""Distil a student on its own samples: `accelerate launch scripts/run_vopd.py RECIPE.yaml [--field value …]`.
+
+The same command, started again, continues a run that was cut off.
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+from transformers import set_seed
+
+from vopd_recipes.checkpoints import check_same_recipe, last_complete_checkpoint
+from vopd_recipes.config import Recipe, RecipeError, describe_fields, load_recipe
+from vopd_recipes.models import check_models, check_tokenizers, load_student, load_teacher, load_tokenizer
+from vopd_recipes.prompts import build_prompts, read_rows
+from vopd_recipes.run import finish_run, start_run
+from vopd_recipes.trainer import TrainingStopped, VOPDTrainer
+
+USAGE = "usage: accelerate launch scripts/run_vopd.py RECIPE.yaml [--field value ...]"
+
+
+def run(recipe: Recipe) -> None:
+    ################
+    # Prompts, then everything that can be wrong before weights are loaded
+    ################
+    output_dir = Path(str(recipe.training.output_dir))
+    check_same_recipe(output_dir, recipe.resolved())
+    rows = read_rows(recipe.data, recipe.training.seed)
+    tokenizer = load_tokenizer(recipe.model)
+    check_tokenizers(tokenizer, load_tokenizer(recipe.model, teacher=True))
+    prompts = build_prompts(rows, recipe.data, tokenizer)
+
+    ################
+    # Models
+    ################
+    set_seed(recipe.training.seed)  # LoRA's initial weights
+    student, teacher = load_student(recipe.model), load_teacher(recipe.model)
+    check_models(student, teacher, prompts.train[0]["input_ids"])
+
+    ################
+    # Training
+    ################
+    trainer = VOPDTrainer(
+        student,
+        teacher,
+        recipe.training,
+        processing_class=tokenizer,
+        answer_format=recipe.data.answer_format,
+        train_dataset=prompts.train,
+        eval_dataset=prompts.test,
+    )
+    start_run(recipe, trainer)
+    checkpoint = recipe.training.resume_from_checkpoint or last_complete_checkpoint(output_dir)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    finish_run(trainer)
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    words = sys.argv[1:]
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE, "", "fields of this library (every field of transformers.TrainingArguments works too):", sep="\n")
+        for name, text, default in describe_fields():
+            print(f"  --{name:32}{text} [{default}]")
+        sys.exit(0 if words else 2)
+    try:
+        run(load_recipe(words[0], words[1:]))
+    except (RecipeError, TrainingStopped) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, RecipeError) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""Which checkpoints are whole, and whether they belong to this recipe.
+
+A checkpoint is many files written one after the other, by many processes; a process killed in between leaves a folder
+that looks like one. So the last thing written into it, after every process has finished, is a marker, and only
+folders with the marker are ever resumed from or kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vopd_recipes.config import RecipeError
+
+logger = logging.getLogger(__name__)
+
+MARKER = "complete"
+RECIPE = "recipe.yaml"
+
+# Fields that may change between the two halves of a run: none of them changes an update.
+_HARMLESS = re.compile(
+    r"(logging|report|save|eval|push|hub|run_name|project|trackio|disable_tqdm|log_|rollout_batch_size|max_test_prompts)"
+)
+
+
+def mark_complete(checkpoint: Path) -> None:
+    """Declare a checkpoint whole; the caller has made sure that every process has written its part."""
+    (checkpoint / MARKER).touch()
+
+
+def complete_checkpoints(output_dir: Path) -> list[Path]:
+    """Whole checkpoints, oldest first."""
+    found = [
+        (int(match[1]), path)
+        for path in output_dir.glob("checkpoint-*")
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and (path / MARKER).is_file()
+    ]
+    return [path for _, path in sorted(found)]
+
+
+def last_complete_checkpoint(output_dir: Path) -> Path | None:
+    """The newest whole checkpoint, or `None`."""
+    return next(reversed(complete_checkpoints(output_dir)), None)
+
+
+def discard_incomplete(output_dir: Path) -> None:
+    """Remove what a killed process left half-written, so that a new checkpoint of that step starts empty."""
+    whole = complete_checkpoints(output_dir)
+    for path in output_dir.glob("checkpoint-*"):
+        if path not in whole:
+            logger.warning("%s was not written to its end: removed", path)
+            shutil.rmtree(path)
+
+
+def keep_newest(output_dir: Path, limit: int | None) -> None:
+    """Remove the oldest whole checkpoints beyond `limit`."""
+    if limit is None:
+        return
+    for path in complete_checkpoints(output_dir)[:-limit]:
+        (path / MARKER).unlink()  # first, so that a half-removed folder is not whole either
+        shutil.rmtree(path)
+
+
+def check_same_recipe(output_dir: Path, resolved: dict[str, Any]) -> None:
+    """A run may only be continued by the recipe that began it.
+
+    Raises:
+        RecipeError: `output_dir` holds the checkpoints of a recipe that differs in a field that matters.
+    """
+    path = output_dir / RECIPE
+    if not path.is_file() or last_complete_checkpoint(output_dir) is None:
+        return
+    before = yaml.safe_load(path.read_text(encoding="utf-8"))
+    changed = [
+        name
+        for name in sorted({*before, *resolved})
+        if before.get(name) != resolved.get(name) and not _HARMLESS.match(name)
+    ]
+    if changed:
+        name = changed[0]
+        raise RecipeError(
+            f"output_dir: {output_dir} holds a run with {name}: {before.get(name)}, not {resolved.get(name)}; "
+            "name another output_dir, or remove that folder"
+        )

@@ -1,0 +1,58 @@
+"""What the student wrote at each step, kept as one parquet file per step.
+
+A row is a completion: its text and tokens, and for every token the sampler's log-probability and what the update made
+of it (reward, advantage, reverse KL). Reports colour text with it, and nothing else records what was trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from transformers import PreTrainedTokenizerBase
+
+from vopd_recipes.packing import Sample
+
+_TOKENS = pa.list_(pa.float32())
+SCHEMA = pa.schema(
+    {
+        "step": pa.int64(),
+        "prompt_id": pa.int64(),
+        "prompt": pa.string(),
+        "completion": pa.string(),
+        "finished": pa.bool_(),
+        "token_ids": pa.list_(pa.int32()),
+        "rollout_logprobs": _TOKENS,
+        "reward": _TOKENS,
+        "advantage": _TOKENS,
+        "reverse_kl": _TOKENS,
+    }
+)
+
+
+def write_completions(
+    output_dir: Path, step: int, samples: Sequence[Sample], tokenizer: PreTrainedTokenizerBase
+) -> Path:
+    """Write `completions/step-XXXXXXXX.parquet`, whole or not at all."""
+    rows = [
+        {
+            "step": step,
+            "prompt_id": sample.prompt_id,
+            "prompt": tokenizer.decode(sample.prompt_ids),
+            "completion": tokenizer.decode(sample.completion_ids),
+            "finished": sample.finished,
+            "token_ids": sample.completion_ids,
+            "rollout_logprobs": sample.rollout_logprobs,
+            **sample.statistics,
+        }
+        for sample in samples
+    ]
+    folder = output_dir / "completions"
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step-{step:08d}.parquet"
+    temporary = path.with_suffix(".tmp")
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), temporary, compression="zstd")
+    temporary.replace(path)
+    return path

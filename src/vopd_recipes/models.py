@@ -1,0 +1,202 @@
+"""Student and teacher: loading, LoRA, vocabulary alignment, sanity checks.
+
+Both are plain `AutoModelForCausalLM`s, split where the loss needs them split: a backbone that gives hidden states and
+a head that `fused_loss` multiplies itself. `head_of` reads the head's scale and soft cap from the configuration, and
+`check_head` compares the result with the model's own logits on a real prompt, so that an architecture whose head does
+something else is an error at the start and not a quietly different loss.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from typing import Any, cast
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from vopd_recipes.attention import PACKED_SDPA
+from vopd_recipes.config import ModelConfig, RecipeError
+from vopd_recipes.fused import Head
+
+# Mean entropy above this share of log V: a model that has learnt nothing, or whose weights were not loaded.
+_UNIFORM_ENTROPY_SHARE = 0.98
+
+
+def load_tokenizer(config: ModelConfig, teacher: bool = False) -> PreTrainedTokenizerBase:
+    """The student's tokenizer, or the teacher's.
+
+    Raises:
+        RecipeError: there is none at that name, or it cannot be reached.
+    """
+    name, revision = _source(config, teacher)
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=config.trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise _load_error(config, teacher, "tokenizer", error) from error
+
+
+def load_student(config: ModelConfig) -> PreTrainedModel | PeftModel:
+    """The student in training mode, with LoRA adapters where asked for."""
+    student = _load(config, teacher=False)
+    student.config.use_cache = False
+    if not config.use_peft:
+        return student
+    lora = LoraConfig(
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=config.lora_target_modules,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(student, lora)
+    except ValueError as error:
+        raise RecipeError(f"lora_target_modules: {' '.join(str(error).split())}") from error
+
+
+def load_teacher(config: ModelConfig) -> PreTrainedModel:
+    """The teacher: frozen, in evaluation mode."""
+    return _load(config, teacher=True).eval().requires_grad_(False)
+
+
+def _load(config: ModelConfig, teacher: bool) -> PreTrainedModel:
+    name, revision = _source(config, teacher)
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            name,
+            revision=revision,
+            dtype=getattr(torch, (teacher and config.teacher_dtype) or config.dtype),
+            attn_implementation=config.attn_implementation or default_attention(config.dtype),
+            trust_remote_code=config.trust_remote_code,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError) as error:
+        raise _load_error(config, teacher, "model", error) from error
+
+
+def _source(config: ModelConfig, teacher: bool) -> tuple[str, str | None]:
+    if teacher:
+        return str(config.teacher_model_name_or_path), config.teacher_model_revision
+    return str(config.model_name_or_path), config.model_revision
+
+
+def _load_error(config: ModelConfig, teacher: bool, what: str, error: Exception) -> RecipeError:
+    name, revision = _source(config, teacher)
+    field = "teacher_model_name_or_path" if teacher else "model_name_or_path"
+    at = f", revision {revision}" if revision else ""
+    return RecipeError(f"{field}: cannot load a {what} from {name}{at}: {' '.join(str(error).split())[:300]}")
+
+
+def default_attention(dtype: str) -> str:
+    """Flash-attention where it can run, else sdpa a sequence at a time."""
+    has_flash = importlib.util.find_spec("flash_attn") is not None and torch.cuda.is_available()
+    return "flash_attention_2" if has_flash and dtype != "float32" else PACKED_SDPA
+
+
+def causal_lm_of(model: nn.Module) -> PreTrainedModel:
+    """The causal language model inside an optional PEFT wrapper."""
+    return cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
+
+
+def head_of(model: nn.Module) -> Head:
+    """The language-model head with its scale and soft cap.
+
+    Raises:
+        RecipeError: the head is not a plain linear layer (LoRA on lm_head, for instance).
+    """
+    causal_lm = causal_lm_of(model)
+    module = causal_lm.get_output_embeddings()
+    if not isinstance(module, nn.Linear):
+        raise RecipeError(
+            f"the head of {type(causal_lm).__name__} is a {type(module).__name__}, not a linear layer; "
+            "leave lm_head out of lora_target_modules"
+        )
+    config = causal_lm.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0
+    scale /= getattr(config, "logits_scaling", None) or 1.0
+    return Head(module.weight, module.bias, scale, getattr(config, "final_logit_softcapping", None))
+
+
+def hidden_states(model: nn.Module, input_ids: Tensor, position_ids: Tensor, **packed: Any) -> Tensor:
+    """The backbone's last hidden states of a row, [T, H], without the head."""
+    backbone = causal_lm_of(model).base_model
+    output = backbone(input_ids=input_ids, position_ids=position_ids, use_cache=False, **packed)
+    return output.last_hidden_state[0]
+
+
+def shared_vocabulary(student: nn.Module, teacher: nn.Module) -> int:
+    """Number of tokens that both heads score: their padded sizes may differ."""
+    return min(len(head_of(student).weight), len(head_of(teacher).weight))
+
+
+def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
+    """The same id must mean the same text to both models.
+
+    Ids that only one of them names are fine: extra special tokens in the padding of the other's vocabulary.
+
+    Raises:
+        RecipeError: some id differs.
+    """
+    ours = {index: token for token, index in student.get_vocab().items()}
+    theirs = {index: token for token, index in teacher.get_vocab().items()}
+    common = ours.keys() & theirs.keys()
+    differing = sorted(index for index in common if ours[index] != theirs[index])
+    if differing or len(common) < 0.9 * max(len(ours), len(theirs)):
+        example = f"; id {differing[0]} is {ours[differing[0]]!r} and {theirs[differing[0]]!r}" if differing else ""
+        raise RecipeError(
+            f"teacher_model_name_or_path: its tokenizer differs from the student's in "
+            f"{len(differing) + abs(len(ours) - len(theirs))} tokens{example}; on-policy distillation compares token "
+            "by token and needs one vocabulary"
+        )
+
+
+def end_of_sequence_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Every token that ends a completion: the tokenizer's, and those of the model's generation settings."""
+    configured = causal_lm_of(model).generation_config
+    ids = configured.eos_token_id if configured is not None else None
+    ids = ids if isinstance(ids, list) else [ids]
+    found = {index for index in (*ids, tokenizer.eos_token_id) if index is not None}
+    if not found:
+        raise RecipeError("model_name_or_path: neither tokenizer nor model names an end-of-sequence token")
+    return found
+
+
+@torch.no_grad()
+def check_models(student: nn.Module, teacher: nn.Module, prompt: list[int]) -> None:
+    """Before step 1, on a real prompt: both heads are understood and the teacher has something to teach.
+
+    Raises:
+        RecipeError: logits that `head_of` does not reproduce, or a teacher that is not finite or knows nothing.
+    """
+    for name, model in (("student", student), ("teacher", teacher)):
+        training = model.training
+        _check_one(name, model.eval(), prompt)
+        model.train(training)
+
+
+def _check_one(name: str, model: nn.Module, prompt: list[int]) -> None:
+    causal_lm, head = causal_lm_of(model), head_of(model)
+    input_ids = torch.tensor([prompt], device=causal_lm.device)
+    logits = causal_lm(input_ids=input_ids, use_cache=False).logits[0].float()
+    label = f"{name} {causal_lm.config._name_or_path or type(causal_lm).__name__}"
+    if not logits.isfinite().all():
+        raise RecipeError(f"{label}: its logits on the first prompt are not finite; check its weights and dtype")
+    entropy = torch.distributions.Categorical(logits=logits).entropy().mean().item()
+    if name == "teacher" and entropy > _UNIFORM_ENTROPY_SHARE * math.log(logits.shape[1]):
+        raise RecipeError(
+            f"{label}: its next-token distribution is uniform (entropy {entropy:.2f} nats of "
+            f"{math.log(logits.shape[1]):.2f}); were its weights loaded?"
+        )
+    hidden = hidden_states(model, input_ids, torch.arange(len(prompt), device=causal_lm.device)[None])
+    ours = apply_head(hidden, head)
+    if (ours - logits).abs().max() > 0.02 * logits.abs().max() + 1e-3:
+        raise RecipeError(f"{label}: its head is not softcap·tanh(scale·(W h + b)/softcap), which the loss computes")
+
+
+def apply_head(hidden: Tensor, head: Head) -> Tensor:
+    """Logits in float32, as `fused_loss` defines them: [N, V]."""
+    logits = nn.functional.linear(hidden, head.weight.to(hidden.dtype), head.bias).float() * head.logit_scale
+    return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)

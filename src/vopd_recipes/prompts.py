@@ -1,0 +1,192 @@
+"""Data sets become tokenised prompts, with their answers where they have one.
+
+One row in, one row out: `input_ids` (what the student continues), `prompt` (the text, for logs), `answer` (text or
+`None`) and `prompt_id`, a number that stays with the row: rollout seeds derive from it, so its completion does not
+depend on which device or micro-batch the prompt lands in. A row that does not fit `max_prompt_length` is dropped
+and counted, not cut: a cut question is another question.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset, DatasetDict
+from transformers import PreTrainedTokenizerBase
+
+from vopd_recipes.config import DataConfig, RecipeError
+
+logger = logging.getLogger(__name__)
+
+_READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Tokenised rows to train on and to hold out, and how many were too long."""
+
+    train: Dataset
+    test: Dataset | None
+    dropped: int
+
+
+def read_rows(config: DataConfig, seed: int) -> tuple[Dataset, Dataset | None]:
+    """Read and check every source before any model is loaded: (training rows, held-out rows).
+
+    Each row has `prompt` (text or messages as JSON, so that sources of both forms mix) and `answer`.
+
+    Raises:
+        RecipeError: a source, split or column that is not there, or prompts of the wrong form.
+    """
+    train, test = [], []
+    for number, source in enumerate(config.sources()):
+        rows = _plain_rows(_load(source, source["dataset_train_split"]), source, config)
+        train.append(_repeat(rows, source["weight"], f"{seed}-{number}"))
+        if config.dataset_test_split:
+            test.append(_plain_rows(_load(source, config.dataset_test_split), source, config))
+    rows = datasets.concatenate_datasets(train)
+    held_out = datasets.concatenate_datasets(test) if test else None
+    if config.test_size:
+        rows, held_out = _hold_out(rows, config.test_size, seed)
+    if held_out is not None and config.max_test_prompts:
+        held_out = held_out.select(range(min(config.max_test_prompts, len(held_out))))
+    return rows, held_out
+
+
+def build_prompts(
+    rows: tuple[Dataset, Dataset | None], config: DataConfig, tokenizer: PreTrainedTokenizerBase
+) -> Prompts:
+    """Tokenise what `read_rows` read.
+
+    Raises:
+        RecipeError: the tokenizer has no chat template but the recipe asks for one, or no prompt is left.
+    """
+    if config.chat_template and not tokenizer.chat_template:
+        raise RecipeError("chat_template: true, but the student's tokenizer has none; use chat_template: false")
+    train, dropped = _tokenise(rows[0], config, tokenizer)
+    test = None if rows[1] is None else _tokenise(rows[1], config, tokenizer)[0]
+    for name, part in (("training", train), ("held-out", test)):
+        if part is not None and len(part) == 0:
+            raise RecipeError(f"no {name} prompt is within max_prompt_length: {config.max_prompt_length} tokens")
+    if dropped:
+        logger.warning("%d of %d prompts are over %d tokens: dropped", dropped, len(rows[0]), config.max_prompt_length)
+    return Prompts(train, test, dropped)
+
+
+def _load(source: dict[str, Any], split: str) -> Dataset:
+    name = source["dataset_name"]
+    try:
+        found = _open(Path(name), name, source["dataset_config"], split)
+    except RecipeError:
+        raise
+    except Exception as error:  # the readers raise dozens of types; each becomes one line
+        reason = " ".join(str(error).split())[:300]
+        raise RecipeError(f"dataset_name: cannot read {name}, split {split}: {reason}") from error
+    if isinstance(found, DatasetDict):
+        if split not in found:
+            raise RecipeError(f"dataset_name: {name} has no split '{split}'; it has {', '.join(found)}")
+        found = found[split]
+    if len(found) == 0:
+        raise RecipeError(f"dataset_name: {name}, split {split}, has no rows")
+    return found
+
+
+def _open(path: Path, name: str, configuration: str | None, split: str) -> Dataset | DatasetDict:
+    """A file, a folder of `<split>.jsonl` (or json, parquet), a saved data set, or a Hub id."""
+    if path.is_dir():
+        if any((path / marker).exists() for marker in ("dataset_dict.json", "state.json")):
+            return datasets.load_from_disk(str(path))
+        files = {file.stem: file for file in sorted(path.iterdir()) if file.suffix in _READERS}
+        if split not in files:
+            raise RecipeError(f"dataset_name: {name} holds no {split}.jsonl, {split}.json or {split}.parquet")
+        path = files[split]
+    if path.is_file():
+        if path.suffix not in _READERS:
+            raise RecipeError(f"dataset_name: {name}: expected a .json, .jsonl or .parquet file")
+        return datasets.load_dataset(_READERS[path.suffix], data_files=str(path), split="train")
+    if name.startswith((".", "/", "~")) or path.suffix in _READERS:
+        raise RecipeError(f"dataset_name: no such file or folder: {name}")
+    return datasets.load_dataset(name, configuration, split=split)
+
+
+def _plain_rows(rows: Dataset, source: dict[str, Any], config: DataConfig) -> Dataset:
+    """Every source in one form: `prompt` text (messages as JSON) and `answer` text or `None`."""
+    for field in ("prompt_column", "answer_column"):
+        column = source[field]
+        if column is not None and column not in rows.column_names:
+            raise RecipeError(
+                f"{field}: {source['dataset_name']} has no column '{column}'; it has {', '.join(rows.column_names)}"
+            )
+    first = rows[0][source["prompt_column"]]
+    if not isinstance(first, str) and not config.chat_template:
+        raise RecipeError(
+            f"prompt_column: '{source['prompt_column']}' holds chat messages; set chat_template: true"
+            if isinstance(first, list)
+            else f"prompt_column: '{source['prompt_column']}' holds {type(first).__name__}, expected text"
+        )
+    answers = source["answer_column"]
+
+    def plain(row: dict[str, Any]) -> dict[str, Any]:
+        prompt = row[source["prompt_column"]]
+        if isinstance(prompt, str) and source["prompt_template"]:
+            prompt = fill_template(source["prompt_template"], {**row, "prompt": prompt})
+        answer = row[answers] if answers else None
+        return {
+            "prompt": prompt if isinstance(prompt, str) else json.dumps(prompt),
+            "messages": not isinstance(prompt, str),
+            "answer": None if answer is None else str(answer),
+        }
+
+    features = datasets.Features(
+        prompt=datasets.Value("large_string"), messages=datasets.Value("bool"), answer=datasets.Value("large_string")
+    )
+    return rows.map(plain, remove_columns=rows.column_names, features=features, desc="Reading prompts")
+
+
+def fill_template(template: str, row: dict[str, Any]) -> str:
+    r"""Replace each {column} that is a column; other braces stay, since templates say \boxed{}."""
+    return re.sub(r"\{(\w+)\}", lambda match: str(row[match[1]]) if match[1] in row else match[0], template)
+
+
+def _repeat(rows: Dataset, weight: float, seed: str) -> Dataset:
+    """Each row ⌊weight⌋ times, and a seeded choice of the rest: the weighted rows of one epoch."""
+    if weight == 1:
+        return rows
+    whole, part = divmod(weight, 1)
+    chosen = sorted(random.Random(seed).sample(range(len(rows)), round(part * len(rows))))
+    return rows.select(list(range(len(rows))) * int(whole) + chosen)
+
+
+def _hold_out(rows: Dataset, count: int, seed: int) -> tuple[Dataset, Dataset]:
+    """A seeded choice of `count` rows; rows with the same prompt as a held-out one leave the training set."""
+    if count >= len(rows):
+        raise RecipeError(f"test_size: {count} held-out prompts leave none of {len(rows)} to train on")
+    chosen = sorted(random.Random(seed).sample(range(len(rows)), count))
+    held_out = rows.select(chosen)
+    texts = set(held_out["prompt"])
+    return rows.select([i for i, text in enumerate(rows["prompt"]) if text not in texts]), held_out
+
+
+def _tokenise(rows: Dataset, config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, int]:
+    def encode(row: dict[str, Any], index: int) -> dict[str, Any]:
+        return {"input_ids": _encode(row, config, tokenizer), "prompt_id": index}
+
+    encoded = rows.map(encode, with_indices=True, remove_columns="messages", desc="Tokenising prompts")
+    kept = [i for i, ids in enumerate(encoded["input_ids"]) if 0 < len(ids) <= config.max_prompt_length]
+    return encoded.select(kept), len(encoded) - len(kept)
+
+
+def _encode(row: dict[str, Any], config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    if not config.chat_template:
+        return list(tokenizer(row["prompt"])["input_ids"])
+    messages = json.loads(row["prompt"]) if row["messages"] else [{"role": "user", "content": row["prompt"]}]
+    encoded: Any = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=True, **config.chat_template_kwargs
+    )
+    return list(encoded["input_ids"])

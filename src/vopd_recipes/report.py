@@ -1,0 +1,54 @@
+"""Tables and pictures from a run's own files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt  # noqa: E402  # the backend is chosen first: no screen is needed
+
+# Panels of the training picture: title, training series, evaluation series.
+_PANELS = (
+    ("reverse KL (nats per token)", "reverse_kl", "eval_reverse_kl"),
+    ("held-out accuracy", None, "eval_accuracy"),
+    ("standard deviation of the advantage", "advantage/std", None),
+    ("gradient norm", "grad_norm", None),
+    ("completion length (tokens)", "completion/length", "eval_completion_length"),
+    ("entropy (nats per token)", "entropy", None),
+)
+
+
+def series(history: list[dict[str, Any]], name: str | None) -> tuple[list[int], list[float]]:
+    """Steps and values of one metric in a trainer's log history."""
+    points = [(line["step"], line[name]) for line in history if name in line]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def plot_training(history: list[dict[str, Any]], output_dir: Path, title: str = "") -> Path:
+    """Draw `plots/training.png` from a log history; panels without data stay out."""
+    drawn = [panel for panel in _PANELS if any(series(history, name)[0] for name in panel[1:])]
+    rows = max(1, -(-len(drawn) // 3))
+    figure, axes = plt.subplots(rows, 3, figsize=(13, 3.2 * rows), squeeze=False, layout="constrained")
+    for axis in axes.flat[len(drawn) :]:
+        axis.axis("off")
+    for axis, (label, training, evaluation) in zip(axes.flat, drawn):
+        for name, style, legend in ((training, "-", "training"), (evaluation, "o--", "held out")):
+            steps, values = series(history, name)
+            if steps:
+                axis.plot(steps, values, style, label=legend, linewidth=1.4, markersize=4)
+        axis.set_title(label, fontsize=10)
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    figure.suptitle(title)
+    path = output_dir / "plots" / "training.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp.png")
+    figure.savefig(temporary, dpi=110)
+    plt.close(figure)
+    temporary.replace(path)
+    return path

@@ -1,0 +1,208 @@
+"""The mathematics on random logits in float64: unbiasedness, optimality, and each closed form by enumeration."""
+
+import itertools
+from typing import get_args
+
+import pytest
+import torch
+
+from vopd_recipes.estimators import Baseline, Estimator, gradient_variances, reference_loss, variance_name
+
+VOCABULARY = 11
+SAMPLED = [Estimator(baseline=baseline, support_top_k=3) for baseline in get_args(Baseline)]
+SAMPLED += [
+    Estimator(baseline="value_topk", support_top_k=3, baseline_support="teacher"),
+    Estimator(baseline="value_topk", support_top_k=1),
+    Estimator(baseline="value_topk", support_top_k=99),
+]
+ALL = SAMPLED + [Estimator(divergence="full"), Estimator(divergence="topk", support_top_k=3)]
+
+
+def label(estimator: Estimator) -> str:
+    return f"{variance_name(estimator)}-{estimator.baseline_support}-{estimator.support_top_k}"
+
+
+@pytest.fixture
+def logits() -> tuple[torch.Tensor, torch.Tensor]:
+    """Student and teacher logits [6, V], from nearly equal to far apart."""
+    generator = torch.Generator().manual_seed(0)
+    student = 2 * torch.randn(6, VOCABULARY, generator=generator, dtype=torch.float64)
+    distance = torch.tensor([0.01, 0.1, 0.5, 1, 2, 4], dtype=torch.float64)[:, None]
+    teacher = student + distance * torch.randn(6, VOCABULARY, generator=generator, dtype=torch.float64)
+    return student, teacher
+
+
+def logit_gradient(student, teacher, targets, estimator, **options):
+    """The gradient [N, V] of Σ_t ℓ_t."""
+    student = student.clone().requires_grad_()
+    weights = torch.ones(len(student), dtype=student.dtype)
+    loss, stats = reference_loss(student, teacher, targets, estimator, token_weights=weights, **options)
+    (gradient,) = torch.autograd.grad(loss, student)
+    return gradient, stats
+
+
+def enumerate_gradients(student, teacher, estimator):
+    """Every token's probability [N, V] and gradient [N, V (sampled token), V]."""
+    gradients = [
+        logit_gradient(student, teacher, torch.full((len(student),), y), estimator)[0] for y in range(VOCABULARY)
+    ]
+    return student.softmax(-1), torch.stack(gradients, dim=1)
+
+
+def expected_gradient(student, teacher, estimator):
+    p, gradients = enumerate_gradients(student, teacher, estimator)
+    return (p[..., None] * gradients).sum(1)
+
+
+@pytest.mark.parametrize("estimator", SAMPLED, ids=label)
+def test_expectation_over_all_tokens_is_the_full_gradient(logits, estimator):
+    full, _ = logit_gradient(*logits, torch.zeros(6, dtype=torch.long), Estimator(divergence="full"))
+    torch.testing.assert_close(expected_gradient(*logits, estimator), full, atol=1e-10, rtol=0)
+
+
+def test_full_gradient_is_the_closed_form(logits):
+    student, teacher = logits
+    logp, logq = student.log_softmax(-1), teacher.log_softmax(-1)
+    kl = (logp.exp() * (logp - logq)).sum(-1, keepdim=True)
+    full, stats = logit_gradient(student, teacher, torch.zeros(6, dtype=torch.long), Estimator(divergence="full"))
+    torch.testing.assert_close(full, logp.exp() * (logp - logq - kl), atol=1e-12, rtol=0)
+    torch.testing.assert_close(stats.reverse_kl, kl[:, 0].float())
+
+
+def test_topk_gradient_is_biased_until_k_is_the_vocabulary(logits):
+    full, _ = logit_gradient(*logits, torch.zeros(6, dtype=torch.long), Estimator(divergence="full"))
+    biased = expected_gradient(*logits, Estimator(divergence="topk", support_top_k=3))
+    assert (biased - full).norm() > 0.1 * full.norm()
+    whole = expected_gradient(*logits, Estimator(divergence="topk", support_top_k=VOCABULARY))
+    torch.testing.assert_close(whole, full, atol=1e-10, rtol=0)
+
+
+def test_support_that_follows_the_sample_would_be_biased(logits):
+    """Why a support must not depend on y: adding the sampled token to it moves the mean by more than 1 %."""
+    student, teacher = logits
+    logp, logq = student.log_softmax(-1), teacher.log_softmax(-1)
+    p, top = logp.exp(), logp.topk(3, dim=-1).indices
+    mean = torch.zeros_like(p)
+    for y in range(VOCABULARY):
+        support = torch.zeros_like(p, dtype=torch.bool).scatter_(1, top, True)
+        support[:, y] = True
+        on_support, teacher_there = (x.masked_fill(~support, -torch.inf).log_softmax(-1) for x in (logp, logq))
+        kl = torch.where(support, on_support.exp() * (on_support - teacher_there), 0).sum(-1)
+        score = torch.nn.functional.one_hot(torch.tensor(y), VOCABULARY) - p
+        mean -= (p[:, y] * (logq[:, y] - logp[:, y] + kl))[:, None] * score
+    full, _ = logit_gradient(student, teacher, torch.zeros(6, dtype=torch.long), Estimator(divergence="full"))
+    assert (mean - full).norm() > 0.01 * full.norm()
+
+
+@pytest.mark.parametrize("clip", [None, 0.3])
+@pytest.mark.parametrize("estimator", SAMPLED, ids=label)
+def test_gradient_variance_is_the_enumerated_variance(logits, estimator, clip):
+    estimator = Estimator(**{**vars(estimator), "reward_clip_lambda": clip})
+    p, gradients = enumerate_gradients(*logits, estimator)
+    mean = (p[..., None] * gradients).sum(1, keepdim=True)
+    enumerated = (p * (gradients - mean).square().sum(-1)).sum(1)
+    _, stats = logit_gradient(*logits, torch.zeros(6, dtype=torch.long), estimator)
+    torch.testing.assert_close(stats.gradient_variance, enumerated.float(), atol=1e-7, rtol=1e-5)
+
+
+@pytest.mark.parametrize("clip", [None, 0.3])
+def test_optimal_baseline_minimises_the_variance_of_every_token(logits, clip):
+    student, teacher = (x.log_softmax(-1) for x in logits)
+    variances = gradient_variances(student, teacher, Estimator(support_top_k=3, reward_clip_lambda=clip))
+    for other in ("value", "none", "constant", "value_topk"):
+        assert (variances["optimal"] <= variances[other] + 1e-14).all(), other
+    nudged = Estimator(baseline="constant", reward_clip_lambda=clip)
+    _, stats = logit_gradient(*logits, torch.zeros(6, dtype=torch.long), Estimator(baseline="optimal"))
+    for row, nudge in itertools.product(range(6), (-0.05, 0.05)):
+        moved = Estimator(**{**vars(nudged), "baseline_constant": stats.baseline[row].item() + nudge})
+        assert clip or gradient_variances(student, teacher, moved)["constant"][row] > variances["optimal"][row]
+
+
+def test_value_advantage_has_zero_mean_and_is_not_zero(logits):
+    student, teacher = logits
+    p = student.softmax(-1)
+    advantages = torch.stack(
+        [
+            logit_gradient(student, teacher, torch.full((6,), y), Estimator(baseline="value"))[1].advantage
+            for y in range(VOCABULARY)
+        ],
+        dim=1,
+    ).double()
+    torch.testing.assert_close((p * advantages).sum(-1), torch.zeros(6).double(), atol=1e-6, rtol=0)
+    assert (p * advantages.abs()).sum(-1).min() > 1e-3
+    under_the_teacher = (teacher.softmax(-1) * advantages).sum(-1)
+    assert under_the_teacher.max() > 0.1, "the expectation is under the student, not under the teacher"
+
+
+def test_optimal_falls_back_to_value_where_the_student_is_certain():
+    student = torch.tensor([[40.0, 0.0, 0.0]])
+    teacher = torch.tensor([[1.0, 2.0, 3.0]])
+    optimal, value = (
+        reference_loss(student, teacher, torch.tensor([0]), Estimator(baseline=baseline))[1].baseline
+        for baseline in ("optimal", "value")
+    )
+    torch.testing.assert_close(optimal, value)
+
+
+@pytest.mark.parametrize("estimator", ALL, ids=label)
+def test_equal_models_have_no_gradient_but_for_the_constant_baseline(logits, estimator):
+    gradient, stats = logit_gradient(logits[0], logits[0], torch.arange(6), estimator)
+    if estimator.baseline == "constant":
+        assert gradient.norm() > 0.1, "the released OPD arm keeps pushing where there is nothing to learn"
+    else:
+        torch.testing.assert_close(gradient, torch.zeros_like(gradient), atol=1e-12, rtol=0)
+        torch.testing.assert_close(stats.advantage, torch.zeros(6))
+    torch.testing.assert_close(stats.reverse_kl, torch.zeros(6))
+
+
+def test_constant_baseline_is_the_undetached_reward(logits):
+    """The released OPD arm differentiates -exp(log p - sg log p) r with r attached; at ratio 1 that is b = 1."""
+    student, teacher = logits[0].clone().requires_grad_(), logits[1]
+    targets = torch.arange(6)
+    logp = student.log_softmax(-1).gather(1, targets[:, None])[:, 0]
+    reward = teacher.log_softmax(-1).gather(1, targets[:, None])[:, 0] - logp
+    (released,) = torch.autograd.grad(-((logp - logp.detach()).exp() * reward).sum(), student)
+    ours, _ = logit_gradient(*logits, targets, Estimator(baseline="constant", baseline_constant=1.0))
+    torch.testing.assert_close(ours, released, atol=1e-12, rtol=0)
+
+
+def test_importance_weight_is_truncated_and_detached(logits):
+    targets = torch.arange(6)
+    on_policy, stats = logit_gradient(*logits, targets, Estimator(baseline="value"))
+    rollout = stats.student_logprob.double() - torch.tensor([0.0, 0.5, -0.5, 3.0, -3.0, 0.1]).double()
+    weighted, _ = logit_gradient(*logits, targets, Estimator(baseline="value"), rollout_logprobs=rollout)
+    expected = torch.tensor([0.0, 0.5, -0.5, 3.0, -3.0, 0.1]).double().exp().clamp_max(2.0)
+    torch.testing.assert_close(weighted, expected[:, None] * on_policy, atol=1e-6, rtol=1e-6)
+
+
+def test_clipped_reward_has_a_floor_and_its_own_value(logits):
+    student, teacher = logits
+    estimator = Estimator(baseline="value", reward_clip_lambda=0.4)
+    rewards = (teacher.log_softmax(-1) - student.log_softmax(-1)).clamp_min(estimator.reward_floor)
+    _, stats = logit_gradient(student, teacher, torch.arange(6), estimator)
+    torch.testing.assert_close(stats.baseline, (student.softmax(-1) * rewards).sum(-1).float())
+    assert stats.reward.min() >= estimator.reward_floor - 1e-6
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"divergence": "full", "baseline": "value"}, "baseline: value has no effect with divergence: full"),
+        ({"divergence": "topk", "baseline": "optimal"}, "baseline: optimal has no effect"),
+        ({"divergence": "forward"}, "divergence: 'forward' is not one of sampled, full, topk"),
+        ({"baseline": "mean"}, "baseline: 'mean' is not one of"),
+        ({"baseline_support": "both"}, "baseline_support: 'both' is not one of student, teacher"),
+        ({"support_top_k": 0}, "support_top_k must be at least 1"),
+        ({"importance_sampling_cap": 0.0}, "importance_sampling_cap must be positive"),
+        ({"reward_clip_lambda": 1.0}, "must lie in"),
+        ({"divergence": "full", "reward_clip_lambda": 0.5}, "needs divergence: sampled"),
+    ],
+)
+def test_meaningless_estimators_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Estimator(**options)
+
+
+def test_baseline_defaults_to_value_only_where_it_means_something():
+    assert Estimator().baseline == "value"
+    assert Estimator(divergence="full").baseline == "none"

@@ -1,0 +1,201 @@
+"""fused = dense: loss, statistics and every gradient, over all methods and the shapes that go wrong."""
+
+from dataclasses import fields
+from typing import get_args
+
+import pytest
+import torch
+
+from vopd_recipes.estimators import Baseline, Estimator, TokenStats, reference_loss, variance_name
+from vopd_recipes.fused import fused_loss
+
+ESTIMATORS = [Estimator(baseline=baseline, support_top_k=5) for baseline in get_args(Baseline)]
+ESTIMATORS += [
+    Estimator(baseline="value_topk", support_top_k=5, baseline_support="teacher"),
+    Estimator(divergence="full"),
+    Estimator(divergence="topk", support_top_k=5),
+    Estimator(baseline="value", reward_clip_lambda=0.3),
+    Estimator(baseline="optimal", reward_clip_lambda=0.3),
+]
+CASES = {
+    "plain": {},
+    "ragged chunk": {"count": 23, "chunk_size": 5},
+    "one token": {"count": 1},
+    "no token": {"count": 0},
+    "weights zero": {"weights": "zero"},
+    "uneven weights": {"weights": "random", "rollout": True},
+    "biases": {"bias": True},
+    "logit scale": {"scale": (0.3, 1.7)},
+    "softcap": {"softcap": (3.0, 5.0), "bias": True, "scale": (0.5, 1.0)},
+    "two hidden sizes": {"teacher_size": 24},
+    "student padded more": {"vocabularies": (67, 61)},
+    "teacher padded more": {"vocabularies": (61, 67), "bias": True},
+}
+
+
+def label(estimator: Estimator) -> str:
+    clip = "-clipped" if estimator.reward_clip_lambda else ""
+    return f"{variance_name(estimator)}-{estimator.baseline_support}{clip}"
+
+
+def make_inputs(dtype, count=20, teacher_size=16, vocabularies=(61, 61), bias=False, weights=None, rollout=False, **_):
+    generator = torch.Generator().manual_seed(count)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    inputs = {
+        "student_hidden": normal(count, 16),
+        "student_weight": normal(vocabularies[0], 16) / 4,
+        "teacher_hidden": normal(count, teacher_size),
+        "teacher_weight": normal(vocabularies[1], teacher_size) / 4,
+        "targets": torch.randint(min(vocabularies), (count,), generator=generator),
+        "student_bias": normal(vocabularies[0]) if bias else None,
+        "teacher_bias": normal(vocabularies[1]) if bias else None,
+    }
+    if weights:
+        inputs["token_weights"] = torch.zeros(count) if weights == "zero" else torch.rand(count, generator=generator)
+    if rollout:
+        inputs["rollout_logprobs"] = -4 + torch.randn(count, generator=generator)
+    return inputs
+
+
+def logits_of(hidden, weight, bias, scale, softcap):
+    logits = hidden @ weight.t()
+    logits = scale * (logits if bias is None else logits + bias)
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def dense(inputs, estimator, scale=(1.0, 1.0), softcap=(None, None), **_):
+    """`reference_loss` on logits formed in float32 (or float64) from the same inputs."""
+    accumulate = torch.float64 if inputs["student_hidden"].dtype == torch.float64 else torch.float32
+    names = ("hidden", "weight", "bias")
+    heads = []
+    for i, side in enumerate(("student", "teacher")):
+        parts = [inputs[f"{side}_{name}"] for name in names]
+        parts = [part if part is None else part.to(accumulate) for part in parts]
+        heads.append(logits_of(*parts, scale[i], softcap[i]))
+    options = {name: inputs.get(name) for name in ("token_weights", "rollout_logprobs")}
+    return reference_loss(*heads, inputs["targets"], estimator, **options)
+
+
+def fused(inputs, estimator, scale=(1.0, 1.0), softcap=(None, None), chunk_size=None, **_):
+    return fused_loss(
+        **inputs, estimator=estimator, chunk_size=chunk_size, gradient_variance=True,
+        student_logit_scale=scale[0], teacher_logit_scale=scale[1],
+        student_softcap=softcap[0], teacher_softcap=softcap[1],
+    )  # fmt: skip
+
+
+def run(path, inputs, case, estimator, trained, upstream=1.7):
+    """Loss, statistics and gradients; `upstream` scales the loss, as loss scaling and accumulation do."""
+    leaves = ["student_hidden"] + (["student_weight", "student_bias"] if trained else [])
+    leaves = [name for name in leaves if inputs[name] is not None]
+    inputs = {**inputs, **{name: inputs[name].clone().requires_grad_() for name in leaves}}
+    loss, stats = path(inputs, estimator, **case)
+    gradients = torch.autograd.grad(upstream * loss, [inputs[name] for name in leaves])
+    return loss.detach(), stats, dict(zip(leaves, gradients))
+
+
+def assert_same(ours, theirs, tolerance):
+    loss, stats, gradients = ours
+    expected_loss, expected_stats, expected_gradients = theirs
+
+    def close(actual, expected, name):
+        scale = max(1.0, expected.abs().max().item()) if expected.numel() else 1.0
+        torch.testing.assert_close(
+            actual.double(), expected.double(), atol=tolerance * scale, rtol=tolerance,
+            msg=lambda message: f"{name}: {message}",
+        )  # fmt: skip
+
+    close(loss, expected_loss, "loss")
+    for field in fields(TokenStats):
+        actual, expected = getattr(stats, field.name), getattr(expected_stats, field.name)
+        if field.name == "gradient_variances":
+            assert actual.keys() == expected.keys()
+            for name in actual:
+                close(actual[name], expected[name], f"variance of {name}")
+        else:
+            assert actual.dtype == torch.float32 and not actual.requires_grad
+            close(actual, expected, field.name)
+    for name, gradient in gradients.items():
+        close(gradient, expected_gradients[name], f"gradient of {name}")
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["frozen", "trained"])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=label)
+def test_fused_is_dense_in_float32(estimator, case, trained):
+    inputs = make_inputs(torch.float32, **case)
+    assert_same(*(run(path, inputs, case, estimator, trained) for path in (fused, dense)), tolerance=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=label)
+def test_fused_is_dense_for_bfloat16_inputs(estimator, case):
+    inputs = make_inputs(torch.bfloat16, **case)
+    assert_same(*(run(path, inputs, case, estimator, True) for path in (fused, dense)), tolerance=1e-2)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=label)
+def test_fused_is_dense_in_float64(estimator):
+    inputs = make_inputs(torch.float64)
+    assert_same(*(run(path, inputs, {}, estimator, True) for path in (fused, dense)), tolerance=1e-7)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS, ids=label)
+def test_tied_embeddings_receive_both_gradients(estimator):
+    """One parameter as embedding and as head, as in small models."""
+    inputs = make_inputs(torch.float32)
+    gradients = []
+    for path in (fused, dense):
+        embedding = inputs["student_weight"].clone().requires_grad_()
+        tied = {
+            **inputs,
+            "student_hidden": torch.tanh(embedding[inputs["targets"]]),
+            "student_weight": embedding,
+        }
+        gradients += torch.autograd.grad(path(tied, estimator)[0], embedding)
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=1e-5)
+
+
+def test_chunk_size_does_not_matter():
+    inputs = make_inputs(torch.float32, count=23)
+    whole = run(fused, inputs, {}, Estimator(), True)
+    for chunk_size in (1, 7, 22, 23, 100):
+        assert_same(run(fused, inputs, {"chunk_size": chunk_size}, Estimator(), True), whole, tolerance=1e-5)
+
+
+def test_without_gradients_only_statistics_are_computed():
+    inputs = make_inputs(torch.float32)
+    expected, stats, _ = run(fused, inputs, {}, Estimator(), True)
+    with torch.no_grad():
+        loss, same = fused(inputs, Estimator())
+    assert not loss.requires_grad
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(same.reverse_kl, stats.reverse_kl)
+
+
+def test_variances_are_computed_only_when_asked_for():
+    _, stats = fused_loss(**make_inputs(torch.float32), estimator=Estimator())
+    assert stats.gradient_variance is None and stats.gradient_variances is None
+
+
+def test_a_second_backward_is_refused_instead_of_wrong():
+    inputs = make_inputs(torch.float32)
+    inputs["student_hidden"].requires_grad_()
+    loss, _ = fused(inputs, Estimator())
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="already used"):
+        loss.backward()
+
+
+def test_peaked_distributions_stay_finite():
+    """Logits tens of nats apart, as a trained model has: nothing overflows and the baseline stays a mean."""
+    inputs = make_inputs(torch.float32)
+    inputs["student_weight"] *= 40
+    inputs["teacher_weight"] *= 40
+    for estimator in ESTIMATORS:
+        loss, stats, gradients = run(fused, inputs, {}, estimator, True)
+        assert loss.isfinite() and all(gradient.isfinite().all() for gradient in gradients.values())
+        assert all(getattr(stats, field.name).isfinite().all() for field in fields(TokenStats)[:8])
