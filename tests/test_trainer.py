@@ -1,0 +1,268 @@
+"""The loop by its numbers: packed = one at a time, any split = one update, equal models = nothing to learn."""
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from vopd_recipes.config import load_recipe
+from vopd_recipes.models import load_student, load_teacher, load_tokenizer
+from vopd_recipes.packing import pack
+from vopd_recipes.prompts import build_prompts, read_rows
+from vopd_recipes.run import finish_run, start_run
+from vopd_recipes.trainer import TrainingStopped, VOPDTrainer, rollout_seed
+
+LOGGED = {
+    "loss", "reverse_kl", "reward/mean", "reward/std", "advantage/mean", "advantage/std", "baseline/mean", "entropy",
+    "completion/length", "completion/truncated", "importance/mean", "importance/max", "rollout/logprob_gap",
+    "time/rollout", "time/train", "time/teacher", "time/student", "time/optimizer", "tokens_per_second", "grad_norm",
+}  # fmt: skip
+
+
+def build(path: Path, **fields) -> VOPDTrainer:
+    """The trainer of a recipe, as scripts/run_vopd.py builds it."""
+    recipe = load_recipe(path, [word for name, value in fields.items() for word in (f"--{name}", str(value))])
+    tokenizer = load_tokenizer(recipe.model)
+    prompts = build_prompts(read_rows(recipe.data, recipe.training.seed), recipe.data, tokenizer)
+    torch.manual_seed(recipe.training.seed)
+    trainer = VOPDTrainer(
+        load_student(recipe.model),
+        load_teacher(recipe.model),
+        recipe.training,
+        processing_class=tokenizer,
+        train_dataset=prompts.train,
+        eval_dataset=prompts.test,
+    )
+    trainer.recipe = recipe
+    return trainer
+
+
+def gradients_of(trainer: VOPDTrainer, batches) -> tuple[float, dict[str, torch.Tensor]]:
+    """Loss and gradients of a window, micro-batch after micro-batch."""
+    trainer.model.zero_grad()
+    tokens = torch.tensor(sum(len(batch.targets) for batch in batches))
+    losses = []
+    for batch in batches:
+        loss = trainer.compute_loss(trainer.model, {"micro_batch": batch}, num_items_in_batch=tokens)
+        loss.backward()
+        losses.append(loss.item())
+    return sum(losses), {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
+
+
+def log_lines(trainer: VOPDTrainer) -> list[dict[str, float]]:
+    return [line for line in trainer.state.log_history if "loss" in line]
+
+
+def assert_same_weights(first, second, tolerance):
+    for (name, a), (_, b) in zip(first.named_parameters(), second.named_parameters()):
+        torch.testing.assert_close(a, b, atol=tolerance, rtol=0, msg=lambda message, n=name: f"{n}: {message}")
+
+
+@pytest.mark.parametrize("attention", ["packed_sdpa", "sdpa", "eager"])
+@pytest.mark.parametrize("estimator", ["value", "optimal", "full"])
+def test_packed_micro_batches_equal_one_sequence_at_a_time(write_recipe, estimator, attention):
+    choice = {"divergence": "full"} if estimator == "full" else {"baseline": estimator}
+    trainer = build(write_recipe(attn_implementation=attention, **choice))
+    samples = trainer._sample(list(trainer.train_dataset)[:6], step=0, generations=1)
+    alone_loss, alone = gradients_of(trainer, pack(samples, len(samples)))
+    for count in (1, 2, 4):
+        loss, packed = gradients_of(trainer, pack(samples, count))
+        assert loss == pytest.approx(alone_loss, abs=1e-5)
+        for name, gradient in packed.items():
+            torch.testing.assert_close(gradient, alone[name], atol=1e-5, rtol=1e-4)
+
+
+def test_loss_is_the_mean_over_tokens_of_the_reference_loss(write_recipe):
+    """Unpacked, dense, by hand: the models' own logits through `reference_loss`."""
+    from vopd_recipes.estimators import reference_loss
+
+    trainer = build(write_recipe())
+    samples = trainer._sample(list(trainer.train_dataset)[:4], step=0, generations=1)
+    loss, gradients = gradients_of(trainer, pack(samples, 2))
+    trainer.model.zero_grad()
+    student, teacher, targets, rollout = [], [], [], []
+    for sample in samples:
+        tokens = torch.tensor([sample.prompt_ids + sample.completion_ids])
+        part = slice(len(sample.prompt_ids) - 1, -1)
+        student.append(trainer.model(input_ids=tokens).logits[0, part])
+        teacher.append(trainer.teacher(input_ids=tokens).logits[0, part])
+        targets.append(torch.tensor(sample.completion_ids))
+        rollout.append(torch.tensor(sample.rollout_logprobs))
+    expected, _ = reference_loss(
+        torch.cat(student),
+        torch.cat(teacher),
+        torch.cat(targets),
+        trainer.estimator,
+        rollout_logprobs=torch.cat(rollout),
+    )
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), abs=1e-5)
+    for name, parameter in trainer.model.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_any_split_into_accumulation_steps_gives_the_same_update(write_recipe, tmp_path):
+    models = []
+    for batch_size, accumulation in ((4, 1), (2, 2), (1, 4)):
+        output_dir = tmp_path / f"{batch_size}x{accumulation}"
+        trainer = build(
+            write_recipe(), per_device_train_batch_size=batch_size, gradient_accumulation_steps=accumulation,
+            max_steps=3, output_dir=output_dir,
+        )  # fmt: skip
+        trainer.train()
+        models.append((trainer.model, log_lines(trainer)))
+    (model, lines), *others = models
+    for other, other_lines in others:
+        assert_same_weights(model, other, tolerance=1e-5)
+        for name in ("loss", "reverse_kl", "grad_norm", "advantage/std"):
+            ours, theirs = ([line[name] for line in each] for each in (lines, other_lines))
+            assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-5), name
+
+
+def test_gradient_checkpointing_changes_nothing(write_recipe, tmp_path):
+    models = []
+    for on in (False, True):
+        trainer = build(write_recipe(), gradient_checkpointing=on, output_dir=tmp_path / str(on))
+        trainer.train()
+        models.append(trainer.model)
+    assert_same_weights(*models, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("baseline", ["value", "optimal", "value_topk"])
+def test_a_student_that_is_its_own_teacher_has_nothing_to_learn(write_recipe, tiny_pair, baseline):
+    trainer = build(write_recipe(teacher_model_name_or_path=str(tiny_pair.student), baseline=baseline))
+    before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
+    trainer.train()
+    for line in log_lines(trainer):
+        assert abs(line["reverse_kl"]) < 1e-6 and line["advantage/std"] < 1e-5 and line["grad_norm"] < 1e-4
+    # Adam divides rounding noise by its own size, so compare gradients, not weights, with nothing.
+    assert before.keys() == dict(trainer.model.named_parameters()).keys()
+
+
+def test_each_model_reads_each_token_once_per_update(write_recipe):
+    trainer = build(write_recipe())
+    samples = trainer._sample(list(trainer.train_dataset)[:5], step=0, generations=1)
+    read = {"student": 0, "teacher": 0}
+
+    def count(name):
+        def hook(module, inputs):
+            read[name] += inputs[0].numel()
+
+        return hook
+
+    trainer.model.get_input_embeddings().register_forward_pre_hook(count("student"))
+    trainer.teacher.get_input_embeddings().register_forward_pre_hook(count("teacher"))
+    gradients_of(trainer, pack(samples, 2))
+    assert read["student"] == read["teacher"] == sum(sample.length for sample in samples)
+
+
+def test_sampler_and_trainer_agree_on_log_probabilities(write_recipe):
+    trainer = build(write_recipe(max_completion_length=24))
+    trainer.train()
+    for line in log_lines(trainer):
+        assert line["rollout/logprob_gap"] < 1e-5
+        assert line["importance/max"] == pytest.approx(1, abs=1e-4)
+
+
+def test_a_run_leaves_what_it_promises(write_recipe, tmp_path):
+    trainer = build(
+        write_recipe(eval_strategy="steps", eval_steps=2, dataset_test_split="test", save_steps=1, save_total_limit=1),
+        num_generations=2, log_gradient_variance=True, max_steps=3,
+    )  # fmt: skip
+    start_run(trainer.recipe, trainer)
+    trainer.train()
+    finish_run(trainer)
+    folder = tmp_path / "run"
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    assert all(line.keys() >= LOGGED for line in history if "loss" in line)
+    variances = {name.split("/")[1] for name in history[0] if name.startswith("gradient_variance/")}
+    assert variances == {"none", "constant", "value", "value_topk", "optimal", "full", "topk"}
+    assert history[0]["gradient_variance/optimal"] <= history[0]["gradient_variance/value"]
+    held_out = next(line for line in history if "eval_reverse_kl" in line)
+    assert {"eval_accuracy", "eval_completion_length", "eval_truncated"} <= held_out.keys()
+    rows = pq.read_table(folder / "completions" / "step-00000002.parquet").to_pylist()
+    assert len(rows) == 8 and len({row["prompt_id"] for row in rows}) == 4
+    assert all(len(row["advantage"]) == len(row["token_ids"]) == len(row["rollout_logprobs"]) for row in rows)
+    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-3"]
+    assert (folder / "plots" / "training.png").stat().st_size > 10_000
+    assert json.loads((folder / "environment.json").read_text())["packages"]["torch"]
+    assert not list(folder.rglob("*.bin")) or all("checkpoint" in str(path) for path in folder.rglob("*.bin"))
+    again = AutoModelForCausalLM.from_pretrained(folder)
+    assert_same_weights(again, trainer.model, tolerance=0)
+    resolved = load_recipe(folder / "recipe.yaml").resolved()
+    assert resolved == trainer.recipe.resolved()
+
+
+def test_evaluation_repeats_itself_and_leaves_no_trace(write_recipe):
+    trainer = build(write_recipe(dataset_test_split="test"))
+    state = torch.get_rng_state()
+    first, second = trainer.evaluate(), trainer.evaluate()
+    assert torch.equal(state, torch.get_rng_state())
+    for name in ("eval_reverse_kl", "eval_completion_length", "eval_accuracy"):
+        assert first[name] == second[name]
+    assert first["eval_reverse_kl"] > 0.1
+
+
+def test_truncated_completions_can_be_left_out(write_recipe, tmp_path):
+    """Completions of two tokens never end: masked, there is nothing to learn from and no token to divide by."""
+    trainer = build(write_recipe(max_completion_length=2), mask_truncated_completions=True)
+    before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
+    trainer.train()
+    assert all(line["completion/truncated"] == 1 and line["loss"] == 0 for line in log_lines(trainer))
+    for name, weight in trainer.model.named_parameters():
+        torch.testing.assert_close(weight, before[name], atol=0, rtol=0)
+
+
+def test_lora_trains_adapters_and_leaves_the_base_alone(write_recipe, tmp_path, tiny_pair):
+    trainer = build(write_recipe(use_peft=True, lora_r=4, lora_dropout=0.1))
+    start_run(trainer.recipe, trainer)
+    trainer.train()
+    finish_run(trainer)
+    adapter = load_file(tmp_path / "run" / "adapter_model.safetensors")
+    assert any(tensor.abs().sum() > 0 for name, tensor in adapter.items() if "lora_B" in name)
+    base = load_file(tiny_pair.student / "model.safetensors")
+    for name, parameter in trainer.model.get_base_model().named_parameters():
+        if "lora" not in name:
+            assert torch.equal(parameter, base[name.replace(".base_layer", "")]), name
+
+
+def test_a_teacher_with_a_wider_padded_vocabulary(write_recipe, tmp_path, tokenizer):
+    from vopd_recipes import tiny
+
+    tiny.save(tiny.tiny_qwen3(32, 1, seed=5, vocab_size=300), tokenizer, tmp_path / "wide")
+    trainer = build(write_recipe(teacher_model_name_or_path=str(tmp_path / "wide")))
+    trainer.train()
+    assert trainer.vocabulary == 264
+    assert all(line["reverse_kl"] > 0 for line in log_lines(trainer))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(write_recipe):
+    trainer = build(write_recipe(save_steps=1))
+
+    class Poison(type(trainer.callback_handler.callbacks[0])):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            next(model.parameters()).data[0] = torch.inf
+
+    trainer.add_callback(Poison())
+    with pytest.raises(TrainingStopped, match=r"step 2: .* last good checkpoint: .*checkpoint-1"):
+        trainer.train()
+
+
+def test_rollout_seeds_depend_on_each_of_their_parts():
+    seeds = {rollout_seed(*parts) for parts in [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]}
+    assert len(seeds) == 5 and all(0 <= seed < 2**63 for seed in seeds)
+
+
+@pytest.mark.parametrize("mixed", [{"bf16": True}, {"dtype": "bfloat16"}])
+def test_half_precision_trains(write_recipe, mixed):
+    """bfloat16 compute on float32 weights, and bfloat16 weights: finite, and near the float32 step."""
+    trainer, exact = build(write_recipe(**mixed)), build(write_recipe())
+    trainer.train()
+    exact.train()
+    ours, theirs = log_lines(trainer)[0], log_lines(exact)[0]
+    assert ours["reverse_kl"] == pytest.approx(theirs["reverse_kl"], rel=0.2)
+    assert ours["rollout/logprob_gap"] < 0.1
