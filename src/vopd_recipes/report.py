@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,50 @@ def series(history: list[dict[str, Any]], name: str | None) -> tuple[list[int], 
     return [step for step, _ in points], [value for _, value in points]
 
 
+def history_of(run: Path) -> list[dict[str, Any]]:
+    """A finished run's log history."""
+    return json.loads((run / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+
+
+def compare_runs(runs: list[Path]) -> str:
+    """A Markdown table: held-out accuracy and reverse KL of each run, at its first and its last evaluation."""
+    lines = [
+        "| run | steps | accuracy before | after | reverse KL before | after | seconds a step |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for run in runs:
+        history = history_of(run)
+        cells = [run.name, str(history[-1]["step"])]
+        for name, form in (("eval_accuracy", "{:.1%}"), ("eval_reverse_kl", "{:.3f}")):
+            _, values = series(history, name)
+            cells += [form.format(values[0]), form.format(values[-1])] if values else ["", ""]
+        updates = [line["time/rollout"] + line["time/train"] for line in history if "time/train" in line]
+        cells.append(f"{sorted(updates)[len(updates) // 2]:.2f}" if updates else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot_comparison(runs: list[Path], path: Path) -> Path:
+    """Draw several runs into the same panels."""
+    histories = {run.name: history_of(run) for run in runs}
+    panels = (
+        ("held-out accuracy", "eval_accuracy"),
+        ("held-out reverse KL (nats per token)", "eval_reverse_kl"),
+        ("standard deviation of the advantage", "advantage/std"),
+    )
+    figure, axes = plt.subplots(1, len(panels), figsize=(13, 3.6), layout="constrained")
+    for axis, (label, name) in zip(axes, panels):
+        for run, history in histories.items():
+            style = "o-" if name.startswith("eval") else "-"
+            axis.plot(*series(history, name), style, label=run, linewidth=1.4, markersize=4)
+        axis.set_title(label, fontsize=10)
+        axis.set_xlabel("step")
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    return _save(figure, path)
+
+
 def plot_training(history: list[dict[str, Any]], output_dir: Path, title: str = "") -> Path:
     """Draw `plots/training.png` from a log history; panels without data stay out."""
     drawn = [panel for panel in _PANELS if any(series(history, name)[0] for name in panel[1:])]
@@ -45,7 +90,11 @@ def plot_training(history: list[dict[str, Any]], output_dir: Path, title: str = 
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
     figure.suptitle(title)
-    path = output_dir / "plots" / "training.png"
+    return _save(figure, output_dir / "plots" / "training.png")
+
+
+def _save(figure: Any, path: Path) -> Path:
+    """Write a figure whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp.png")
     figure.savefig(temporary, dpi=110)
