@@ -49,13 +49,15 @@ _STEPS = (
 def word(generator: random.Random) -> Problem:
     """Two steps that change a number of things."""
     name, things, total = generator.choice(_NAMES), generator.choice(_THINGS), generator.randint(5, 40)
-    start, actions, working = total, [], []
+    start, fewest, actions, working = total, total, [], []
     for text, apply in generator.sample(_STEPS, 2):
         amount = generator.randint(2, max(2, min(total - 1, 20)))
         result = apply(total, amount)
         actions.append(text.format(n=amount))
         working.append(f"{total} becomes {result}.")
-        total = result
+        total, fewest = result, min(fewest, result)
+    if fewest < 0:  # nobody gives away what is not there
+        return word(generator)
     prompt = (
         f"{name} has {start} {things}. {name} {actions[0]} and then {actions[1]}. "
         f"How many {things} does {name} have now?"

@@ -44,8 +44,13 @@ def packed_sdpa(
         kwargs: scaling, dropout and whatever else sdpa takes.
 
     Raises:
-        RuntimeError: the model does not hand `sequence_lengths` down to its attention.
+        RuntimeError: the model does not hand `sequence_lengths` down to its attention, or caps attention scores,
+            which sdpa would leave out without a word.
     """
+    if kwargs.get("softcap") is not None:
+        raise RuntimeError(
+            f"{type(module).__name__} caps its scores, which sdpa cannot; set attn_implementation: eager"
+        )
     if sequence_lengths is None:
         if attention_mask is not None and attention_mask.shape[-1] == 1 < key.shape[2]:
             raise RuntimeError(

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import math
+import re
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
@@ -23,6 +25,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import SchedulerType
 
 from vopd_recipes.estimators import Estimator
@@ -30,6 +33,9 @@ from vopd_recipes.estimators import Estimator
 
 class RecipeError(ValueError):
     """One line for the person at the terminal: what is wrong, where, and what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))  # values and other people's messages come with line breaks
 
 
 def option(default: Any, help: str) -> Any:
@@ -94,6 +100,10 @@ class DataConfig:
         _require(self.max_prompt_length >= 1, f"max_prompt_length must be at least 1, got {self.max_prompt_length}")
         _require(self.test_size >= 0, f"test_size must not be negative, got {self.test_size}")
         _require(
+            self.max_test_prompts is None or self.max_test_prompts >= 1,
+            f"max_test_prompts must be at least 1, got {self.max_test_prompts}",
+        )
+        _require(
             not (self.test_size and self.dataset_test_split),
             "test_size, dataset_test_split: both name held-out prompts; keep one",
         )
@@ -106,12 +116,16 @@ class DataConfig:
 
     def _check_source(self, source: dict[str, Any]) -> None:
         known = [*_MIXTURE_FIELDS, "weight"]
-        for name in source:
-            _require(name in known, f"dataset_mixture: unknown field '{name}'{_nearest(name, known)}")
+        for name, value in source.items():
+            _require(name in known, f"dataset_mixture: unknown field '{name}'{_nearest(str(name), known)}")
+            _require(
+                name == "weight" or value is None or isinstance(value, str),
+                f"dataset_mixture: {name} must be text, got {value!r}",
+            )
         _require("dataset_name" in source, "dataset_mixture: an entry has no dataset_name")
         weight = source.get("weight", 1.0)
         _require(
-            isinstance(weight, (int, float)) and weight > 0,
+            isinstance(weight, (int, float)) and not isinstance(weight, bool) and 0 < weight < math.inf,
             f"dataset_mixture: weight must be a positive number, got {weight!r}",
         )
 
@@ -140,7 +154,7 @@ _COUNTS = (
     "max_completion_length", "num_generations", "rollout_batch_size", "gradient_accumulation_steps",
     "per_device_train_batch_size", "per_device_eval_batch_size", "eval_steps", "save_total_limit",
 )  # fmt: skip
-_TRACKERS = ("wandb", "trackio", "tensorboard")
+_TRACKERS = (*INTEGRATION_TO_CALLBACK, "none", "all")
 
 
 @dataclass
@@ -186,6 +200,11 @@ class VOPDConfig(TrainingArguments):
         for name in _COUNTS:
             value = getattr(self, name)
             _require(value is None or value >= 1, f"{name} must be at least 1, got {value}")
+        _require(0 <= self.seed < 2**32, f"seed must lie in [0, 2^32), got {self.seed}")
+        _require(
+            0 <= self.learning_rate < math.inf, f"learning_rate must be finite, at least 0, got {self.learning_rate}"
+        )
+        _require(not self.remove_unused_columns, "remove_unused_columns: true drops columns that rollouts need")
         _require(self.temperature > 0, f"temperature must be positive, got {self.temperature}")
         _require(0 < self.top_p <= 1, f"top_p must lie in (0, 1], got {self.top_p}")
         _require(self.top_k >= 0, f"top_k must not be negative, got {self.top_k}; 0 is off")
@@ -206,8 +225,9 @@ class VOPDConfig(TrainingArguments):
     def _check_trackers(self) -> None:
         names = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
         for name in names:
+            _require(name in _TRACKERS, f"report_to: '{name}' is no tracker{_nearest(name, _TRACKERS)}")
             _require(
-                name not in _TRACKERS or importlib.util.find_spec(name) is not None,
+                name not in ("wandb", "trackio", "tensorboard") or importlib.util.find_spec(name) is not None,
                 f"report_to: {name} is not installed; pip install {name}, or report_to: none",
             )
 
@@ -281,7 +301,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
             raise RecipeError(f"{where}: unknown field '{name}'{_nearest(name, _FIELDS)}")
         try:
             checked[name] = _coerce(value, _HINTS[name])
-        except (TypeError, ValueError):
+        except TypeError:
             wanted = _describe_type(_HINTS[name])
             raise RecipeError(f"{where}: {name} must be {wanted}, got {value!r}") from None
         sources[name] = where
@@ -304,9 +324,9 @@ def _build(part: type, checked: dict[str, Any], sources: dict[str, str], path: P
     names = {item.name for item in fields(part)}
     try:
         return part(**{name: value for name, value in checked.items() if name in names})
-    except (ValueError, ImportError, OSError) as error:
+    except (ValueError, TypeError, ImportError, OSError) as error:
         message = " ".join(str(error).split())
-        mentioned = [sources[name] for name in sources if name in message.replace(":", " ").replace(",", " ").split()]
+        mentioned = [sources[name] for name in sources if name in re.findall(r"\w+", message)]
         where = mentioned[0] if mentioned else str(path)
         raise RecipeError(f"{where}: {message}") from error
 
@@ -321,7 +341,7 @@ def _read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, tuple[Any, str]]
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise RecipeError(f"{path}: cannot read the recipe: {reason}") from None
     except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: {' '.join(str(error).split())}") from None
+        raise _yaml_error(path, error) from None
     own = _mapping(loader, path)
     extended, where = own.pop("extends", (None, ""))
     if extended is None:
@@ -350,7 +370,13 @@ def _mapping(loader: yaml.SafeLoader, path: Path) -> dict[str, tuple[Any, str]]:
             values[name] = (loader.construct_object(value_node, deep=True), where)
         return values
     except yaml.YAMLError as error:
-        raise RecipeError(f"{path}: {' '.join(str(error).split())}") from None
+        raise _yaml_error(path, error) from None
+
+
+def _yaml_error(path: Path, error: yaml.YAMLError) -> RecipeError:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        return RecipeError(f"{path}:{error.problem_mark.line + 1}: not YAML that a recipe may hold: {error.problem}")
+    return RecipeError(f"{path}: {' '.join(str(error).split())}")
 
 
 def _read_flags(words: list[str]) -> dict[str, tuple[Any, str]]:
@@ -403,7 +429,7 @@ def _coerce(value: Any, hint: Any) -> Any:
     for candidate in candidates:
         try:
             return _coerce_one(value, candidate)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             continue
     raise TypeError
 
@@ -434,7 +460,7 @@ def _coerce_plain(value: Any, kind: type) -> Any:
             raise ValueError
         return kind(number) if kind is int and isinstance(value, float) else kind(value)
     if issubclass(kind, Enum):
-        return kind(value).value
+        return kind("no" if value is False else value).value  # YAML reads a bare `no` as false
     if kind in (str, dict) and isinstance(value, kind):
         return value
     raise TypeError

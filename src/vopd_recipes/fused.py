@@ -6,18 +6,19 @@ With respect to the student's logits every estimator's gradient is a dense [V] r
     full      ∇_z ℓ = p ∘ (log p - log q - KL)
     topk      the same on the support, renormalised, zero elsewhere,
 
-so one sweep does it all: project a chunk through both heads, turn the logits into log-probabilities, read off the
-statistics, overwrite a buffer with the gradient row and multiply it back through the student's head at once.
-Nothing is recomputed in the backward pass (it only scales what is there) and three buffers of [chunk, V] are all
-that is ever held: 3 matrix products of N·H·V with a frozen head, 4 with a trained one, for every method alike.
-Storing logits for autograd instead costs 5 or more buffers of [N, V]; recomputing them costs 5 and 6 products.
+so one sweep does it all: project a chunk through both heads; then, an eighth of the chunk at a time, turn logits into
+log-probabilities, read off the statistics and overwrite the student's logits with the gradient; multiply that back
+through the student's head at once. Nothing is recomputed in the backward pass, it only scales what is there: 3 matrix
+products of N·H·V with a frozen head, 4 with a trained one, for every method alike, in two buffers of [chunk, V] and
+two of an eighth of that. Storing logits for autograd costs 5 buffers of [N, V], recomputing them 5 and 6 products.
 
 A gradient formed in the forward pass exists only once, so a second backward through the same loss is refused.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import torch
@@ -34,9 +35,14 @@ from vopd_recipes.estimators import (
     variance_name,
 )
 
-# Bytes of one [chunk, V] buffer. Larger chunks make better matrix products until the cores saturate: on 2 CPU
-# cores 256 tokens of a 151,936-word vocabulary are within 5 % of the best, 64 tokens cost a third more.
+# Bytes of one [chunk, V] buffer: on a CPU 276 tokens of a 151,936-word vocabulary. Larger chunks make better matrix
+# products until the cores saturate (the sweep is in docs/benchmarks.md).
 BUFFER_BYTES = {"cpu": 160 * 2**20, "cuda": 640 * 2**20}
+BLOCKS_PER_CHUNK = 8
+# Words per product where a CPU projects a chunk: 15 to 25 % faster than the whole vocabulary at once.
+CPU_TILE = 1024
+
+_STATISTICS = ("student_logprob", "teacher_logprob", "reward", "baseline", "advantage", "reverse_kl", "entropy")
 
 
 @dataclass(frozen=True)
@@ -82,15 +88,12 @@ def fused_loss(
         teacher_weight: [V', H']; where V' ≠ V both are compared over the shared prefix and renormalised there.
         targets: [N] int64 sampled tokens, each inside the shared prefix.
         estimator: which gradient.
-        student_bias: [V], with gradient where required.
-        teacher_bias: [V'].
+        student_bias, teacher_bias: [V], with gradient where required, and [V'].
         token_weights: [N] weights w of loss = Σ_t w_t ℓ_t; default 1/N.
         rollout_logprobs: [N] log-probabilities under the sampler, for the importance weight.
-        student_logit_scale: logits are multiplied by it, likewise the teacher's.
-        teacher_logit_scale: see `student_logit_scale`.
-        student_softcap: logits are c·tanh(logits / c), likewise the teacher's.
-        teacher_softcap: see `student_softcap`.
-        chunk_size: tokens per chunk; default by device memory and vocabulary.
+        student_logit_scale, teacher_logit_scale: what the logits are multiplied by.
+        student_softcap, teacher_softcap: c of c·tanh(logits / c).
+        chunk_size: tokens per chunk at most, which are of one size; the default fills `BUFFER_BYTES`.
         gradient_variance: also compute the exact gradient variances (about eight more passes over a chunk).
 
     Returns:
@@ -100,6 +103,7 @@ def fused_loss(
         RuntimeError: at a second backward through the same loss.
     """
     shared = min(len(student_weight), len(teacher_weight))
+    student = Head(student_weight.detach(), student_bias, student_logit_scale, student_softcap).shared(shared)
     teacher = Head(teacher_weight.detach(), teacher_bias, teacher_logit_scale, teacher_softcap).shared(shared)
     device, count = student_hidden.device, len(targets)
     dtype = torch.float64 if student_hidden.dtype == torch.float64 else torch.float32
@@ -110,74 +114,59 @@ def fused_loss(
     if chunk_size is None:
         budget = BUFFER_BYTES["cpu" if device.type == "cpu" else "cuda"]
         chunk_size = max(1, budget // (shared * dtype.itemsize))
+    chunks = max(1, math.ceil(count / chunk_size))
+    names = _STATISTICS + (get_args(Baseline) if gradient_variance else ())
     sweep = _Sweep(
-        teacher_hidden.detach(), teacher, targets, estimator, token_weights.detach().to(dtype),
-        rollout_logprobs, student_logit_scale, student_softcap, min(chunk_size, max(count, 1)),
-        gradient_variance, dtype,
+        student, teacher, teacher_hidden.detach(), targets, estimator, token_weights.detach().to(dtype),
+        rollout_logprobs, math.ceil(count / chunks), gradient_variance, dtype,
+        {name: torch.empty(count, dtype=torch.float32, device=device) for name in names},
     )  # fmt: skip
     with torch.autocast(device.type, enabled=False):
-        loss, *columns = _FusedLoss.apply(student_hidden, student_weight, student_bias, sweep)
-    return loss, _token_stats(dict(zip(_columns(gradient_variance), columns)), estimator)
-
-
-_STATISTICS = (
-    "student_logprob", "teacher_logprob", "reward", "baseline", "advantage", "reverse_kl", "entropy"
-)  # fmt: skip
-
-
-def _columns(gradient_variance: bool) -> tuple[str, ...]:
-    return _STATISTICS + (get_args(Baseline) if gradient_variance else ())
+        loss = _FusedLoss.apply(student_hidden, student_weight, student_bias, sweep)
+    return loss, _token_stats(sweep.columns, estimator)
 
 
 def _token_stats(columns: dict[str, Tensor], estimator: Estimator) -> TokenStats:
-    statistics = {name: columns[name] for name in _STATISTICS}
-    if len(columns) == len(_STATISTICS):
-        return TokenStats(**statistics)
-    variances = {name: columns[name] for name in get_args(Baseline)}
-    variances["full"] = variances["topk"] = torch.zeros_like(statistics["reward"])
-    return TokenStats(
-        **statistics,
-        gradient_variance=variances[variance_name(estimator)],
-        gradient_variances=variances,
-    )
+    stats = TokenStats(**{name: columns[name] for name in _STATISTICS})  # type: ignore[arg-type]
+    variances = {name: column for name, column in columns.items() if name not in _STATISTICS}
+    if not variances:
+        return stats
+    variances["full"] = variances["topk"] = torch.zeros_like(stats.reward)
+    return replace(stats, gradient_variance=variances[variance_name(estimator)], gradient_variances=variances)
 
 
 @dataclass(frozen=True)
 class _Sweep:
-    """Everything a sweep reads besides the student's differentiable tensors."""
+    """What a sweep reads besides the student's hidden states, and the columns it fills."""
 
-    teacher_hidden: Tensor  # [N, H']
+    student: Head
     teacher: Head
+    teacher_hidden: Tensor  # [N, H']
     targets: Tensor  # [N]
     estimator: Estimator
     token_weights: Tensor  # [N]
     rollout_logprobs: Tensor | None  # [N]
-    student_logit_scale: float
-    student_softcap: float | None
     chunk_size: int
     gradient_variance: bool
     dtype: torch.dtype
+    columns: dict[str, Tensor]  # the statistics, [N] float32 each
 
 
 class _FusedLoss(torch.autograd.Function):
-    """(loss, statistics…) with the gradients already formed in the forward pass."""
+    """The loss, with its gradients already formed in the forward pass."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, sweep: _Sweep) -> tuple[Tensor, ...]:
-        student = Head(weight, bias, sweep.student_logit_scale, sweep.student_softcap)
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, sweep: _Sweep) -> Tensor:
         gradients = _Gradients.allocate(ctx.needs_input_grad, hidden, weight, bias, sweep.dtype)
-        loss, columns = _run(hidden, student.shared(len(sweep.teacher.weight)), sweep, gradients)
+        loss = _run(hidden, sweep, gradients)
         ctx.gradients = gradients.cast(hidden, weight, bias)
-        ctx.mark_non_differentiable(*columns)
-        return loss, *columns
+        return loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         if ctx.gradients is None:
-            raise RuntimeError(
-                "fused_loss: its gradients were already used; compute the loss again instead of retain_graph"
-            )
+            raise RuntimeError("fused_loss: gradients already used; compute the loss again instead of retain_graph")
         gradients, ctx.gradients = ctx.gradients, None
         scaled = [None if gradient is None else gradient.mul_(grad_loss) for gradient in gradients]
         return *scaled, None
@@ -205,12 +194,10 @@ class _Gradients:
     def any(self) -> bool:
         return any(gradient is not None for gradient in (self.hidden, self.weight, self.bias))
 
-    def cast(self, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor | None, ...]:
-        return (
-            self.hidden,
-            None if self.weight is None else self.weight.to(weight.dtype),
-            None if self.bias is None or bias is None else self.bias.to(bias.dtype),
-        )
+    def cast(self, *parameters: Tensor | None) -> tuple[Tensor | None, ...]:
+        """The gradients of hidden, weight and bias in the types of these parameters."""
+        pairs = zip((self.hidden, self.weight, self.bias), parameters)
+        return tuple(None if total is None or like is None else total.type_as(like) for total, like in pairs)
 
     def add(self, rows: slice, logit_gradient: Tensor, hidden: Tensor, weight: Tensor) -> None:
         """Multiply a chunk's logit gradient [c, V] back through the head."""
@@ -230,19 +217,21 @@ def _product_operand(tensor: Tensor) -> Tensor:
     return tensor.float() if halved and tensor.device.type == "cpu" else tensor
 
 
-def _project(head: Head, hidden: Tensor, out: Tensor) -> Tensor:
+def _project(head: Head, hidden: Tensor, out: Tensor) -> None:
     """Logits [c, V] of hidden states [c, H] into `out`."""
-    if hidden.dtype == out.dtype:
-        torch.mm(hidden, head.weight.t(), out=out)
-    else:
+    if hidden.dtype != out.dtype:
         torch.mm(hidden, head.weight.t(), out_dtype=out.dtype, out=out)
+    else:
+        tile = CPU_TILE if out.device.type == "cpu" else out.shape[1]
+        for start in range(0, out.shape[1], tile):
+            words = slice(start, start + tile)
+            torch.mm(hidden, head.weight[words].t(), out=out[:, words])
     if head.bias is not None:
         out.add_(head.bias)
     if head.logit_scale != 1:
         out.mul_(head.logit_scale)
     if head.softcap is not None:
         out.div_(head.softcap).tanh_().mul_(head.softcap)
-    return out
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
@@ -254,57 +243,63 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def _row_dot(left: Tensor, right: Tensor) -> Tensor:
-    """Σ_v left(v) right(v) of each row without a temporary: [c]."""
+    """Σ_v left(v) right(v) of each row without a temporary: [b]."""
     return torch.bmm(left[:, None, :], right[:, :, None])[:, 0, 0]
 
 
 @torch.no_grad()
-def _run(hidden: Tensor, student: Head, sweep: _Sweep, gradients: _Gradients) -> tuple[Tensor, list[Tensor]]:
-    """Sweep all chunks: the summed loss and the statistics' columns, each [N] float32."""
-    vocabulary, count = len(student.weight), len(sweep.targets)
-    student = Head(_product_operand(student.weight), student.bias, student.logit_scale, student.softcap)
-    teacher = sweep.teacher
-    teacher = Head(_product_operand(teacher.weight), teacher.bias, teacher.logit_scale, teacher.softcap)
-    buffers = [torch.empty(sweep.chunk_size, vocabulary, dtype=sweep.dtype, device=hidden.device) for _ in range(3)]
-    columns = [
-        torch.empty(count, dtype=torch.float32, device=hidden.device) for _ in _columns(sweep.gradient_variance)
-    ]
-    loss = torch.zeros((), dtype=sweep.dtype, device=hidden.device)
-    for start in range(0, count, sweep.chunk_size):
+def _run(hidden: Tensor, sweep: _Sweep, gradients: _Gradients) -> Tensor:
+    """Sweep all chunks: the summed loss; `sweep.columns` and `gradients` are filled."""
+    count, vocabulary = len(sweep.targets), len(sweep.student.weight)
+    student, teacher = (replace(head, weight=_product_operand(head.weight)) for head in (sweep.student, sweep.teacher))
+    block_size = math.ceil(sweep.chunk_size / BLOCKS_PER_CHUNK)
+    student_logits, teacher_logits, *scratch = (
+        hidden.new_empty((size, vocabulary), dtype=sweep.dtype)
+        for size in (sweep.chunk_size, sweep.chunk_size, block_size, block_size)
+    )
+    loss = hidden.new_zeros((), dtype=sweep.dtype)
+    for start in range(0, count, max(1, sweep.chunk_size)):
         rows = slice(start, min(start + sweep.chunk_size, count))
+        size = rows.stop - start
         hidden_rows = _product_operand(hidden[rows])
-        chunk = _Chunk(rows, sweep, [buffer[: rows.stop - start] for buffer in buffers])
-        chunk.read(student, hidden_rows, teacher, _product_operand(sweep.teacher_hidden[rows]))
-        loss += chunk.loss()
-        for column, values in zip(columns, chunk.columns()):
-            column[rows] = values
+        _project(student, hidden_rows, student_logits[:size])
+        _project(teacher, _product_operand(sweep.teacher_hidden[rows]), teacher_logits[:size])
+        for first in range(0, size, block_size):
+            local = slice(first, min(first + block_size, size))
+            block = _Block(slice(start + first, start + local.stop), sweep, student_logits[local], scratch)
+            block.read(teacher_logits[local])
+            loss += block.loss()
+            block.write_columns()
+            if gradients.any:
+                block.write_logit_gradient()
         if gradients.any:
-            gradients.add(rows, chunk.logit_gradient(), hidden_rows, student.weight)
-    return loss, columns
+            gradients.add(rows, student_logits[:size], hidden_rows, student.weight)
+    return loss
 
 
-class _Chunk:
-    """One chunk of c tokens in three [c, V] buffers that change meaning as the sweep goes on.
+class _Block:
+    """Some rows b of a chunk in three [b, V] buffers that change meaning as the sweep goes on.
 
-    logp      log p of the student, until `logit_gradient` needs its room
+    p         the student's logits, then its probabilities, then the gradient with respect to its logits
+    logp      log p of the student, until `_read_variance` needs its room
     rewards   log q - log p (clipped where asked), then the same less its mean under p
-    p         the student's probabilities, until the gradient of `sampled` and `topk` overwrites them
     """
 
-    def __init__(self, rows: slice, sweep: _Sweep, buffers: list[Tensor]) -> None:
-        self.estimator, self.sweep = sweep.estimator, sweep
-        self.logp, self.rewards, self.p = buffers
+    def __init__(self, rows: slice, sweep: _Sweep, student_logits: Tensor, scratch: list[Tensor]) -> None:
+        self.rows, self.sweep, self.estimator = rows, sweep, sweep.estimator
+        self.p = student_logits
+        self.logp, self.rewards = (buffer[: len(student_logits)] for buffer in scratch)
         self.targets = sweep.targets[rows, None]
         self.weights = sweep.token_weights[rows]
         self.rollout_logprobs = None if sweep.rollout_logprobs is None else sweep.rollout_logprobs[rows]
 
-    def read(self, student: Head, hidden: Tensor, teacher: Head, teacher_hidden: Tensor) -> None:
-        """Project through both heads and reduce: after this, every statistic of the chunk is known."""
-        logits = _project(student, hidden, out=self.p)
-        torch.log_softmax(logits, -1, out=self.logp)
-        self.log_normaliser = (logits[:, :1] - self.logp[:, :1]) if student.softcap else None
-        teacher_logp = torch.log_softmax(_project(teacher, teacher_hidden, out=self.p), -1, out=self.rewards)
-        self.target_logp = self._at_target(self.logp)
+    def read(self, teacher_logits: Tensor) -> None:
+        """Reduce both models' logits: after this, every statistic of the block is known."""
+        torch.log_softmax(self.p, -1, out=self.logp)
+        if (softcap := self.sweep.student.softcap) is not None:
+            self.cap_slope = self.p.div(softcap).square_().neg_().add_(1)  # one more [b, V], for softcapped heads only
+        teacher_logp = torch.log_softmax(teacher_logits, -1, out=self.rewards)
+        self.student_logprob = self._at_target(self.logp)
         self.teacher_logprob = self._at_target(teacher_logp)
         self._read_support(teacher_logp)
 
@@ -320,9 +315,8 @@ class _Chunk:
         self._read_variance()
         self.baseline = self._baselines(self.estimator.baseline or "none")
         self.advantage = self.reward - self.baseline
-        self.importance = importance_weight(
-            self.target_logp, self.rollout_logprobs, self.estimator.importance_sampling_cap
-        )
+        cap = self.estimator.importance_sampling_cap
+        self.importance = importance_weight(self.student_logprob, self.rollout_logprobs, cap)
 
     def _at_target(self, values: Tensor) -> Tensor:
         return values.gather(1, self.targets)[:, 0]
@@ -334,7 +328,7 @@ class _Chunk:
             return
         by_teacher = estimator.baseline_support == "teacher" and estimator.divergence != "topk"
         k = min(estimator.support_top_k, self.logp.shape[1])
-        self.support = (teacher_logp if by_teacher else self.logp).topk(k, dim=-1).indices  # [c, k]
+        self.support = (teacher_logp if by_teacher else self.logp).topk(k, dim=-1).indices  # [b, k]
         self.support_logp = self.logp.gather(1, self.support)
         self.support_teacher_logp = teacher_logp.gather(1, self.support)
 
@@ -342,7 +336,6 @@ class _Chunk:
         """Moments of R = r - E_p[r] under the weights ω = p s, s = ‖∇_z log p‖²; `logp` lends its room."""
         if self.estimator.baseline != "optimal" and not self.sweep.gradient_variance:
             return
-        kept = self.logp.clone() if self._needs_logits else None
         purity = _row_dot(self.p, self.p)[:, None]
         omega = torch.mul(self.p, 1 + purity, out=self.logp).addcmul_(self.p, self.p, value=-2)
         self.score_norm = omega.sum(-1)  # E[s]
@@ -354,12 +347,6 @@ class _Chunk:
             self.squared_mean = _row_dot(mean, mean)  # ‖E g‖², which no baseline changes
         else:
             self.first_moment = _row_dot(omega, self.rewards)
-        if kept is not None:
-            self.logp.copy_(kept)
-
-    @property
-    def _needs_logits(self) -> bool:
-        return self.sweep.student_softcap is not None
 
     def _baselines(self, name: str) -> Tensor:
         if name == "none":
@@ -374,53 +361,38 @@ class _Chunk:
         return self.value + (self.first_moment / self.score_norm).masked_fill(negligible, 0)
 
     def _variance(self, name: str) -> Tensor:
-        """E‖g‖² - ‖E g‖² with A = R - (b - E_p[r]): [c]."""
+        """E‖g‖² - ‖E g‖² with A = R - (b - E_p[r]): [b]."""
         shift = self._baselines(name) - self.value
         second = self.second_moment - 2 * shift * self.first_moment + shift.square() * self.score_norm
         return (second - self.squared_mean).clamp_min(0)
 
-    def columns(self) -> list[Tensor]:
-        """The statistics in the order of `_columns`."""
-        columns = [
-            self.target_logp, self.teacher_logprob, self.reward, self.baseline, self.advantage,
-            self.reverse_kl, self.entropy,
-        ]  # fmt: skip
-        if self.sweep.gradient_variance:
-            columns += [self._variance(name) for name in get_args(Baseline)]
-        return columns
+    def write_columns(self) -> None:
+        for name, column in self.sweep.columns.items():
+            column[self.rows] = getattr(self, name) if name in _STATISTICS else self._variance(name)
 
     def loss(self) -> Tensor:
-        """Σ_t w_t ℓ_t of the chunk."""
+        """Σ_t w_t ℓ_t of the block."""
         if self.estimator.divergence == "sampled":
-            per_token = -self.importance * self.advantage * self.target_logp
+            per_token = -self.importance * self.advantage * self.student_logprob
         elif self.estimator.divergence == "full":
             per_token = self.reverse_kl
         else:
             per_token = -value_on_support(self.support_logp, self.support_teacher_logp, self.estimator)
         return torch.dot(self.weights, per_token)
 
-    def logit_gradient(self) -> Tensor:
-        """Σ_t w_t ∇ℓ_t with respect to hidden·weightᵀ + bias, [c, V], in one of the buffers."""
+    def write_logit_gradient(self) -> None:
+        """Σ_t w_t ∇ℓ_t with respect to hidden·weightᵀ + bias, over the student's logits."""
         if self.estimator.divergence == "sampled":
-            gradient = self._sampled_gradient(self.weights * self.importance * self.advantage)
+            coefficient = (self.weights * self.importance * self.advantage)[:, None]
+            self.p.mul_(coefficient).scatter_add_(1, self.targets, -coefficient)
         elif self.estimator.divergence == "full":
-            gradient = self.rewards.mul_(self.p).mul_(-self.weights[:, None])
+            self.p.mul_(self.rewards).mul_(-self.weights[:, None])
         else:
-            gradient = self._topk_gradient()
-        if (cap := self.sweep.student_softcap) is not None:
-            slope = self.logp.add_(self.log_normaliser).div_(cap).square_().neg_().add_(1)
-            gradient.mul_(slope)
-        if self.sweep.student_logit_scale != 1:
-            gradient.mul_(self.sweep.student_logit_scale)
-        return gradient
-
-    def _sampled_gradient(self, coefficient: Tensor) -> Tensor:
-        gradient = self.p.mul_(coefficient[:, None])
-        return gradient.scatter_add_(1, self.targets, -coefficient[:, None])
-
-    def _topk_gradient(self) -> Tensor:
-        logp = self.support_logp.log_softmax(-1)
-        log_ratio = logp - self.support_teacher_logp.log_softmax(-1)
-        kl = (logp.exp() * log_ratio).sum(-1, keepdim=True)
-        on_support = self.weights[:, None] * logp.exp() * (log_ratio - kl)
-        return self.p.zero_().scatter_(1, self.support, on_support)
+            logp = self.support_logp.log_softmax(-1)
+            log_ratio = logp - self.support_teacher_logp.log_softmax(-1)
+            kl = (logp.exp() * log_ratio).sum(-1, keepdim=True)
+            self.p.zero_().scatter_(1, self.support, self.weights[:, None] * logp.exp() * (log_ratio - kl))
+        if self.sweep.student.softcap is not None:
+            self.p.mul_(self.cap_slope)
+        if self.sweep.student.logit_scale != 1:
+            self.p.mul_(self.sweep.student.logit_scale)

@@ -2,8 +2,8 @@
 
 Both are plain `AutoModelForCausalLM`s, split where the loss needs them split: a backbone that gives hidden states and
 a head that `fused_loss` multiplies itself. `head_of` reads the head's scale and soft cap from the configuration, and
-`check_head` compares the result with the model's own logits on a real prompt, so that an architecture whose head does
-something else is an error at the start and not a quietly different loss.
+`check_models` compares the result with the model's own logits on a real prompt, alone and in a packed row, so that an
+architecture whose head or whose layers do something else is an error at the start and not a quietly different loss.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from vopd_recipes.attention import PACKED_SDPA
+from vopd_recipes.attention import PACKED_SDPA, packed_arguments
 from vopd_recipes.config import ModelConfig, RecipeError
 from vopd_recipes.fused import Head
 
 # Mean entropy above this share of log V: a model that has learnt nothing, or whose weights were not loaded.
 _UNIFORM_ENTROPY_SHARE = 0.98
+# Relative difference of a token's hidden state, packed and alone: rounding in bfloat16 is some 1%, mixing over 30%.
+_PACKING_TOLERANCE = 0.1
 
 
 def load_tokenizer(config: ModelConfig, teacher: bool = False) -> PreTrainedTokenizerBase:
@@ -34,7 +36,7 @@ def load_tokenizer(config: ModelConfig, teacher: bool = False) -> PreTrainedToke
     name, revision = _source(config, teacher)
     try:
         return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=config.trust_remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # loaders and remote code raise what they like; each becomes one line
         raise _load_error(config, teacher, "tokenizer", error) from error
 
 
@@ -73,7 +75,7 @@ def _load(config: ModelConfig, teacher: bool) -> PreTrainedModel:
             trust_remote_code=config.trust_remote_code,
             use_safetensors=True,
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:
         raise _load_error(config, teacher, "model", error) from error
 
 
@@ -166,22 +168,26 @@ def end_of_sequence_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) ->
 
 @torch.no_grad()
 def check_models(student: nn.Module, teacher: nn.Module, prompt: list[int]) -> None:
-    """Before step 1, on a real prompt: both heads are understood and the teacher has something to teach.
+    """Before step 1, on a real prompt: both models are understood and the teacher has something to teach.
 
     Raises:
-        RecipeError: logits that `head_of` does not reproduce, or a teacher that is not finite or knows nothing.
+        RecipeError: logits that `head_of` does not reproduce, layers that mix the sequences of a packed row, or a
+            teacher that is not finite or knows nothing.
     """
     for name, model in (("student", student), ("teacher", teacher)):
-        training = model.training
-        _check_one(name, model.eval(), prompt)
+        training, config = model.training, causal_lm_of(model).config
+        label = f"{name} {config._name_or_path or type(causal_lm_of(model)).__name__}"
+        try:
+            _check_one(name, label, model.eval(), prompt)
+        except (RuntimeError, AttributeError, TypeError) as error:
+            raise RecipeError(f"{label}: its forward fails on the first prompt: {error}") from error
         model.train(training)
 
 
-def _check_one(name: str, model: nn.Module, prompt: list[int]) -> None:
+def _check_one(name: str, label: str, model: nn.Module, prompt: list[int]) -> None:
     causal_lm, head = causal_lm_of(model), head_of(model)
     input_ids = torch.tensor([prompt], device=causal_lm.device)
     logits = causal_lm(input_ids=input_ids, use_cache=False).logits[0].float()
-    label = f"{name} {causal_lm.config._name_or_path or type(causal_lm).__name__}"
     if not logits.isfinite().all():
         raise RecipeError(f"{label}: its logits on the first prompt are not finite; check its weights and dtype")
     entropy = torch.distributions.Categorical(logits=logits).entropy().mean().item()
@@ -194,6 +200,25 @@ def _check_one(name: str, model: nn.Module, prompt: list[int]) -> None:
     ours = apply_head(hidden, head)
     if (ours - logits).abs().max() > 0.02 * logits.abs().max() + 1e-3:
         raise RecipeError(f"{label}: its head is not softcap·tanh(scale·(W h + b)/softcap), which the loss computes")
+    _check_packing(label, model, hidden, prompt)
+
+
+def _check_packing(label: str, model: nn.Module, alone: Tensor, prompt: list[int]) -> None:
+    """A sequence after another one in a row must have the hidden states [T, H] that it has alone."""
+    causal_lm = causal_lm_of(model)
+    lengths = ((len(prompt) + 1) // 2, len(prompt))
+    row = torch.tensor([prompt[: lengths[0]] + prompt], device=causal_lm.device)
+    positions = torch.cat([torch.arange(length, device=row.device) for length in lengths])[None]
+    packed = packed_arguments(causal_lm.config._attn_implementation, lengths, row.device)
+    together = hidden_states(model, row, positions, **packed)[lengths[0] :]
+    difference = (together.float() - alone.float()).norm(dim=-1) / alone.float().norm(dim=-1).clamp_min(1e-6)
+    if (
+        difference[:4].mean() > _PACKING_TOLERANCE
+    ):  # what leaks in from before fades; a mean: rounding may swap experts
+        raise RecipeError(
+            f"{label}: its layers mix the sequences of a packed row (recurrent or convolutional layers do, and some "
+            f"attention with attn_implementation: {causal_lm.config._attn_implementation}), which training relies on"
+        )
 
 
 def apply_head(hidden: Tensor, head: Head) -> Tensor:

@@ -75,7 +75,9 @@ def build_prompts(
         if part is not None and len(part) == 0:
             raise RecipeError(f"no {name} prompt is within max_prompt_length: {config.max_prompt_length} tokens")
     if dropped:
-        logger.warning("%d of %d prompts are over %d tokens: dropped", dropped, len(rows[0]), config.max_prompt_length)
+        logger.warning(
+            "%d of %d prompts are empty or over %d tokens: dropped", dropped, len(rows[0]), config.max_prompt_length
+        )
     return Prompts(train, test, dropped)
 
 
@@ -86,7 +88,9 @@ def _load(source: dict[str, Any], split: str) -> Dataset:
     except RecipeError:
         raise
     except Exception as error:  # the readers raise dozens of types; each becomes one line
-        reason = " ".join(str(error).split())[:300]
+        cause = error.__cause__ or error
+        empty = isinstance(cause, StopIteration)
+        reason = "it has no rows" if empty else " ".join(str(cause).split())[:300]
         raise RecipeError(f"dataset_name: cannot read {name}, split {split}: {reason}") from error
     if isinstance(found, DatasetDict):
         if split not in found:
@@ -101,15 +105,16 @@ def _open(path: Path, name: str, configuration: str | None, split: str) -> Datas
     """A file, a folder of `<split>.jsonl` (or json, parquet), a saved data set, or a Hub id."""
     if path.is_dir():
         if any((path / marker).exists() for marker in ("dataset_dict.json", "state.json")):
-            return datasets.load_from_disk(str(path))
+            saved = datasets.load_from_disk(str(path))
+            return saved if isinstance(saved, DatasetDict) else DatasetDict(train=saved)
         files = {file.stem: file for file in sorted(path.iterdir()) if file.suffix in _READERS}
         if split not in files:
             raise RecipeError(f"dataset_name: {name} holds no {split}.jsonl, {split}.json or {split}.parquet")
-        path = files[split]
-    if path.is_file():
+        path, split = files[split], "train"
+    if path.is_file():  # for datasets, one file is one split: train
         if path.suffix not in _READERS:
             raise RecipeError(f"dataset_name: {name}: expected a .json, .jsonl or .parquet file")
-        return datasets.load_dataset(_READERS[path.suffix], data_files=str(path), split="train")
+        return datasets.load_dataset(_READERS[path.suffix], data_files=str(path), split=split)
     if name.startswith((".", "/", "~")) or path.suffix in _READERS:
         raise RecipeError(f"dataset_name: no such file or folder: {name}")
     return datasets.load_dataset(name, configuration, split=split)
@@ -123,17 +128,11 @@ def _plain_rows(rows: Dataset, source: dict[str, Any], config: DataConfig) -> Da
             raise RecipeError(
                 f"{field}: {source['dataset_name']} has no column '{column}'; it has {', '.join(rows.column_names)}"
             )
-    first = rows[0][source["prompt_column"]]
-    if not isinstance(first, str) and not config.chat_template:
-        raise RecipeError(
-            f"prompt_column: '{source['prompt_column']}' holds chat messages; set chat_template: true"
-            if isinstance(first, list)
-            else f"prompt_column: '{source['prompt_column']}' holds {type(first).__name__}, expected text"
-        )
     answers = source["answer_column"]
 
-    def plain(row: dict[str, Any]) -> dict[str, Any]:
+    def plain(row: dict[str, Any], number: int) -> dict[str, Any]:
         prompt = row[source["prompt_column"]]
+        _check_form(prompt, number, source, config)
         if isinstance(prompt, str) and source["prompt_template"]:
             prompt = fill_template(source["prompt_template"], {**row, "prompt": prompt})
         answer = row[answers] if answers else None
@@ -146,7 +145,21 @@ def _plain_rows(rows: Dataset, source: dict[str, Any], config: DataConfig) -> Da
     features = datasets.Features(
         prompt=datasets.Value("large_string"), messages=datasets.Value("bool"), answer=datasets.Value("large_string")
     )
-    return rows.map(plain, remove_columns=rows.column_names, features=features, desc="Reading prompts")
+    columns = rows.column_names
+    return rows.map(plain, with_indices=True, remove_columns=columns, features=features, desc="Reading prompts")
+
+
+def _check_form(prompt: Any, number: int, source: dict[str, Any], config: DataConfig) -> None:
+    """A prompt is text, or chat messages where the recipe has a chat template."""
+    if isinstance(prompt, str):
+        return
+    where = f"prompt_column: '{source['prompt_column']}' of {source['dataset_name']}, row {number},"
+    if not isinstance(prompt, list) or not prompt or not all(isinstance(message, dict) for message in prompt):
+        raise RecipeError(f"{where} holds {str(prompt)[:40]!r}; expected text or a list of chat messages")
+    if not config.chat_template:
+        raise RecipeError(f"{where} holds chat messages; set chat_template: true")
+    if source["prompt_template"]:
+        raise RecipeError(f"{where} holds chat messages, which prompt_template cannot fill; leave one of them out")
 
 
 def fill_template(template: str, row: dict[str, Any]) -> str:
@@ -170,7 +183,10 @@ def _hold_out(rows: Dataset, count: int, seed: int) -> tuple[Dataset, Dataset]:
     chosen = sorted(random.Random(seed).sample(range(len(rows)), count))
     held_out = rows.select(chosen)
     texts = set(held_out["prompt"])
-    return rows.select([i for i, text in enumerate(rows["prompt"]) if text not in texts]), held_out
+    left = [i for i, text in enumerate(rows["prompt"]) if text not in texts]
+    if not left:
+        raise RecipeError(f"test_size: every prompt is among the {count} held-out ones; none is left to train on")
+    return rows.select(left), held_out
 
 
 def _tokenise(rows: Dataset, config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, int]:
@@ -186,7 +202,10 @@ def _encode(row: dict[str, Any], config: DataConfig, tokenizer: PreTrainedTokeni
     if not config.chat_template:
         return list(tokenizer(row["prompt"])["input_ids"])
     messages = json.loads(row["prompt"]) if row["messages"] else [{"role": "user", "content": row["prompt"]}]
-    encoded: Any = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, return_dict=True, **config.chat_template_kwargs
-    )
+    try:
+        encoded: Any = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=True, **config.chat_template_kwargs
+        )
+    except Exception as error:  # templates raise what they like, on messages and on their arguments
+        raise RecipeError(f"chat_template: cannot render {row['prompt'][:80]!r}: {error}") from error
     return list(encoded["input_ids"])

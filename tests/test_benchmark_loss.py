@@ -1,0 +1,30 @@
+"""The benchmark runs end to end on sizes too small to time, lists every estimator and computes every ratio."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "benchmark_loss.py"
+TINY = ["--tokens=8", "--hidden=16", "--vocab=300", "--rounds=1", "--threads=1"]
+ESTIMATORS = ["none", "constant", "value", "value_topk", "optimal", "full", "topk", "value, variances"]
+
+
+def benchmark(*arguments):
+    command = [sys.executable, SCRIPT, *TINY, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_every_contender_is_timed_and_every_ratio_is_a_number(tmp_path):
+    report = tmp_path / "report.md"
+    printed = benchmark("--tables", "time", f"--output={report}")
+    rows = [line.split("|")[1:-1] for line in report.read_text().splitlines() if line.startswith("| ")]
+    header, *body = [[cell.strip() for cell in row] for row in rows]
+    assert set(ESTIMATORS) < {row[0] for row in body}
+    assert "torch 2" in report.read_text() and body[0][0] in printed
+    for row in body:
+        for title, cell in zip(header[1:], row[1:]):
+            assert ("TRL" in title and not cell) or float(cell) > 0, (row[0], title)
+
+
+def test_a_peak_is_measured_in_a_process_of_its_own():
+    assert int(benchmark("--peak", "value", "trained")) >= 300 * 16 * 4  # at least the gradient of the head

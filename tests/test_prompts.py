@@ -1,0 +1,289 @@
+"""Every form of data set gives the same prompts, and what cannot be read is refused in one line."""
+
+import json
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from datasets import Dataset, DatasetDict
+from transformers import PreTrainedTokenizerFast
+
+from vopd_recipes.config import DataConfig, RecipeError
+from vopd_recipes.prompts import Prompts, build_prompts, fill_template, read_rows
+from vopd_recipes.tiny import byte_tokenizer
+
+ROWS = [{"prompt": f"{n}+{n}=?", "answer": 2 * n, "hint": f"twice {n}"} for n in range(12)]
+THINKING_TEMPLATE = (
+    "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% if enable_thinking is defined and not enable_thinking %}"
+    "<think></think>{% endif %}{% endif %}"
+)
+
+
+def write(path: Path, rows: list[dict[str, Any]] = ROWS) -> str:
+    """A file of the form that its name says."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        Dataset.from_list(rows).to_parquet(path)
+    else:
+        text = json.dumps(rows) if path.suffix == ".json" else "".join(json.dumps(row) + "\n" for row in rows)
+        path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+def build(name: str | None, tokenizer: PreTrainedTokenizerFast, seed: int = 0, **fields: Any) -> Prompts:
+    config = DataConfig(dataset_name=name, **fields)
+    return build_prompts(read_rows(config, seed), config, tokenizer)
+
+
+def refusal(name: str | None, tokenizer: PreTrainedTokenizerFast, **fields: Any) -> str:
+    with pytest.raises(RecipeError) as caught:
+        build(name, tokenizer, **fields)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+@pytest.fixture(scope="module")
+def thinking() -> PreTrainedTokenizerFast:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = THINKING_TEMPLATE
+    return tokenizer
+
+
+# Forms --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["p.json", "p.jsonl", "p.parquet", "folder", "parquet_folder", "saved", "saved_dict"])
+def test_every_form_gives_the_same_prompts(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, form: str) -> None:
+    path = tmp_path / form
+    if form.endswith("folder"):
+        suffix = "parquet" if form.startswith("parquet") else "jsonl"
+        write(path / f"train.{suffix}")
+        write(path / f"test.{suffix}", ROWS[:2])
+        (path / "README.md").write_text("not a split")
+    elif form == "saved":
+        Dataset.from_list(ROWS).save_to_disk(path)
+    elif form == "saved_dict":
+        DatasetDict(train=Dataset.from_list(ROWS), test=Dataset.from_list(ROWS[:2])).save_to_disk(path)
+    else:
+        write(path)
+    has_test = form in ("folder", "parquet_folder", "saved_dict")
+    prompts = build(
+        str(path), tokenizer, answer_column="answer", dataset_test_split="test" if has_test else None
+    )  # fmt: skip
+    assert list(prompts.train["prompt"]) == [row["prompt"] for row in ROWS]
+    assert list(prompts.train["answer"]) == [str(row["answer"]) for row in ROWS]
+    assert [tokenizer.decode(ids) for ids in prompts.train["input_ids"]] == [row["prompt"] for row in ROWS]
+    assert list(prompts.train["prompt_id"]) == list(range(12))
+    assert prompts.dropped == 0
+    assert (prompts.test is not None) == has_test
+    if prompts.test is not None:
+        assert list(prompts.test["answer"]) == ["0", "2"]
+
+
+def test_columns_answers_and_nulls(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = [{"q": "a", "gold": 3.5}, {"q": "b", "gold": None}, {"q": "ünï 🙂", "gold": 4.0}]
+    prompts = build(write(tmp_path / "p.jsonl", rows), tokenizer, prompt_column="q", answer_column="gold")
+    assert list(prompts.train["answer"]) == ["3.5", None, "4.0"]
+    assert tokenizer.decode(prompts.train[2]["input_ids"]) == "ünï 🙂"
+    assert list(build(write(tmp_path / "p.jsonl"), tokenizer).train["answer"]) == [None] * 12
+
+
+def test_held_out_prompts_are_limited(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    write(tmp_path / "train.jsonl")
+    write(tmp_path / "test.jsonl", ROWS[:5])
+    prompts = build(str(tmp_path), tokenizer, dataset_test_split="test", max_test_prompts=3)
+    assert prompts.test is not None
+    assert list(prompts.test["prompt"]) == [row["prompt"] for row in ROWS[:3]]
+
+
+# Templates -----------------------------------------------------------------------------------------------------------
+
+
+def test_fill_template_leaves_other_braces_alone() -> None:
+    row = {"prompt": "1+1 {hint}?", "hint": 7}
+    assert fill_template(r"{prompt} {hint} \boxed{} \boxed{answer} {} {no such}", row) == (
+        r"1+1 {hint}? 7 \boxed{} \boxed{answer} {} {no such}"
+    )
+
+
+def test_prompt_template(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = [{"question": "1+1?", "hint": 2}]
+    prompts = build(
+        write(tmp_path / "p.jsonl", rows), tokenizer, prompt_column="question",
+        prompt_template="{prompt} ({question}, {hint})\nAnswer within \\boxed{}.",
+    )  # fmt: skip
+    assert prompts.train[0]["prompt"] == "1+1? (1+1?, 2)\nAnswer within \\boxed{}."
+    assert tokenizer.decode(prompts.train[0]["input_ids"]) == prompts.train[0]["prompt"]
+
+
+@pytest.mark.parametrize(("kwargs", "end"), [({}, ""), ({"enable_thinking": False}, "<think></think>")])
+def test_chat_template_of_text(
+    tmp_path: Path, thinking: PreTrainedTokenizerFast, kwargs: dict[str, Any], end: str
+) -> None:
+    prompts = build(
+        write(tmp_path / "p.jsonl"), thinking, chat_template=True, chat_template_kwargs=kwargs,
+        prompt_template="{prompt} \\boxed{}",
+    )  # fmt: skip
+    assert thinking.decode(prompts.train[3]["input_ids"]) == f"<user>3+3=? \\boxed{{}}<assistant>{end}"
+
+
+def test_chat_messages(tmp_path: Path, thinking: PreTrainedTokenizerFast) -> None:
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
+    prompts = build(write(tmp_path / "p.jsonl", [{"prompt": messages}]), thinking, chat_template=True)
+    assert thinking.decode(prompts.train[0]["input_ids"]) == "<system>Be brief.<user>1+1?<assistant>"
+
+
+def test_a_special_token_is_not_added_twice(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    prompts = build(write(tmp_path / "p.jsonl", [{"prompt": "a"}]), tokenizer)
+    assert prompts.train[0]["input_ids"] == tokenizer.convert_tokens_to_ids(["a"])
+
+
+# Mixtures ------------------------------------------------------------------------------------------------------------
+
+
+def test_mixture_weights(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    other = [{"question": f"other {n}", "gold": f"gold {n}"} for n in range(8)]
+    third = [{"prompt": f"third {n}"} for n in range(4)]
+    mixture = [
+        {"dataset_name": write(tmp_path / "a.jsonl"), "weight": 0.5, "answer_column": "answer"},
+        {"dataset_name": write(tmp_path / "b.parquet", other), "prompt_column": "question", "answer_column": "gold"},
+        {"dataset_name": write(tmp_path / "c.json", third), "weight": 2, "prompt_template": "{prompt}!"},
+        {"dataset_name": write(tmp_path / "d.jsonl", third), "weight": 1.5},
+    ]
+    rows = build(None, tokenizer, dataset_mixture=mixture).train
+    counts = Counter(rows["prompt"])
+    assert sum(counts[row["prompt"]] for row in ROWS) == 6
+    assert max(counts[row["prompt"]] for row in ROWS) == 1
+    assert all(counts[row["question"]] == 1 for row in other)
+    assert all(counts[f"{row['prompt']}!"] == 2 for row in third)
+    assert sorted(counts[row["prompt"]] for row in third) == [1, 1, 2, 2]
+    assert len(rows) == 6 + 8 + 8 + 6
+    answers = dict(zip(rows["prompt"], rows["answer"]))
+    assert answers["other 3"] == "gold 3"
+    assert answers["third 0"] is None
+    assert list(rows["prompt_id"]) == list(range(28))  # repeated rows are other prompts to the sampler
+
+    again = build(None, tokenizer, dataset_mixture=mixture).train
+    assert list(again["prompt"]) == list(rows["prompt"])
+    other_seeds = [list(build(None, tokenizer, seed, dataset_mixture=mixture).train["prompt"]) for seed in (1, 2, 3)]
+    assert any(prompts != list(rows["prompt"]) for prompts in other_seeds)
+
+
+def test_a_mixture_of_text_and_messages(tmp_path: Path, thinking: PreTrainedTokenizerFast) -> None:
+    messages = [{"prompt": [{"role": "user", "content": "hi"}]}]
+    mixture = [
+        {"dataset_name": write(tmp_path / "a.jsonl", [{"prompt": "ho"}]), "prompt_template": "{prompt}!"},
+        {"dataset_name": write(tmp_path / "b.jsonl", messages)},
+    ]
+    rows = build(None, thinking, dataset_mixture=mixture, chat_template=True).train
+    assert [thinking.decode(ids) for ids in rows["input_ids"]] == ["<user>ho!<assistant>", "<user>hi<assistant>"]
+
+
+# Held out, dropped ---------------------------------------------------------------------------------------------------
+
+
+def test_held_out_split_is_seeded_and_disjoint(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    name = write(tmp_path / "p.jsonl", [*ROWS, *ROWS[:6], *ROWS[:3]])
+    chosen = []
+    for seed in (0, 0, 1, 2):
+        prompts = build(name, tokenizer, seed, test_size=4)
+        assert prompts.test is not None
+        train, test = set(prompts.train["prompt"]), set(prompts.test["prompt"])
+        assert len(prompts.test) == 4
+        assert not train & test
+        assert train | test == {row["prompt"] for row in ROWS}
+        chosen.append((list(prompts.train["prompt"]), list(prompts.test["prompt"])))
+    assert chosen[0] == chosen[1]
+    assert chosen[0] != chosen[2] or chosen[0] != chosen[3]
+
+
+def test_long_and_empty_prompts_are_dropped_and_counted(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"prompt": "x" * length} for length in (4, 9, 5, 0, 6)]
+    with caplog.at_level(logging.WARNING):
+        prompts = build(write(tmp_path / "p.jsonl", rows), tokenizer, max_prompt_length=5)
+    assert list(prompts.train["prompt"]) == ["xxxx", "xxxxx"]
+    assert list(prompts.train["prompt_id"]) == [0, 2]  # a number stays with its row, whatever else is dropped
+    assert prompts.dropped == 3
+    assert "3 of 5 prompts are empty or over 5 tokens" in caplog.text
+
+
+# Refusals ------------------------------------------------------------------------------------------------------------
+
+
+def test_splits_and_columns_that_are_not_there(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    folder, file = tmp_path / "folder", write(tmp_path / "p.jsonl")
+    write(folder / "train.jsonl")
+    DatasetDict(train=Dataset.from_list(ROWS)).save_to_disk(tmp_path / "saved_dict")
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+    for name in (folder, tmp_path / "saved_dict", tmp_path / "saved", file):
+        assert "dev" in refusal(str(name), tokenizer, dataset_test_split="dev")
+        assert "dev" in refusal(str(name), tokenizer, dataset_train_split="dev")
+    assert refusal(file, tokenizer, prompt_column="question").endswith(
+        "no column 'question'; it has prompt, answer, hint"
+    )
+    assert refusal(file, tokenizer, answer_column="gold").startswith("answer_column: ")
+
+
+def test_files_that_are_not_there_or_not_data(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("./nowhere", "/nowhere/at/all", "nowhere.jsonl"):
+        assert refusal(name, tokenizer) == f"dataset_name: no such file or folder: {name}"
+    assert refusal("someone/nothing", tokenizer).startswith("dataset_name: cannot read someone/nothing, split train: ")
+    Path("p.csv").write_text("prompt\na\n")
+    assert "expected a .json, .jsonl or .parquet file" in refusal("p.csv", tokenizer)
+    Path("broken.jsonl").write_text('{"prompt": "a"}\n{"prompt": \n')
+    assert "JSON parse error" in refusal("broken.jsonl", tokenizer)
+    Path("broken.parquet").write_bytes(b"PAR1 not really")
+    assert refusal("broken.parquet", tokenizer).startswith("dataset_name: cannot read broken.parquet")
+    Path("empty.jsonl").touch()
+    assert "no rows" in refusal("empty.jsonl", tokenizer)
+    Dataset.from_list(ROWS).select([]).to_parquet("empty.parquet")
+    assert "no data" in refusal("empty.parquet", tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "fields", "says"),
+    [
+        (["a", None], {}, "row 1, holds 'None'"),
+        ([1, 2], {}, "row 0, holds '1'; expected text or a list of chat messages"),
+        ([[{"role": "user", "content": "a"}]], {}, "set chat_template: true"),
+        ([["a", "b"]], {"chat_template": True}, "expected text or a list of chat messages"),
+        ([[]], {"chat_template": True}, "expected text or a list of chat messages"),
+        ([[{"from": "user", "value": "a"}]], {"chat_template": True}, "chat_template: cannot render"),
+        (
+            [[{"role": "user", "content": "a"}]],
+            {"chat_template": True, "prompt_template": "{prompt}!"},
+            "which prompt_template cannot fill",
+        ),
+        (["too long"], {"max_prompt_length": 3}, "no training prompt is within max_prompt_length: 3"),
+        (["a"], {"test_size": 1}, "leave none of 1 to train on"),
+        (["a", "a"], {"test_size": 1}, "none is left to train on"),
+        (["a", "bbbbb"], {"test_size": 1, "max_prompt_length": 1}, "is within max_prompt_length: 1"),
+    ],
+)
+def test_prompts_of_the_wrong_form(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, prompts: list[Any], fields: dict[str, Any], says: str
+) -> None:
+    assert says in refusal(write(tmp_path / "p.jsonl", [{"prompt": p} for p in prompts]), tokenizer, **fields)
+
+
+def test_a_tokenizer_without_chat_template(tmp_path: Path) -> None:
+    plain = byte_tokenizer()
+    plain.chat_template = None
+    assert "the student's tokenizer has none" in refusal(write(tmp_path / "p.jsonl"), plain, chat_template=True)
+
+
+def test_nothing_is_cached_across_contents(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    assert datasets.config.HF_DATASETS_CACHE.name.startswith("vopd-datasets-")
+    for text in ("first", "second"):
+        rows = build(write(tmp_path / "p.jsonl", [{"prompt": text}]), tokenizer).train
+        assert list(rows["prompt"]) == [text]
