@@ -41,7 +41,7 @@ def load_tokenizer(config: ModelConfig, teacher: bool = False) -> PreTrainedToke
 
 
 def load_student(config: ModelConfig) -> PreTrainedModel | PeftModel:
-    """The student in training mode, with LoRA adapters where asked for."""
+    """The student: its weights are trained, or LoRA adapters where asked for and nothing else."""
     student = _load(config, teacher=False)
     student.config.use_cache = False
     if not config.use_peft:
@@ -67,16 +67,22 @@ def load_teacher(config: ModelConfig) -> PreTrainedModel:
 def _load(config: ModelConfig, teacher: bool) -> PreTrainedModel:
     name, revision = _source(config, teacher)
     try:
-        return AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(
             name,
             revision=revision,
             dtype=getattr(torch, (teacher and config.teacher_dtype) or config.dtype),
             attn_implementation=config.attn_implementation or default_attention(config.dtype),
             trust_remote_code=config.trust_remote_code,
             use_safetensors=True,
+            output_loading_info=True,
         )
     except Exception as error:
         raise _load_error(config, teacher, "model", error) from error
+    if missing := sorted(info["missing_keys"]):  # transformers fills them with random numbers
+        raise _load_error(
+            config, teacher, "model", ValueError(f"{len(missing)} weights are missing, {missing[0]} first")
+        )
+    return model
 
 
 def _source(config: ModelConfig, teacher: bool) -> tuple[str, str | None]:
