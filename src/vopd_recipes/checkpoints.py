@@ -25,6 +25,7 @@ RECIPE = "recipe.yaml"
 # Fields that may change between the two halves of a run: none of them changes an update.
 _HARMLESS = re.compile(
     r"(logging|report|save|eval|push|hub|run_name|project|trackio|disable_tqdm|log_|rollout_batch_size|max_test_prompts)"
+    r"|(output_dir|resume_from_checkpoint)$"  # where it is, and from where it goes on
 )
 
 
@@ -35,10 +36,15 @@ def mark_complete(checkpoint: Path) -> None:
 
 def complete_checkpoints(output_dir: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
+    return [path for path in _checkpoints(output_dir) if (path / MARKER).is_file()]
+
+
+def _checkpoints(output_dir: Path) -> list[Path]:
+    """Folders named like the Trainer's checkpoints, whole or not, oldest first."""
     found = [
         (int(match[1]), path)
         for path in output_dir.glob("checkpoint-*")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and (path / MARKER).is_file()
+        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and path.is_dir()
     ]
     return [path for _, path in sorted(found)]
 
@@ -50,9 +56,8 @@ def last_complete_checkpoint(output_dir: Path) -> Path | None:
 
 def discard_incomplete(output_dir: Path) -> None:
     """Remove what a killed process left half-written, so that a new checkpoint of that step starts empty."""
-    whole = complete_checkpoints(output_dir)
-    for path in output_dir.glob("checkpoint-*"):
-        if path not in whole:
+    for path in _checkpoints(output_dir):
+        if not (path / MARKER).is_file():
             logger.warning("%s was not written to its end: removed", path)
             shutil.rmtree(path)
 

@@ -67,7 +67,7 @@ def load_teacher(config: ModelConfig) -> PreTrainedModel:
 def _load(config: ModelConfig, teacher: bool) -> PreTrainedModel:
     name, revision = _source(config, teacher)
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
             revision=revision,
             dtype=getattr(torch, (teacher and config.teacher_dtype) or config.dtype),
@@ -78,6 +78,7 @@ def _load(config: ModelConfig, teacher: bool) -> PreTrainedModel:
         )
     except Exception as error:
         raise _load_error(config, teacher, "model", error) from error
+    model, info = loaded
     if missing := sorted(info["missing_keys"]):  # transformers fills them with random numbers
         raise _load_error(
             config, teacher, "model", ValueError(f"{len(missing)} weights are missing, {missing[0]} first")
@@ -95,7 +96,7 @@ def _load_error(config: ModelConfig, teacher: bool, what: str, error: Exception)
     name, revision = _source(config, teacher)
     field = "teacher_model_name_or_path" if teacher else "model_name_or_path"
     at = f", revision {revision}" if revision else ""
-    return RecipeError(f"{field}: cannot load a {what} from {name}{at}: {' '.join(str(error).split())[:300]}")
+    return RecipeError(f"{field}: cannot load a {what} from {name}{at}: {' '.join(str(error).split())[:600]}")
 
 
 def default_attention(dtype: str) -> str:

@@ -1,0 +1,119 @@
+"""Only checkpoints that were written to their end count, and only for the recipe that began them."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vopd_recipes.checkpoints import (
+    MARKER,
+    RECIPE,
+    check_same_recipe,
+    complete_checkpoints,
+    discard_incomplete,
+    keep_newest,
+    last_complete_checkpoint,
+    mark_complete,
+)
+from vopd_recipes.config import RecipeError, load_recipe
+
+
+def make(folder: Path, step: int, whole: bool = True) -> Path:
+    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "model.safetensors").write_bytes(b"weights")
+    if whole:
+        mark_complete(checkpoint)
+    return checkpoint
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_only_marked_checkpoints_count_in_order_of_steps(tmp_path: Path) -> None:
+    assert complete_checkpoints(tmp_path) == []
+    assert last_complete_checkpoint(tmp_path) is None
+    assert last_complete_checkpoint(tmp_path / "nowhere") is None
+    ninth, hundredth, tenth = make(tmp_path, 9), make(tmp_path, 100), make(tmp_path, 10)
+    make(tmp_path, 200, whole=False)
+    best = tmp_path / "checkpoint-best"
+    best.mkdir()
+    (best / MARKER).touch()
+    assert complete_checkpoints(tmp_path) == [ninth, tenth, hundredth]
+    assert last_complete_checkpoint(tmp_path) == hundredth
+
+
+def test_half_written_checkpoints_are_removed_and_nothing_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make(tmp_path, 1)
+    make(tmp_path, 2, whole=False)
+    (tmp_path / "checkpoint-best").mkdir()
+    (tmp_path / "checkpoint-notes.txt").write_text("mine")
+    (tmp_path / "checkpoint-3").write_text("a file")
+    with caplog.at_level(logging.WARNING):
+        discard_incomplete(tmp_path)
+    assert names(tmp_path) == ["checkpoint-1", "checkpoint-3", "checkpoint-best", "checkpoint-notes.txt"]
+    assert "checkpoint-2 was not written to its end: removed" in caplog.text
+
+
+@pytest.mark.parametrize(("limit", "left"), [(None, [2, 10, 30]), (5, [2, 10, 30]), (2, [10, 30]), (1, [30])])
+def test_the_newest_are_kept(tmp_path: Path, limit: int | None, left: list[int]) -> None:
+    for step in (10, 2, 30):
+        make(tmp_path, step)
+    make(tmp_path, 40, whole=False)  # being written: neither counted nor removed
+    keep_newest(tmp_path, limit)
+    assert names(tmp_path) == sorted(f"checkpoint-{step}" for step in (*left, 40))
+
+
+@pytest.fixture
+def begun(tmp_path: Path, write_recipe: Callable[..., Path]) -> tuple[Path, Path]:
+    """A recipe, and the folder in which it has one checkpoint."""
+    recipe, folder = write_recipe(seed=1, chat_template=True), tmp_path / "run"
+    make(folder, 1)
+    (folder / RECIPE).write_text(yaml.safe_dump(load_recipe(recipe).resolved()), encoding="utf-8")
+    return recipe, folder
+
+
+def test_the_same_recipe_goes_on(begun: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, folder = begun
+    check_same_recipe(folder, load_recipe(recipe).resolved())
+    harmless = [
+        "--logging_steps", "5", "--save_steps", "7", "--save_total_limit", "1", "--test_size", "0", "--disable_tqdm",
+        "--eval_steps", "3", "--rollout_batch_size", "2", "--push_to_hub", "--hub_model_id", "someone/model",
+        "--max_test_prompts", "4", "--log_gradient_variance", "--run_name", "again",
+        "--resume_from_checkpoint", str(folder / "checkpoint-1"),
+    ]  # fmt: skip
+    check_same_recipe(folder, load_recipe(recipe, harmless).resolved())
+    monkeypatch.chdir(folder.parent)
+    check_same_recipe(folder, load_recipe(recipe, ["--output_dir", "./run"]).resolved())
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--seed", "2"], "a run with seed: 1, not 2"),
+        (["--learning_rate", "1e-4"], "a run with learning_rate: 0.001, not 0.0001"),
+        (["--baseline", "none"], "a run with baseline: value, not none"),
+        (["--use_peft"], "a run with use_peft: False, not True"),
+        (["--weight_decay", "0.1"], "a run with weight_decay: None, not 0.1"),  # a field only one of them sets
+        (["--chat_template=false"], "a run with chat_template: True, not False"),
+        (["--max_steps", "9"], "a run with max_steps: 2, not 9"),
+    ],
+)
+def test_another_recipe_is_refused(begun: tuple[Path, Path], flags: list[str], says: str) -> None:
+    recipe, folder = begun
+    with pytest.raises(RecipeError) as caught:
+        check_same_recipe(folder, load_recipe(recipe, flags).resolved())
+    assert says in str(caught.value)
+    assert str(caught.value).startswith(f"output_dir: {folder} holds ")
+
+
+def test_without_a_whole_checkpoint_any_recipe_may_begin(begun: tuple[Path, Path]) -> None:
+    recipe, folder = begun
+    (folder / "checkpoint-1" / MARKER).unlink()
+    check_same_recipe(folder, load_recipe(recipe, ["--seed", "2"]).resolved())
+    check_same_recipe(folder.parent / "nowhere", load_recipe(recipe, ["--seed", "2"]).resolved())

@@ -1,0 +1,326 @@
+"""Student and teacher load as asked, and a pair that cannot be distilled is refused before step 1."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TinyPair, sharpened
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    GraniteConfig,
+    OPTConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3NextConfig,
+    StableLmConfig,
+)
+
+from vopd_recipes import tiny
+from vopd_recipes.attention import PACKED_SDPA
+from vopd_recipes.config import ModelConfig, RecipeError
+from vopd_recipes.models import (
+    apply_head,
+    causal_lm_of,
+    check_models,
+    check_tokenizers,
+    default_attention,
+    end_of_sequence_ids,
+    head_of,
+    hidden_states,
+    load_student,
+    load_teacher,
+    load_tokenizer,
+    shared_vocabulary,
+)
+
+PROMPT = list(range(40, 60))
+
+
+def config(pair: TinyPair, **fields: object) -> ModelConfig:
+    return ModelConfig(
+        **{"model_name_or_path": str(pair.student), "teacher_model_name_or_path": str(pair.teacher)} | fields
+    )
+
+
+def refusal(function: Callable[..., object], *arguments: object) -> str:
+    with pytest.raises(RecipeError) as caught:
+        function(*arguments)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+def random_model(settings: PreTrainedConfig, implementation: str = PACKED_SDPA) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return sharpened(AutoModelForCausalLM.from_config(settings, attn_implementation=implementation))
+
+
+@pytest.fixture
+def pair(tiny_pair: TinyPair) -> tuple[PreTrainedModel, PreTrainedModel]:
+    return load_student(config(tiny_pair)), load_teacher(config(tiny_pair))
+
+
+# Loading -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_student_is_trained_and_the_teacher_frozen(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:
+    student, teacher = pair
+    assert all(parameter.requires_grad for parameter in student.parameters())
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    assert not teacher.training
+    assert not student.config.use_cache
+    assert student.config._attn_implementation == teacher.config._attn_implementation == PACKED_SDPA
+    check_models(student, teacher, PROMPT)
+
+
+def test_types_and_attention(tiny_pair: TinyPair) -> None:
+    settings = config(tiny_pair, dtype="float32", teacher_dtype="bfloat16", attn_implementation="sdpa")
+    student, teacher = load_student(settings), load_teacher(settings)
+    assert (student.dtype, teacher.dtype) == (torch.float32, torch.bfloat16)
+    assert student.config._attn_implementation == "sdpa"
+    assert load_teacher(config(tiny_pair, dtype="bfloat16")).dtype == torch.bfloat16
+    assert default_attention("float32") == PACKED_SDPA
+    check_models(student, teacher, PROMPT)  # rounding in bfloat16 is not taken for a strange head
+
+
+@pytest.mark.parametrize("teacher", [False, True])
+def test_a_folder_that_is_not_there(tiny_pair: TinyPair, tmp_path: Path, teacher: bool) -> None:
+    field = "teacher_model_name_or_path" if teacher else "model_name_or_path"
+    settings = config(tiny_pair, **{field: str(tmp_path / "nowhere")})
+    assert refusal(load_tokenizer, settings, teacher).startswith(f"{field}: cannot load a tokenizer from {tmp_path}")
+    load = load_teacher if teacher else load_student
+    assert refusal(load, settings).startswith(f"{field}: cannot load a model from {tmp_path}")
+    (tmp_path / "nowhere").mkdir()
+    assert refusal(load, settings).startswith(f"{field}: cannot load a model from {tmp_path}")
+
+
+def test_a_name_that_is_not_cached(tiny_pair: TinyPair) -> None:
+    settings = config(tiny_pair, model_name_or_path="someone/nothing", model_revision="step-1")
+    assert "cannot load a model from someone/nothing, revision step-1: " in refusal(load_student, settings)
+
+
+def test_an_unknown_attention(tiny_pair: TinyPair) -> None:
+    assert "nonsense" in refusal(load_student, config(tiny_pair, attn_implementation="nonsense"))
+
+
+def test_pickled_weights_are_refused(tiny_pair: TinyPair, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_pair.student, tmp_path / "pickled")
+    weights = folder / "model.safetensors"
+    torch.save(load_file(weights), folder / "pytorch_model.bin")
+    weights.unlink()
+    message = refusal(load_student, config(tiny_pair, model_name_or_path=str(folder)))
+    assert message.startswith(f"model_name_or_path: cannot load a model from {folder}: ")
+    assert "model.safetensors" in message
+
+
+def test_code_that_comes_with_a_model_is_not_run(tiny_pair: TinyPair, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_pair.student, tmp_path / "remote")
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'bad')!r}, 'w')\nclass Config: pass\nclass Model: pass\n")
+    settings = json.loads((folder / "config.json").read_text())
+    settings |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}}
+    (folder / "config.json").write_text(json.dumps(settings))
+    assert "trust_remote_code" in refusal(load_student, config(tiny_pair, model_name_or_path=str(folder)))
+    assert not (tmp_path / "bad").exists()
+
+
+def test_incomplete_weights_are_refused(tiny_pair: TinyPair, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_pair.student, tmp_path / "incomplete")
+    settings = config(tiny_pair, model_name_or_path=str(folder))
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: tensor for name, tensor in weights.items() if "layers.1.mlp" not in name}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    assert "3 weights are missing, model.layers.1.mlp.down_proj.weight first" in refusal(load_student, settings)
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[: len(content) // 2])
+    assert refusal(load_student, settings).startswith(f"model_name_or_path: cannot load a model from {folder}: ")
+
+
+# LoRA ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"]])
+def test_only_adapters_are_trained(tiny_pair: TinyPair, targets: str | list[str]) -> None:
+    settings = config(tiny_pair, use_peft=True, lora_r=4, lora_alpha=8, lora_target_modules=targets)
+    student, teacher, plain = load_student(settings), load_teacher(settings), load_student(config(tiny_pair))
+    assert isinstance(student, PeftModel)
+    assert causal_lm_of(student) is student.get_base_model()
+    for name, parameter in student.named_parameters():
+        assert parameter.requires_grad == ("lora_" in name)
+    adapted = {name.split(".lora_A")[0].split(".")[-1] for name, _ in student.named_parameters() if "lora_A" in name}
+    assert adapted == (set(targets) if isinstance(targets, list) else {
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
+    })  # fmt: skip
+    check_models(student, teacher, PROMPT)
+    ids, positions = torch.tensor([PROMPT]), torch.arange(len(PROMPT))[None]
+    before = hidden_states(student, ids, positions)
+    torch.testing.assert_close(before, hidden_states(plain, ids, positions))  # adapters begin at zero
+    with torch.no_grad():
+        for name, parameter in student.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    assert (hidden_states(student, ids, positions) - before).abs().max() > 0.1
+    check_models(student, teacher, PROMPT)
+
+
+def test_wrong_target_modules(tiny_pair: TinyPair) -> None:
+    settings = config(tiny_pair, use_peft=True, lora_target_modules=["no_such_proj"])
+    message = refusal(load_student, settings)
+    assert message.startswith("lora_target_modules: ")
+    assert "no_such_proj" in message
+
+
+def test_an_adapted_head_is_refused(tiny_pair: TinyPair) -> None:
+    student = load_student(config(tiny_pair, use_peft=True, lora_target_modules=["q_proj", "lm_head"]))
+    assert "leave lm_head out of lora_target_modules" in refusal(head_of, student)
+
+
+# Vocabularies --------------------------------------------------------------------------------------------------------
+
+
+def renamed(tokenizer: PreTrainedTokenizerFast, old: str, new: str) -> PreTrainedTokenizerFast:
+    """The same tokenizer with one token under another name."""
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    content["model"]["vocab"] = {new if token == old else token: n for token, n in content["model"]["vocab"].items()}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(content)), eos_token=tiny.END)
+
+
+def test_tokenizers_that_agree(tokenizer: PreTrainedTokenizerFast) -> None:
+    check_tokenizers(tokenizer, tiny.byte_tokenizer())
+    more = tiny.byte_tokenizer()
+    more.add_special_tokens({"extra_special_tokens": ["<|think|>", "<|tool|>"]})
+    check_tokenizers(tokenizer, more)
+    check_tokenizers(more, tokenizer)
+
+
+def test_tokenizers_that_differ(tokenizer: PreTrainedTokenizerFast) -> None:
+    other = renamed(tokenizer, "a", "ㅏ")
+    message = refusal(check_tokenizers, tokenizer, other)
+    assert message.startswith("teacher_model_name_or_path: its tokenizer differs from the student's in 1 tokens; id ")
+    assert f"id {tokenizer.convert_tokens_to_ids('a')} is 'a' and 'ㅏ'" in message
+    larger = tiny.byte_tokenizer()
+    larger.add_tokens([f"word{n}" for n in range(40)])
+    for ours, theirs in ((tokenizer, larger), (larger, tokenizer)):
+        assert "needs one vocabulary" in refusal(check_tokenizers, ours, theirs)
+
+
+def test_vocabularies_padded_differently(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:
+    wider = sharpened(tiny.tiny_qwen3(64, 1, seed=0, vocab_size=320, tie_word_embeddings=False))
+    assert shared_vocabulary(pair[0], pair[1]) == 264
+    assert shared_vocabulary(pair[0], wider) == shared_vocabulary(wider, pair[0]) == 264
+    check_models(pair[0], wider, PROMPT)
+
+
+def test_end_tokens(pair: tuple[PreTrainedModel, PreTrainedModel], tokenizer: PreTrainedTokenizerFast) -> None:
+    student = pair[0]
+    assert end_of_sequence_ids(student, tokenizer) == {256}
+    student.generation_config.eos_token_id = [7, 9]
+    assert end_of_sequence_ids(student, tokenizer) == {7, 9, 256}
+    student.generation_config.eos_token_id = None
+    endless = tiny.byte_tokenizer()
+    endless.eos_token = None
+    assert "names an end-of-sequence token" in refusal(end_of_sequence_ids, student, endless)
+
+
+# Checks before step 1 ------------------------------------------------------------------------------------------------
+
+SHAPE = {
+    "vocab_size": 264, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1,
+    "eos_token_id": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "implementation", "scale", "softcap"),
+    [
+        (Gemma2Config(**SHAPE, query_pre_attn_scalar=8, final_logit_softcapping=2.0), "eager", 1.0, 2.0),
+        (GraniteConfig(**SHAPE, logits_scaling=0.25), PACKED_SDPA, 4.0, None),
+        (CohereConfig(**SHAPE, logit_scale=3.0), PACKED_SDPA, 3.0, None),
+    ],
+)
+def test_heads_with_a_scale_or_a_cap(
+    settings: PreTrainedConfig, implementation: str, scale: float, softcap: float | None
+) -> None:
+    model = random_model(settings, implementation)
+    head = head_of(model)
+    assert (head.logit_scale, head.softcap) == (scale, softcap)
+    check_models(model, model, PROMPT)
+    ids = torch.tensor([PROMPT])
+    with torch.no_grad():
+        ours = apply_head(hidden_states(model, ids, torch.arange(len(PROMPT))[None]), head)
+        torch.testing.assert_close(ours, model(input_ids=ids).logits[0], atol=1e-5, rtol=1e-5)
+
+
+def test_a_head_with_a_bias(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:
+    teacher = pair[1]
+    teacher.lm_head.bias = nn.Parameter(torch.linspace(-2, 2, 264))
+    check_models(*pair, PROMPT)
+    assert head_of(teacher).bias is teacher.lm_head.bias
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_head_that_does_something_else(pair: tuple[PreTrainedModel, PreTrainedModel], which: int) -> None:
+    head = pair[which].lm_head
+    head.forward = lambda hidden: 3 * nn.functional.linear(hidden, head.weight)
+    message = refusal(check_models, *pair, PROMPT)
+    assert message.startswith("teacher " if which else "student ")
+    assert "its head is not softcap·tanh" in message
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_weights_that_are_not_finite(pair: tuple[PreTrainedModel, PreTrainedModel], which: int) -> None:
+    with torch.no_grad():
+        pair[which].model.layers[1].mlp.down_proj.weight[3, 3] = torch.nan
+    assert "not finite; check its weights and dtype" in refusal(check_models, *pair, PROMPT)
+
+
+def test_a_teacher_that_knows_nothing(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:
+    student, teacher = pair
+    untrained = tiny.tiny_qwen3(64, 2, seed=0).eval()
+    assert "its next-token distribution is uniform" in refusal(check_models, student, untrained, PROMPT)
+    check_models(untrained, teacher, PROMPT)  # a student may know nothing
+    with torch.no_grad():
+        teacher.lm_head.weight.zero_()
+    assert "were its weights loaded?" in refusal(check_models, student, teacher, PROMPT)
+
+
+@pytest.mark.parametrize(
+    ("settings", "implementation", "says"),
+    [
+        (OPTConfig(**SHAPE, ffn_dim=48, word_embed_proj_dim=32), "sdpa", "its layers mix the sequences"),
+        (
+            Qwen3NextConfig(
+                **SHAPE, linear_num_key_heads=2, linear_num_value_heads=2, linear_key_head_dim=8,
+                linear_value_head_dim=8, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=8,
+                shared_expert_intermediate_size=8, layer_types=["linear_attention", "full_attention"],
+            ),
+            PACKED_SDPA,
+            "its layers mix the sequences",
+        ),
+        (StableLmConfig(**SHAPE), PACKED_SDPA, "does not pass sequence_lengths on"),
+        (Gemma2Config(**SHAPE, query_pre_attn_scalar=8), PACKED_SDPA, "set attn_implementation: eager"),
+    ],
+)  # fmt: skip
+def test_layers_that_cannot_be_packed(
+    pair: tuple[PreTrainedModel, PreTrainedModel], settings: PreTrainedConfig, implementation: str, says: str
+) -> None:
+    model = random_model(settings, implementation)
+    assert says in refusal(check_models, model, pair[1], PROMPT)
+    assert says in refusal(check_models, pair[0], model, PROMPT)
+
+
+def test_a_prompt_of_one_token_and_modes(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:
+    pair[0].train()
+    check_models(*pair, [65])
+    assert pair[0].training
+    assert not pair[1].training
