@@ -1,6 +1,7 @@
 """Only checkpoints that were written to their end count, and only for the recipe that began them."""
 
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,6 +68,20 @@ def test_the_newest_are_kept(tmp_path: Path, limit: int | None, left: list[int])
     make(tmp_path, 40, whole=False)  # being written: neither counted nor removed
     keep_newest(tmp_path, limit)
     assert names(tmp_path) == sorted(f"checkpoint-{step}" for step in (*left, 40))
+
+
+def test_a_checkpoint_that_is_half_removed_is_not_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = make(tmp_path, 1), make(tmp_path, 2)
+
+    def killed(path: Path) -> None:
+        (path / "model.safetensors").unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        keep_newest(tmp_path, 1)
+    assert old.is_dir()
+    assert complete_checkpoints(tmp_path) == [new]
 
 
 @pytest.fixture

@@ -42,6 +42,11 @@ def test_rows_are_balanced_by_tokens(seed: int) -> None:
     assert max(lengths) - min(lengths) <= max(sample.length for sample in samples)
 
 
+def test_the_longest_go_first() -> None:
+    samples = [Sample(n, [1] * length, [2], [-1.0], True) for n, length in enumerate([10] * 8 + [40])]
+    assert [batch.input_ids.shape[1] for batch in pack(samples, 3)] == [40, 40, 40]
+
+
 def test_positions_targets_and_lengths_line_up() -> None:
     samples = make_samples(20, seed=7)
     for batch in pack(samples, 3):
