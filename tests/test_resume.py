@@ -1,6 +1,6 @@
 """kill -9 at any moment, the same command again: the same weights, bit for bit, as a run that was left alone.
 
-Slow, because it starts the real command seven times; nothing smaller shows that a whole process can vanish.
+Slow, because it starts the real command eight times; nothing smaller shows that a whole process can vanish.
 """
 
 import os
@@ -77,9 +77,14 @@ def test_killed_and_resumed_equals_undisturbed(recipe, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_is_not_continued_by_another_recipe(recipe, tmp_path):
+def test_a_finished_run_stays_as_it_is(recipe, tmp_path):
+    """The same command once more trains nothing; another recipe is refused."""
     folder = tmp_path / "run"
     finish(start(recipe, folder))
+    weights = (folder / "adapter_model.safetensors").read_bytes()
+    finish(start(recipe, folder))
+    assert (folder / "adapter_model.safetensors").read_bytes() == weights
+    assert len(list((folder / "completions").iterdir())) == 9
     words = [sys.executable, str(SCRIPT), str(recipe), "--learning_rate", "0.5"]
     again = subprocess.run(words, capture_output=True, text=True, timeout=300)
     assert again.returncode == 2

@@ -104,6 +104,8 @@ class VOPDTrainer(Trainer):
         self, epoch_iterator: Iterator[list[dict[str, Any]]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, MicroBatch]], Tensor]:
         """Sample and pack one accumulation window: its micro-batches, and its tokens over all processes."""
+        if self.state.global_step >= self.state.max_steps:  # a finished run, resumed: the Trainer would step once more
+            return [], torch.zeros((), device=device)
         prompts = [row for _, batch in zip(range(num_batches), epoch_iterator) for row in batch]
         with self.metrics.timed("rollout"):
             samples = self._sample(prompts, self.state.global_step, self.args.num_generations)
