@@ -252,6 +252,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(write_recipe):
         trainer.train()
 
 
+def test_one_process_uses_one_gpu(write_recipe):
+    """Several GPUs and one process: DataParallel would copy the model past the redirected loss."""
+    recipe = load_recipe(write_recipe())
+    recipe.training._n_gpu = 4
+    tokenizer, student = load_tokenizer(recipe.model), load_student(recipe.model)
+    trainer = VOPDTrainer(student, load_teacher(recipe.model), recipe.training, processing_class=tokenizer)
+    assert trainer.args.n_gpu == 1
+
+
 def test_rollout_seeds_depend_on_each_of_their_parts():
     seeds = {rollout_seed(*parts) for parts in [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)]}
     assert len(seeds) == 5 and all(0 <= seed < 2**63 for seed in seeds)

@@ -69,6 +69,8 @@ class VOPDTrainer(Trainer):
         answer_format: str = "math",
         **kwargs: Any,
     ) -> None:
+        if args.n_gpu > 1:  # several GPUs and one process: DataParallel would copy the model past the redirected loss
+            args._n_gpu = 1
         super().__init__(
             model=model, args=args, processing_class=processing_class, data_collator=_as_they_are, **kwargs
         )
