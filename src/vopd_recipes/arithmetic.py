@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from vopd_recipes.whole import written_whole
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -89,8 +91,7 @@ def split(kind: str, train: int, test: int, seed: int = 0) -> tuple[list[Problem
 
 def write(folder: Path, train: list[Problem], test: list[Problem]) -> None:
     """`folder/train.jsonl` and `folder/test.jsonl`, each whole or not there."""
-    folder.mkdir(parents=True, exist_ok=True)
     for name, problems in (("train", train), ("test", test)):
-        temporary = folder / f".{name}.jsonl.tmp"
-        temporary.write_text("".join(json.dumps(asdict(problem)) + "\n" for problem in problems), encoding="utf-8")
-        temporary.replace(folder / f"{name}.jsonl")
+        lines = "".join(json.dumps(asdict(problem)) + "\n" for problem in problems)
+        with written_whole(folder / f"{name}.jsonl") as temporary:
+            temporary.write_text(lines, encoding="utf-8")

@@ -14,6 +14,10 @@ import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
 from vopd_recipes.packing import Sample
+from vopd_recipes.whole import written_whole
+
+# Statistics of the update that are kept with every completion token.
+RECORDED = ("reward", "advantage", "reverse_kl")
 
 _TOKENS = pa.list_(pa.float32())
 SCHEMA = pa.schema(
@@ -25,9 +29,7 @@ SCHEMA = pa.schema(
         "finished": pa.bool_(),
         "token_ids": pa.list_(pa.int32()),
         "rollout_logprobs": _TOKENS,
-        "reward": _TOKENS,
-        "advantage": _TOKENS,
-        "reverse_kl": _TOKENS,
+        **dict.fromkeys(RECORDED, _TOKENS),
     }
 )
 
@@ -49,10 +51,7 @@ def write_completions(
         }
         for sample in samples
     ]
-    folder = output_dir / "completions"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step-{step:08d}.parquet"
-    temporary = path.with_suffix(".tmp")
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), temporary, compression="zstd")
-    temporary.replace(path)
+    path = output_dir / "completions" / f"step-{step:08d}.parquet"
+    with written_whole(path) as temporary:
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), temporary, compression="zstd")
     return path

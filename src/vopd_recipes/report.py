@@ -12,6 +12,8 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt  # noqa: E402  # the backend is chosen first: no screen is needed
 
+from vopd_recipes.whole import written_whole  # noqa: E402
+
 # Panels of the training picture: title, training series, evaluation series.
 _PANELS = (
     ("reverse KL (nats per token)", "reverse_kl", "eval_reverse_kl"),
@@ -95,9 +97,7 @@ def plot_training(history: list[dict[str, Any]], output_dir: Path, title: str = 
 
 def _save(figure: Any, path: Path) -> Path:
     """Write a figure whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=110)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
     plt.close(figure)
-    temporary.replace(path)
     return path

@@ -23,6 +23,7 @@ from vopd_recipes.checkpoints import RECIPE, discard_incomplete
 from vopd_recipes.config import Recipe
 from vopd_recipes.report import plot_training
 from vopd_recipes.trainer import VOPDTrainer
+from vopd_recipes.whole import written_whole
 
 _PACKAGES = (
     "vopd-recipes", "torch", "transformers", "accelerate", "deepspeed", "datasets", "peft", "huggingface-hub", "vllm",
@@ -34,7 +35,6 @@ def start_run(recipe: Recipe, trainer: VOPDTrainer) -> None:
     """Write the resolved recipe and the environment; sweep up what a killed process left half-written. Collective."""
     if trainer.is_world_process_zero():
         folder = trainer.output_dir
-        folder.mkdir(parents=True, exist_ok=True)
         if (folder / RECIPE).is_file():  # only in a folder that is a run of ours
             discard_incomplete(folder)
         _write(folder / RECIPE, yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True))
@@ -92,6 +92,5 @@ def _git_revision() -> str | None:
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, 
 from transformers.utils.logging import tqdm
 
 from vopd_recipes.arithmetic import Problem
+from vopd_recipes.whole import written_whole
 
 END = "<|endoftext|>"
 _CHAT_TEMPLATE = (
@@ -107,7 +108,6 @@ def _batch(problems: list[Problem], tokenizer: PreTrainedTokenizerFast) -> tuple
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Weights (safetensors), configuration and tokenizer, whole or not there."""
-    staging = folder.with_name(f".{folder.name}.tmp")
-    model.save_pretrained(staging)
-    tokenizer.save_pretrained(staging)
-    staging.rename(folder)
+    with written_whole(folder) as temporary:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)

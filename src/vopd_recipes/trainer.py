@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase, Trainer
 
 from vopd_recipes.attention import packed_arguments
 from vopd_recipes.checkpoints import keep_newest, last_complete_checkpoint, mark_complete
-from vopd_recipes.completions import write_completions
+from vopd_recipes.completions import RECORDED, write_completions
 from vopd_recipes.config import VOPDConfig
 from vopd_recipes.estimators import TokenStats
 from vopd_recipes.fused import fused_loss
@@ -36,9 +36,6 @@ from vopd_recipes.models import causal_lm_of, end_of_sequence_ids, head_of, hidd
 from vopd_recipes.packing import MicroBatch, Sample, pack
 from vopd_recipes.report import plot_training
 from vopd_recipes.rollout import RolloutEngine, Sampling, TransformersRollout
-
-# Statistics kept with every completion token, for reports.
-_RECORDED = ("reward", "advantage", "reverse_kl")
 
 
 class TrainingStopped(RuntimeError):
@@ -75,7 +72,7 @@ class VOPDTrainer(Trainer):
             model=model, args=args, processing_class=processing_class, data_collator=_as_they_are, **kwargs
         )
         self.teacher = teacher.to(self.accelerator.device)
-        self.tokeniser = processing_class
+        self.tokenizer = processing_class
         self.estimator = args.estimator
         self.answer_format = answer_format
         self.vocabulary = shared_vocabulary(model, teacher)
@@ -95,7 +92,7 @@ class VOPDTrainer(Trainer):
     def _build_rollout(self) -> RolloutEngine:
         return TransformersRollout(
             model=lambda: self.student,
-            eos_token_ids=end_of_sequence_ids(self.student, self.tokeniser),
+            eos_token_ids=end_of_sequence_ids(self.student, self.tokenizer),
             vocabulary=self.vocabulary,
             sampling=Sampling(self.args.temperature, self.args.top_p, self.args.top_k),
             batch_size=self.args.rollout_batch_size,
@@ -150,12 +147,12 @@ class VOPDTrainer(Trainer):
             teacher_hidden = self._teacher_states(batch)
         loss, stats = self._student_loss(model, batch, teacher_hidden, weights, self.args.log_gradient_variance)
         self.metrics.add_tokens(stats, batch.rollout_logprobs)
-        batch.record({name: getattr(stats, name) for name in _RECORDED})
+        batch.record({name: getattr(stats, name) for name in RECORDED})
         return loss
 
     @torch.no_grad()
     def _teacher_states(self, batch: MicroBatch) -> Tensor:
-        return self._completion_states(self.teacher, batch)
+        return self._completion_states(self.teacher, batch).to(head_of(self.teacher).weight.dtype)
 
     def _student_loss(
         self, model: nn.Module, batch: MicroBatch, teacher_hidden: Tensor, weights: Tensor, gradient_variance: bool
@@ -198,11 +195,11 @@ class VOPDTrainer(Trainer):
         return loss, collected[0]
 
     def _completion_states(self, model: nn.Module, batch: MicroBatch) -> Tensor:
-        """Hidden states [N, H] that predict the completion tokens, in the type of the model's weights."""
+        """Hidden states [N, H] that predict the completion tokens."""
         implementation = causal_lm_of(model).config._attn_implementation
         packed = packed_arguments(implementation, batch.sequence_lengths, batch.input_ids.device)
         hidden = hidden_states(model, batch.input_ids, batch.position_ids, **packed)
-        return hidden[batch.completion_positions].to(causal_lm_of(model).dtype)
+        return hidden[batch.completion_positions]
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -236,7 +233,7 @@ class VOPDTrainer(Trainer):
         samples = gather_object(self._window)
         self._window = []
         if self.is_world_process_zero():
-            write_completions(self.output_dir, self.state.global_step, samples, self.tokeniser)
+            write_completions(self.output_dir, self.state.global_step, samples, self.tokenizer)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the step's metrics to a training line; evaluation and the final summary pass through."""
@@ -308,7 +305,7 @@ class VOPDTrainer(Trainer):
         """Whether each completion with a gold answer is right."""
         with_answer = [(sample, answer) for sample, answer in zip(samples, answers) if answer is not None]
         texts = [
-            str(self.tokeniser.decode(sample.completion_ids, skip_special_tokens=True)) for sample, _ in with_answer
+            str(self.tokenizer.decode(sample.completion_ids, skip_special_tokens=True)) for sample, _ in with_answer
         ]
         golds = [answer for _, answer in with_answer]
         if self.answer_format == "choice":

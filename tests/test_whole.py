@@ -1,0 +1,39 @@
+"""Whole or not there: what a failure half-way leaves, for a file and for a folder."""
+
+import pytest
+
+from vopd_recipes.whole import written_whole
+
+
+def test_a_file_appears_when_it_is_done_and_replaces_an_older_one(tmp_path):
+    path = tmp_path / "new" / "file.txt"
+    for text in ("first", "second"):
+        with written_whole(path) as temporary:
+            temporary.write_text(text)
+            assert not path.exists() or path.read_text() == "first"
+        assert path.read_text() == text
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_failure_leaves_the_older_file(tmp_path):
+    path = tmp_path / "file.txt"
+    path.write_text("older")
+    with pytest.raises(RuntimeError), written_whole(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "older"
+
+
+def test_a_folder_starts_empty_and_does_not_replace_one(tmp_path):
+    path = tmp_path / "model"
+    for _ in range(2):  # the second time over what the first, cut off, left behind
+        with pytest.raises(RuntimeError), written_whole(path) as temporary:
+            temporary.mkdir()
+            (temporary / "stale").touch()
+            raise RuntimeError
+    with written_whole(path) as temporary:
+        temporary.mkdir()
+        (temporary / "weights").touch()
+    assert [file.name for file in path.iterdir()] == ["weights"]
+    with pytest.raises(OSError), written_whole(path) as temporary:
+        temporary.mkdir()
