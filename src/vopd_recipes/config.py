@@ -415,18 +415,20 @@ def _accepts(hint: Any, kind: type) -> bool:
 
 
 def _options(hint: Any) -> tuple[Any, ...]:
-    """The members of a union, or the hint itself."""
-    if get_origin(hint) in (Union, types.UnionType):
-        return tuple(option for member in get_args(hint) for option in _options(member))
-    return (hint,)
+    """The members of a union, or the hint itself; text beside an enum is that enum's spelling, not any text."""
+    if get_origin(hint) not in (Union, types.UnionType):
+        return (hint,)
+    members = tuple(option for member in get_args(hint) for option in _options(member))
+    return tuple(option for option in members if option is not str) if any(map(_is_enum, members)) else members
+
+
+def _is_enum(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, Enum)
 
 
 def _coerce(value: Any, hint: Any) -> Any:
     """The value as the hint's type; numbers that YAML reads as text (1e-5) are read as numbers."""
-    candidates = _options(hint)
-    if any(isinstance(candidate, type) and issubclass(candidate, Enum) for candidate in candidates):
-        candidates = tuple(candidate for candidate in candidates if candidate is not str)
-    for candidate in candidates:
+    for candidate in _options(hint):
         try:
             return _coerce_one(value, candidate)
         except (TypeError, ValueError, OverflowError):
@@ -459,7 +461,7 @@ def _coerce_plain(value: Any, kind: type) -> Any:
         if kind is int and number != int(number):
             raise ValueError
         return kind(number) if kind is int and isinstance(value, float) else kind(value)
-    if issubclass(kind, Enum):
+    if _is_enum(kind):
         return kind("no" if value is False else value).value  # YAML reads a bare `no` as false
     if kind in (str, dict) and isinstance(value, kind):
         return value
@@ -468,16 +470,12 @@ def _coerce_plain(value: Any, kind: type) -> Any:
 
 def _describe_type(hint: Any) -> str:
     words = []
-    candidates = _options(hint)
-    enums = any(isinstance(candidate, type) and issubclass(candidate, Enum) for candidate in candidates)
-    for candidate in candidates:
-        if enums and candidate is str:
-            continue
+    for candidate in _options(hint):
         if candidate is types.NoneType:
             words.append("null")
         elif get_origin(candidate) is Literal:
             words.append("one of " + ", ".join(map(str, get_args(candidate))))
-        elif isinstance(candidate, type) and issubclass(candidate, Enum):
+        elif _is_enum(candidate):
             words.append("one of " + ", ".join(str(member.value) for member in candidate))
         else:
             names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}

@@ -36,7 +36,7 @@ from vopd_recipes.estimators import (
 )
 
 # Bytes of one [chunk, V] buffer: on a CPU 276 tokens of a 151,936-word vocabulary. Larger chunks make better matrix
-# products until the cores saturate (the sweep is in docs/benchmarks.md).
+# products until the cores saturate (`python scripts/benchmark_loss.py --tables chunks`).
 BUFFER_BYTES = {"cpu": 160 * 2**20, "cuda": 640 * 2**20}
 BLOCKS_PER_CHUNK = 8
 # Words per product where a CPU projects a chunk: 15 to 25 % faster than the whole vocabulary at once.

@@ -105,34 +105,34 @@ _TIMES = ("rollout", "teacher", "update", "train")
 
 
 def _log_line(totals: dict[str, float], largest_importance: float, processes: int) -> dict[str, float]:
-    tokens = max(totals.get("tokens", 0.0), 1.0)
-    completions = max(totals.get("completions", 0.0), 1.0)
+    tokens = max(totals["tokens"], 1.0)
+    completions = max(totals["completions"], 1.0)
     mean = {name: total / tokens for name, total in totals.items()}
     line = {
-        "reverse_kl": mean.get("reverse_kl", 0.0),
-        "reward/mean": mean.get("reward", 0.0),
+        "reverse_kl": mean["reverse_kl"],
+        "reward/mean": mean["reward"],
         "reward/std": _deviation(mean, "reward"),
-        "advantage/mean": mean.get("advantage", 0.0),
+        "advantage/mean": mean["advantage"],
         "advantage/std": _deviation(mean, "advantage"),
-        "baseline/mean": mean.get("baseline", 0.0),
-        "entropy": mean.get("entropy", 0.0),
-        "importance/mean": mean.get("importance", 0.0),
+        "baseline/mean": mean["baseline"],
+        "entropy": mean["entropy"],
+        "importance/mean": mean["importance"],
         "importance/max": largest_importance,
-        "rollout/logprob_gap": mean.get("logprob_gap", 0.0),
-        "completion/length": totals.get("completion_length", 0.0) / completions,
-        "completion/truncated": totals.get("truncated", 0.0) / completions,
+        "rollout/logprob_gap": mean["logprob_gap"],
+        "completion/length": totals["completion_length"] / completions,
+        "completion/truncated": totals["truncated"] / completions,
     }
     line |= {name: value for name, value in mean.items() if name.startswith("gradient_variance/")}
-    steps = max(totals.get("steps", 0.0) / processes, 1.0)
-    seconds = {name: totals.get(f"time/{name}", 0.0) / processes / steps for name in _TIMES}
+    steps = totals["steps"] / processes
+    seconds = {name: totals[f"time/{name}"] / processes / steps for name in _TIMES}
     line["time/rollout"], line["time/train"] = seconds["rollout"], seconds["train"]
     line["time/teacher"] = seconds["teacher"]
     line["time/student"] = seconds["update"] - seconds["teacher"]
     line["time/optimizer"] = seconds["train"] - seconds["update"]
-    line["tokens_per_second"] = totals.get("tokens", 0.0) / steps / max(seconds["rollout"] + seconds["train"], 1e-9)
+    line["tokens_per_second"] = totals["tokens"] / steps / max(seconds["rollout"] + seconds["train"], 1e-9)
     return line
 
 
 def _deviation(mean: dict[str, float], name: str) -> float:
-    variance = mean.get(f"{name}_squared", 0.0) - mean.get(name, 0.0) ** 2
+    variance = mean[f"{name}_squared"] - mean[name] ** 2
     return max(variance, 0.0) ** 0.5

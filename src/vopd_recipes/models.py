@@ -219,9 +219,8 @@ def _check_packing(label: str, model: nn.Module, alone: Tensor, prompt: list[int
     packed = packed_arguments(causal_lm.config._attn_implementation, lengths, row.device)
     together = hidden_states(model, row, positions, **packed)[lengths[0] :]
     difference = (together.float() - alone.float()).norm(dim=-1) / alone.float().norm(dim=-1).clamp_min(1e-6)
-    if (
-        difference[:4].mean() > _PACKING_TOLERANCE
-    ):  # what leaks in from before fades; a mean: rounding may swap experts
+    # The first tokens, because what leaks in from before fades; their mean, because rounding may swap experts.
+    if difference[:4].mean() > _PACKING_TOLERANCE:
         raise RecipeError(
             f"{label}: its layers mix the sequences of a packed row (recurrent or convolutional layers do, and some "
             f"attention with attn_implementation: {causal_lm.config._attn_implementation}), which training relies on"
