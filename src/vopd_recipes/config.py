@@ -5,37 +5,26 @@ one is a `transformers.TrainingArguments`: whoever knows the ecosystem knows the
 variant three lines long, `--field value` on the command line overrides both. Whatever is wrong — an unknown field, a
 value of the wrong type, two values that contradict each other — becomes one `RecipeError` that says what, where (file
 and line, or flag) and what to do, before a model or a data set is touched.
-
-Plain argparse over the dataclasses was dropped: it knows neither the line of a YAML value nor its nearest name, and
-passes `1e-5`, which YAML reads as a string, on as one.
 """
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import math
 import re
-import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_type_hints
 
-import yaml
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import SchedulerType
 
 from vopd_recipes.estimators import Estimator
-
-
-class RecipeError(ValueError):
-    """One line for the person at the terminal: what is wrong, where, and what to do."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.splitlines()))  # values and other people's messages come with line breaks
+from vopd_recipes.launch import prepare_launch
+from vopd_recipes.recipe_text import RecipeError, coerce, describe_type, nearest, read_flags, read_yaml
 
 
 def option(default: Any, help: str) -> Any:
@@ -43,6 +32,9 @@ def option(default: Any, help: str) -> Any:
     if isinstance(default, (dict, list)):
         return field(default_factory=lambda: type(default)(default), metadata={"help": help})
     return field(default=default, metadata={"help": help})
+
+
+_DTYPE = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass
@@ -53,8 +45,8 @@ class ModelConfig:
     model_revision: str | None = option(None, "branch, tag or commit of the student")
     teacher_model_name_or_path: str | None = option(None, "teacher: Hub id or folder")
     teacher_model_revision: str | None = option(None, "branch, tag or commit of the teacher")
-    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "type of the student's weights")
-    teacher_dtype: Literal["float32", "bfloat16", "float16"] | None = option(None, "the teacher's; default: dtype")
+    dtype: _DTYPE = option("float32", "type of the student's weights")
+    teacher_dtype: _DTYPE | None = option(None, "the teacher's; default: dtype")
     attn_implementation: str | None = option(None, "default: flash-attention where installed, else packed_sdpa")
     trust_remote_code: bool = option(False, "run model code that comes with the weights")
     use_peft: bool = option(False, "train LoRA adapters instead of all weights")
@@ -64,9 +56,7 @@ class ModelConfig:
     lora_target_modules: list[str] | str = option("all-linear", "module names, or all-linear")
 
     def __post_init__(self) -> None:
-        for name in ("model_name_or_path", "teacher_model_name_or_path"):
-            if not getattr(self, name):
-                raise ValueError(f"{name}: missing; name a Hub id or a folder")
+        _require(bool(self.model_name_or_path), "model_name_or_path: missing; name a Hub id or a folder")
         _require(self.lora_r >= 1, f"lora_r must be at least 1, got {self.lora_r}")
         _require(0 <= self.lora_dropout < 1, f"lora_dropout must lie in [0, 1), got {self.lora_dropout}")
 
@@ -117,7 +107,7 @@ class DataConfig:
     def _check_source(self, source: dict[str, Any]) -> None:
         known = [*_MIXTURE_FIELDS, "weight"]
         for name, value in source.items():
-            _require(name in known, f"dataset_mixture: unknown field '{name}'{_nearest(str(name), known)}")
+            _require(name in known, f"dataset_mixture: unknown field '{name}'{nearest(str(name), known)}")
             _require(
                 name == "weight" or value is None or isinstance(value, str),
                 f"dataset_mixture: {name} must be text, got {value!r}",
@@ -153,6 +143,7 @@ _UNSUPPORTED = {
 _COUNTS = (
     "max_completion_length", "num_generations", "rollout_batch_size", "gradient_accumulation_steps",
     "per_device_train_batch_size", "per_device_eval_batch_size", "eval_steps", "save_total_limit",
+    "vllm_tensor_parallel_size", "vllm_max_model_len",
 )  # fmt: skip
 _TRACKERS = (*INTEGRATION_TO_CALLBACK, "none", "all")
 
@@ -178,8 +169,18 @@ class VOPDConfig(TrainingArguments):
     top_k: int = option(0, "0 is off; anything else needs allow_biased_sampling")
     allow_biased_sampling: bool = option(False, "sample from another distribution than the student's")
     mask_truncated_completions: bool = option(False, "do not train on completions cut at the limit")
-    rollout_backend: Literal["transformers"] = option("transformers", "what samples the completions")
+    rollout_backend: Literal["transformers", "vllm"] = option("transformers", "what samples the completions")
     rollout_batch_size: int = option(64, "completions sampled at a time on a device")
+    vllm_gpu_memory_utilization: float = option(0.3, "share of the GPU's memory that vLLM may fill while it samples")
+    vllm_tensor_parallel_size: int = option(1, "neighbouring processes that share one vLLM engine")
+    vllm_max_model_len: int | None = option(None, "default: max_prompt_length + max_completion_length")
+    vllm_dtype: _DTYPE | None = option(None, "type of vLLM's weights; default: what training multiplies in")
+    vllm_enforce_eager: bool | None = option(None, "no CUDA graphs: starts sooner, samples slower; default: on a CPU")
+    teacher_backend: Literal["local", "server"] = option("local", "local, or a vLLM server that scores completions")
+    teacher_offload: bool = option(False, "keep a local teacher in CPU memory between its turns")
+    teacher_server_url: str | None = option(None, "of teacher_backend: server, such as http://node7:8000")
+    teacher_server_model: str | None = option(None, "name of the model there; default: the only one")
+    teacher_server_timeout: float = option(600.0, "seconds to keep trying before the run stops, resumable")
     log_gradient_variance: bool = option(False, "log every estimator's exact gradient variance")
 
     # Other defaults than the Trainer's, from the paper's settings where it states one.
@@ -210,8 +211,31 @@ class VOPDConfig(TrainingArguments):
         _require(self.top_k >= 0, f"top_k must not be negative, got {self.top_k}; 0 is off")
         self._check_unbiased_sampling()
         self._check_trackers()
+        self._check_backends()
         self.baseline = self.estimator.baseline
+        prepare_launch(self)
         super().__post_init__()
+
+    def _check_backends(self) -> None:
+        share = self.vllm_gpu_memory_utilization
+        _require(0 < share < 1, f"vllm_gpu_memory_utilization must lie in (0, 1), got {share}")
+        _require(self.teacher_server_timeout > 0, "teacher_server_timeout must be positive")
+        if self.teacher_backend == "local":
+            _require(self.teacher_server_url is None, "teacher_server_url has no effect with teacher_backend: local")
+            return
+        _require(bool(self.teacher_server_url), "teacher_server_url: missing; teacher_backend: server needs it")
+        _require(not self.teacher_offload, "teacher_offload has no effect with teacher_backend: server")
+        _require(
+            not self.log_gradient_variance,
+            "log_gradient_variance: true needs the teacher's whole distribution, which teacher_backend: server lacks",
+        )
+        known = self.divergence == "sampled" and self.estimator.baseline in ("none", "constant", "value_topk")
+        _require(
+            known,
+            f"divergence: {self.divergence}, baseline: {self.estimator.baseline} need the teacher's whole "
+            "distribution, which teacher_backend: server lacks; use divergence: sampled and baseline: none, constant "
+            "or value_topk",
+        )
 
     def _check_unbiased_sampling(self) -> None:
         for name, neutral in (("temperature", 1.0), ("top_p", 1.0), ("top_k", 0)):
@@ -225,7 +249,7 @@ class VOPDConfig(TrainingArguments):
     def _check_trackers(self) -> None:
         names = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
         for name in names:
-            _require(name in _TRACKERS, f"report_to: '{name}' is no tracker{_nearest(name, _TRACKERS)}")
+            _require(name in _TRACKERS, f"report_to: '{name}' is no tracker{nearest(name, _TRACKERS)}")
             _require(
                 name not in ("wandb", "trackio", "tensorboard") or importlib.util.find_spec(name) is not None,
                 f"report_to: {name} is not installed; pip install {name}, or report_to: none",
@@ -294,15 +318,15 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         RecipeError: anything wrong, in one line.
     """
     path = Path(path)
-    values = {**_read_yaml(path, ()), **_read_flags(overrides or [])}
+    values = {**read_yaml(path, ()), **read_flags(overrides or [], _HINTS)}
     checked, sources = {}, {}
     for name, (value, where) in values.items():
         if name not in _FIELDS:
-            raise RecipeError(f"{where}: unknown field '{name}'{_nearest(name, _FIELDS)}")
+            raise RecipeError(f"{where}: unknown field '{name}'{nearest(name, _FIELDS)}")
         try:
-            checked[name] = _coerce(value, _HINTS[name])
+            checked[name] = coerce(value, _HINTS[name])
         except TypeError:
-            wanted = _describe_type(_HINTS[name])
+            wanted = describe_type(_HINTS[name])
             raise RecipeError(f"{where}: {name} must be {wanted}, got {value!r}") from None
         sources[name] = where
     model, data, training = (_build(part, checked, sources, path) for part in _PARTS)
@@ -314,6 +338,15 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 def _check_together(recipe: Recipe) -> None:
     """Contradictions between the parts."""
     data, training = recipe.data, recipe.training
+    if training.teacher_backend == "local" and not recipe.model.teacher_model_name_or_path:
+        raise RecipeError(f"{recipe.path}: teacher_model_name_or_path: missing; name a Hub id or a folder")
+    if training.rollout_backend == "vllm":
+        longest = data.max_prompt_length + training.max_completion_length
+        if training.vllm_max_model_len is not None and training.vllm_max_model_len < longest:
+            raise RecipeError(
+                f"{recipe.sources['vllm_max_model_len']}: vllm_max_model_len: {training.vllm_max_model_len} is below "
+                f"max_prompt_length + max_completion_length = {longest}"
+            )
     evaluates = training.eval_strategy != "no" or training.eval_on_start
     if evaluates and not (data.dataset_test_split or data.test_size):
         where = recipe.sources.get("eval_strategy") or recipe.sources.get("eval_on_start") or str(recipe.path)
@@ -329,160 +362,3 @@ def _build(part: type, checked: dict[str, Any], sources: dict[str, str], path: P
         mentioned = [sources[name] for name in sources if name in re.findall(r"\w+", message)]
         where = mentioned[0] if mentioned else str(path)
         raise RecipeError(f"{where}: {message}") from error
-
-
-def _read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, tuple[Any, str]]:
-    """Fields of a recipe and of what it extends: name → (value, `file:line`)."""
-    if path.resolve() in seen:
-        raise RecipeError(f"{path}: extends itself, by way of {' → '.join(str(p.name) for p in seen)}")
-    try:
-        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise RecipeError(f"{path}: cannot read the recipe: {reason}") from None
-    except yaml.YAMLError as error:
-        raise _yaml_error(path, error) from None
-    own = _mapping(loader, path)
-    extended, where = own.pop("extends", (None, ""))
-    if extended is None:
-        return own
-    if not isinstance(extended, str):
-        raise RecipeError(f"{where}: extends must be a file name, got {extended!r}")
-    base = path.parent / extended
-    if not base.is_file():
-        raise RecipeError(f"{where}: extends: no such file: {base}")
-    return {**_read_yaml(base, (*seen, path.resolve())), **own}
-
-
-def _mapping(loader: yaml.SafeLoader, path: Path) -> dict[str, tuple[Any, str]]:
-    try:
-        node = loader.get_single_node()
-        if node is None:
-            return {}
-        if not isinstance(node, yaml.MappingNode):
-            raise RecipeError(f"{path}: a recipe is a list of `field: value` lines")
-        values: dict[str, tuple[Any, str]] = {}
-        for key_node, value_node in node.value:
-            where = f"{path}:{key_node.start_mark.line + 1}"
-            name = str(loader.construct_object(key_node))
-            if name in values:
-                raise RecipeError(f"{where}: {name} stands twice")
-            values[name] = (loader.construct_object(value_node, deep=True), where)
-        return values
-    except yaml.YAMLError as error:
-        raise _yaml_error(path, error) from None
-
-
-def _yaml_error(path: Path, error: yaml.YAMLError) -> RecipeError:
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
-        return RecipeError(f"{path}:{error.problem_mark.line + 1}: not YAML that a recipe may hold: {error.problem}")
-    return RecipeError(f"{path}: {' '.join(str(error).split())}")
-
-
-def _read_flags(words: list[str]) -> dict[str, tuple[Any, str]]:
-    """`--field value`, `--field=value`, `--switch`, `--field a b`: name → (value, `--field`)."""
-    values: dict[str, list[str]] = {}
-    name = None
-    for word in words:
-        if word.startswith("--"):
-            name, equals, value = word[2:].partition("=")
-            name = name.replace("-", "_")
-            if name in values:
-                raise RecipeError(f"--{name}: given twice")
-            values[name] = [value] if equals else []
-        elif name is None:
-            raise RecipeError(f"'{word}': expected --field value; a command has one recipe")
-        else:
-            values[name].append(word)
-    return {name: (_flag_value(name, words), f"--{name}") for name, words in values.items()}
-
-
-def _flag_value(name: str, words: list[str]) -> Any:
-    if not words:
-        return True
-    if name in _HINTS and _accepts(_HINTS[name], str) and not _accepts(_HINTS[name], list):
-        text = " ".join(words)
-        return None if text in ("null", "none", "None") and _accepts(_HINTS[name], types.NoneType) else text
-    try:
-        parsed = [yaml.safe_load(word) for word in words]
-    except yaml.YAMLError:
-        parsed = list(words)
-    return parsed[0] if len(parsed) == 1 else parsed
-
-
-def _accepts(hint: Any, kind: type) -> bool:
-    return any(option is kind or get_origin(option) is kind for option in _options(hint))
-
-
-def _options(hint: Any) -> tuple[Any, ...]:
-    """The members of a union, or the hint itself; text beside an enum is that enum's spelling, not any text."""
-    if get_origin(hint) not in (Union, types.UnionType):
-        return (hint,)
-    members = tuple(option for member in get_args(hint) for option in _options(member))
-    return tuple(option for option in members if option is not str) if any(map(_is_enum, members)) else members
-
-
-def _is_enum(hint: Any) -> bool:
-    return isinstance(hint, type) and issubclass(hint, Enum)
-
-
-def _coerce(value: Any, hint: Any) -> Any:
-    """The value as the hint's type; numbers that YAML reads as text (1e-5) are read as numbers."""
-    for candidate in _options(hint):
-        try:
-            return _coerce_one(value, candidate)
-        except (TypeError, ValueError, OverflowError):
-            continue
-    raise TypeError
-
-
-def _coerce_one(value: Any, kind: Any) -> Any:
-    origin = get_origin(kind)
-    if kind is Any:
-        return value
-    if kind is types.NoneType and value is None:
-        return None
-    if origin is Literal and value in get_args(kind) and not isinstance(value, bool):
-        return value
-    if origin in (list, dict) and isinstance(value, origin):
-        if origin is list:
-            return [_coerce(item, get_args(kind)[0]) for item in value]
-        return value
-    if isinstance(kind, type) and origin is None:
-        return _coerce_plain(value, kind)
-    raise TypeError
-
-
-def _coerce_plain(value: Any, kind: type) -> Any:
-    if kind is bool and isinstance(value, bool):
-        return value
-    if kind in (int, float) and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-        number = float(value)
-        if kind is int and number != int(number):
-            raise ValueError
-        return kind(number) if kind is int and isinstance(value, float) else kind(value)
-    if _is_enum(kind):
-        return kind("no" if value is False else value).value  # YAML reads a bare `no` as false
-    if kind in (str, dict) and isinstance(value, kind):
-        return value
-    raise TypeError
-
-
-def _describe_type(hint: Any) -> str:
-    words = []
-    for candidate in _options(hint):
-        if candidate is types.NoneType:
-            words.append("null")
-        elif get_origin(candidate) is Literal:
-            words.append("one of " + ", ".join(map(str, get_args(candidate))))
-        elif _is_enum(candidate):
-            words.append("one of " + ", ".join(str(member.value) for member in candidate))
-        else:
-            names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
-            words.append(names.get(candidate, "a list" if get_origin(candidate) is list else "a mapping"))
-    return " or ".join(dict.fromkeys(words))
-
-
-def _nearest(name: str, known: Any) -> str:
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean '{matches[0]}'?" if matches else ""

@@ -1,0 +1,179 @@
+"""The text of a recipe and of a command line becomes typed values, each with the place that it came from.
+
+YAML and flags are read here and not by argparse over the dataclasses, which knows neither the line of a YAML value nor
+its nearest name, and passes `1e-5`, which YAML reads as a string, on as one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import types
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+import yaml
+
+
+class RecipeError(ValueError):
+    """One line for the person at the terminal: what is wrong, where, and what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))  # values and other people's messages come with line breaks
+
+
+def read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, tuple[Any, str]]:
+    """Fields of a recipe and of what it extends: name → (value, `file:line`)."""
+    if path.resolve() in seen:
+        raise RecipeError(f"{path}: extends itself, by way of {' → '.join(str(p.name) for p in seen)}")
+    try:
+        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise RecipeError(f"{path}: cannot read the recipe: {reason}") from None
+    except yaml.YAMLError as error:
+        raise _yaml_error(path, error) from None
+    own = _mapping(loader, path)
+    extended, where = own.pop("extends", (None, ""))
+    if extended is None:
+        return own
+    if not isinstance(extended, str):
+        raise RecipeError(f"{where}: extends must be a file name, got {extended!r}")
+    base = path.parent / extended
+    if not base.is_file():
+        raise RecipeError(f"{where}: extends: no such file: {base}")
+    return {**read_yaml(base, (*seen, path.resolve())), **own}
+
+
+def _mapping(loader: yaml.SafeLoader, path: Path) -> dict[str, tuple[Any, str]]:
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return {}
+        if not isinstance(node, yaml.MappingNode):
+            raise RecipeError(f"{path}: a recipe is a list of `field: value` lines")
+        values: dict[str, tuple[Any, str]] = {}
+        for key_node, value_node in node.value:
+            where = f"{path}:{key_node.start_mark.line + 1}"
+            name = str(loader.construct_object(key_node))
+            if name in values:
+                raise RecipeError(f"{where}: {name} stands twice")
+            values[name] = (loader.construct_object(value_node, deep=True), where)
+        return values
+    except yaml.YAMLError as error:
+        raise _yaml_error(path, error) from None
+
+
+def _yaml_error(path: Path, error: yaml.YAMLError) -> RecipeError:
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
+        return RecipeError(f"{path}:{error.problem_mark.line + 1}: not YAML that a recipe may hold: {error.problem}")
+    return RecipeError(f"{path}: {' '.join(str(error).split())}")
+
+
+def read_flags(words: list[str], hints: dict[str, Any]) -> dict[str, tuple[Any, str]]:
+    """`--field value`, `--field=value`, `--switch`, `--field a b`: name → (value, `--field`)."""
+    values: dict[str, list[str]] = {}
+    name = None
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word[2:].partition("=")
+            name = name.replace("-", "_")
+            if name in values:
+                raise RecipeError(f"--{name}: given twice")
+            values[name] = [value] if equals else []
+        elif name is None:
+            raise RecipeError(f"'{word}': expected --field value; a command has one recipe")
+        else:
+            values[name].append(word)
+    return {name: (_flag_value(words, hints.get(name)), f"--{name}") for name, words in values.items()}
+
+
+def _flag_value(words: list[str], hint: Any) -> Any:
+    if not words:
+        return True
+    if hint is not None and _accepts(hint, str) and not _accepts(hint, list):
+        text = " ".join(words)
+        return None if text in ("null", "none", "None") and _accepts(hint, types.NoneType) else text
+    try:
+        parsed = [yaml.safe_load(word) for word in words]
+    except yaml.YAMLError:
+        parsed = list(words)
+    return parsed[0] if len(parsed) == 1 else parsed
+
+
+def _accepts(hint: Any, kind: type) -> bool:
+    return any(option is kind or get_origin(option) is kind for option in _options(hint))
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    """The members of a union, or the hint itself; text beside an enum is that enum's spelling, not any text."""
+    if get_origin(hint) not in (Union, types.UnionType):
+        return (hint,)
+    members = tuple(option for member in get_args(hint) for option in _options(member))
+    return tuple(option for option in members if option is not str) if any(map(_is_enum, members)) else members
+
+
+def _is_enum(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, Enum)
+
+
+def coerce(value: Any, hint: Any) -> Any:
+    """The value as the hint's type; numbers that YAML reads as text (1e-5) are read as numbers."""
+    for candidate in _options(hint):
+        try:
+            return _coerce_one(value, candidate)
+        except (TypeError, ValueError, OverflowError):
+            continue
+    raise TypeError
+
+
+def _coerce_one(value: Any, kind: Any) -> Any:
+    origin = get_origin(kind)
+    if kind is Any:
+        return value
+    if kind is types.NoneType and value is None:
+        return None
+    if origin is Literal and value in get_args(kind) and not isinstance(value, bool):
+        return value
+    if origin in (list, dict) and isinstance(value, origin):
+        if origin is list:
+            return [coerce(item, get_args(kind)[0]) for item in value]
+        return value
+    if isinstance(kind, type) and origin is None:
+        return _coerce_plain(value, kind)
+    raise TypeError
+
+
+def _coerce_plain(value: Any, kind: type) -> Any:
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind in (int, float) and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        number = float(value)
+        if kind is int and number != int(number):
+            raise ValueError
+        return kind(number) if kind is int and isinstance(value, float) else kind(value)
+    if _is_enum(kind):
+        return kind("no" if value is False else value).value  # YAML reads a bare `no` as false
+    if kind in (str, dict) and isinstance(value, kind):
+        return value
+    raise TypeError
+
+
+def describe_type(hint: Any) -> str:
+    words = []
+    for candidate in _options(hint):
+        if candidate is types.NoneType:
+            words.append("null")
+        elif get_origin(candidate) is Literal:
+            words.append("one of " + ", ".join(map(str, get_args(candidate))))
+        elif _is_enum(candidate):
+            words.append("one of " + ", ".join(str(member.value) for member in candidate))
+        else:
+            names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+            words.append(names.get(candidate, "a list" if get_origin(candidate) is list else "a mapping"))
+    return " or ".join(dict.fromkeys(words))
+
+
+def nearest(name: str, known: Any) -> str:
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{matches[0]}'?" if matches else ""
