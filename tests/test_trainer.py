@@ -47,7 +47,9 @@ def gradients_of(trainer: VOPDTrainer, batches) -> tuple[float, dict[str, torch.
     tokens = torch.tensor(sum(len(batch.targets) for batch in batches))
     losses = []
     for batch in batches:
-        loss = trainer.compute_loss(trainer.model, {"micro_batch": batch}, num_items_in_batch=tokens)
+        (view,) = trainer.teacher.views([batch])
+        inputs = {"micro_batch": batch, "teacher_view": view}
+        loss = trainer.compute_loss(trainer.model, inputs, num_items_in_batch=tokens)
         loss.backward()
         losses.append(loss.item())
     return sum(losses), {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
@@ -89,7 +91,7 @@ def test_loss_is_the_mean_over_tokens_of_the_reference_loss(write_recipe):
         tokens = torch.tensor([sample.prompt_ids + sample.completion_ids])
         part = slice(len(sample.prompt_ids) - 1, -1)
         student.append(trainer.model(input_ids=tokens).logits[0, part])
-        teacher.append(trainer.teacher(input_ids=tokens).logits[0, part])
+        teacher.append(trainer.teacher.model(input_ids=tokens).logits[0, part])
         targets.append(torch.tensor(sample.completion_ids))
         rollout.append(torch.tensor(sample.rollout_logprobs))
     expected, _ = reference_loss(
@@ -156,7 +158,7 @@ def test_each_model_reads_each_token_once_per_update(write_recipe):
         return hook
 
     trainer.model.get_input_embeddings().register_forward_pre_hook(count("student"))
-    trainer.teacher.get_input_embeddings().register_forward_pre_hook(count("teacher"))
+    trainer.teacher.model.get_input_embeddings().register_forward_pre_hook(count("teacher"))
     gradients_of(trainer, pack(samples, 2))
     assert read["student"] == read["teacher"] == sum(sample.length for sample in samples)
 

@@ -101,7 +101,7 @@ class StepMetrics:
 
 # Seconds per step: `update` is every micro-batch's forward and backward, the teacher's forward inside; `train` is all
 # of it up to the end of the optimiser's step.
-_TIMES = ("rollout", "teacher", "update", "train")
+_TIMES = ("rollout", "sync", "teacher", "update", "train")
 
 
 def _log_line(totals: dict[str, float], largest_importance: float, processes: int) -> dict[str, float]:
@@ -124,12 +124,13 @@ def _log_line(totals: dict[str, float], largest_importance: float, processes: in
     }
     line |= {name: value for name, value in mean.items() if name.startswith("gradient_variance/")}
     steps = totals["steps"] / processes
-    seconds = {name: totals[f"time/{name}"] / processes / steps for name in _TIMES}
-    line["time/rollout"], line["time/train"] = seconds["rollout"], seconds["train"]
-    line["time/teacher"] = seconds["teacher"]
+    seconds = {name: totals.get(f"time/{name}", 0.0) / processes / steps for name in _TIMES}
+    line["time/rollout"], line["time/sync"] = seconds["rollout"], seconds["sync"]
+    line["time/train"], line["time/teacher"] = seconds["train"], seconds["teacher"]
     line["time/student"] = seconds["update"] - seconds["teacher"]
     line["time/optimizer"] = seconds["train"] - seconds["update"]
-    line["tokens_per_second"] = totals["tokens"] / steps / max(seconds["rollout"] + seconds["train"], 1e-9)
+    step_seconds = seconds["rollout"] + seconds["sync"] + seconds["train"]
+    line["tokens_per_second"] = totals["tokens"] / steps / max(step_seconds, 1e-9)
     return line
 
 

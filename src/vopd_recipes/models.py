@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -20,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from vopd_recipes.attention import PACKED_SDPA, packed_arguments
 from vopd_recipes.config import ModelConfig, RecipeError
 from vopd_recipes.fused import Head
+from vopd_recipes.sharding import gathered
 
 # Mean entropy above this share of log V: a model that has learnt nothing, or whose weights were not loaded.
 _UNIFORM_ENTROPY_SHARE = 0.98
@@ -110,8 +112,8 @@ def causal_lm_of(model: nn.Module) -> PreTrainedModel:
     return cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
 
 
-def head_of(model: nn.Module) -> Head:
-    """The language-model head with its scale and soft cap.
+def head_module(model: nn.Module) -> nn.Linear:
+    """The linear layer that makes logits.
 
     Raises:
         RecipeError: the head is not a plain linear layer (LoRA on lm_head, for instance).
@@ -123,7 +125,13 @@ def head_of(model: nn.Module) -> Head:
             f"the head of {type(causal_lm).__name__} is a {type(module).__name__}, not a linear layer; "
             "leave lm_head out of lora_target_modules"
         )
-    config = causal_lm.config.get_text_config()
+    return module
+
+
+def head_of(model: nn.Module) -> Head:
+    """The language-model head with its scale and soft cap; under ZeRO-3 its weight is a slice outside the forward."""
+    module = head_module(model)
+    config = causal_lm_of(model).config.get_text_config()
     scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0
     scale /= getattr(config, "logits_scaling", None) or 1.0
     return Head(module.weight, module.bias, scale, getattr(config, "final_logit_softcapping", None))
@@ -138,7 +146,7 @@ def hidden_states(model: nn.Module, input_ids: Tensor, position_ids: Tensor, **p
 
 def shared_vocabulary(student: nn.Module, teacher: nn.Module) -> int:
     """Number of tokens that both heads score: their padded sizes may differ."""
-    return min(len(head_of(student).weight), len(head_of(teacher).weight))
+    return min(head_module(model).out_features for model in (student, teacher))
 
 
 def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
@@ -204,7 +212,8 @@ def _check_one(name: str, label: str, model: nn.Module, prompt: list[int]) -> No
             f"{math.log(logits.shape[1]):.2f}); were its weights loaded?"
         )
     hidden = hidden_states(model, input_ids, torch.arange(len(prompt), device=causal_lm.device)[None])
-    ours = apply_head(hidden, head)
+    with gathered(head.weight) as (weight,):
+        ours = apply_head(hidden, replace(head, weight=weight))
     if (ours - logits).abs().max() > 0.02 * logits.abs().max() + 1e-3:
         raise RecipeError(f"{label}: its head is not softcap·tanh(scale·(W h + b)/softcap), which the loss computes")
     _check_packing(label, model, hidden, prompt)

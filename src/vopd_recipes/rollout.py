@@ -20,6 +20,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.utils.logging import tqdm
 
+from vopd_recipes.weights import FullCopy
+
 # Rows that ended are cut from the cache when they are this share of it: cutting copies the rest.
 _COMPACT_BELOW = 0.75
 
@@ -33,8 +35,14 @@ class Completion:
     finished: bool  # ended by itself; its last token is then the end-of-sequence token
 
 
+class RolloutFailed(RuntimeError):
+    """The sampler cannot go on; one line says why."""
+
+
 class RolloutEngine(Protocol):
     """What the trainer asks of a sampler."""
+
+    stale: bool  # has not got the student's weights, or lost them since
 
     def generate(self, prompts: list[list[int]], seeds: list[int], max_new_tokens: int) -> list[Completion]:
         """One completion per prompt, in order."""
@@ -53,7 +61,7 @@ class Sampling:
 
 
 class TransformersRollout:
-    """Sample with the training model itself, which is always in sync.
+    """Sample with the training model itself, which is always in sync, or with a full copy where it is sharded.
 
     Args:
         model: gives the causal language model, in evaluation mode.
@@ -62,6 +70,7 @@ class TransformersRollout:
         sampling: temperature and truncation.
         batch_size: completions sampled at a time.
         progress: show a progress bar.
+        copy: of a student that no process holds whole; it has weights from `sync` to the end of `generate`.
     """
 
     def __init__(
@@ -72,8 +81,11 @@ class TransformersRollout:
         sampling: Sampling,
         batch_size: int,
         progress: bool = False,
+        copy: FullCopy | None = None,
     ) -> None:
         self._model = model
+        self._copy = copy
+        self.stale = copy is not None
         self._eos_token_ids = torch.tensor(sorted(eos_token_ids))
         self._vocabulary = vocabulary
         self._sampling = sampling
@@ -81,12 +93,15 @@ class TransformersRollout:
         self._progress = progress
 
     def sync(self, named_weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Nothing to do: the weights are the training model's own."""
+        """Fill the copy; without one the weights are the training model's own."""
+        if self._copy is not None:
+            self._copy.fill(named_weights)
+            self.stale = False
 
     @torch.no_grad()
     def generate(self, prompts: list[list[int]], seeds: list[int], max_new_tokens: int) -> list[Completion]:
         """One completion per prompt, in order; prompts of like length are sampled together."""
-        model = self._model()
+        model = self._copy.model if self._copy is not None else self._model()
         completions: list[Completion | None] = [None] * len(prompts)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
         bar = tqdm(total=len(prompts), desc="Sampling", leave=False, disable=not self._progress)
@@ -98,6 +113,9 @@ class TransformersRollout:
                 completions[i] = completion
             bar.update(len(rows))
         bar.close()
+        if self._copy is not None:
+            self._copy.release()
+            self.stale = True
         return [completion for completion in completions if completion is not None]
 
 

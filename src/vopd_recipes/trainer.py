@@ -13,9 +13,11 @@ using the head's weight beside them, or the model inside its wrapper, trains som
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +26,26 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Trainer
 
-from vopd_recipes.attention import packed_arguments
 from vopd_recipes.checkpoints import keep_newest, last_complete_checkpoint, mark_complete
 from vopd_recipes.completions import RECORDED, write_completions
 from vopd_recipes.config import VOPDConfig
 from vopd_recipes.estimators import TokenStats
-from vopd_recipes.fused import fused_loss
 from vopd_recipes.grading import MathGrader, grade_choice
+from vopd_recipes.launch import check_launch
 from vopd_recipes.metrics import StepMetrics
-from vopd_recipes.models import causal_lm_of, end_of_sequence_ids, head_of, hidden_states, shared_vocabulary
+from vopd_recipes.models import (
+    causal_lm_of,
+    end_of_sequence_ids,
+    head_module,
+    head_of,
+    shared_vocabulary,
+)
 from vopd_recipes.packing import MicroBatch, Sample, pack
 from vopd_recipes.report import plot_training
-from vopd_recipes.rollout import RolloutEngine, Sampling, TransformersRollout
+from vopd_recipes.rollout import RolloutEngine, RolloutFailed, Sampling, TransformersRollout
+from vopd_recipes.sharding import shards_weights
+from vopd_recipes.teacher import LocalTeacher, Teacher, TeacherView, completion_states
+from vopd_recipes.weights import FullCopy, full_weights
 
 
 class TrainingStopped(RuntimeError):
@@ -71,14 +81,16 @@ class VOPDTrainer(Trainer):
         super().__init__(
             model=model, args=args, processing_class=processing_class, data_collator=_as_they_are, **kwargs
         )
-        self.teacher = teacher.to(self.accelerator.device)
+        check_launch(self.accelerator)
         self.tokenizer = processing_class
         self.estimator = args.estimator
         self.answer_format = answer_format
         self.vocabulary = shared_vocabulary(model, teacher)
+        self.teacher: Teacher = LocalTeacher(teacher, self.accelerator, args.teacher_offload)
         self.output_dir = Path(str(args.output_dir))
         self.metrics = StepMetrics(self.accelerator, args.importance_sampling_cap)
         self.rollout: RolloutEngine = self._build_rollout()
+        self._weights_sampled_with = -1  # the step whose weights the rollout engine has
         self._window: list[Sample] = []  # completions of the current step, until they are written
         self._window_start = 0.0
 
@@ -90,42 +102,92 @@ class VOPDTrainer(Trainer):
     # Rollouts -------------------------------------------------------------------------------------------------------
 
     def _build_rollout(self) -> RolloutEngine:
+        eos_token_ids = end_of_sequence_ids(self.student, self.tokenizer)
+        sampling = Sampling(self.args.temperature, self.args.top_p, self.args.top_k)
+        progress = self.is_local_process_zero() and not self.args.disable_tqdm
+        copy = FullCopy(self.student, self.accelerator.device) if shards_weights(self.accelerator) else None
         return TransformersRollout(
             model=lambda: self.student,
-            eos_token_ids=end_of_sequence_ids(self.student, self.tokenizer),
+            eos_token_ids=eos_token_ids,
             vocabulary=self.vocabulary,
-            sampling=Sampling(self.args.temperature, self.args.top_p, self.args.top_k),
+            sampling=sampling,
             batch_size=self.args.rollout_batch_size,
-            progress=self.is_local_process_zero() and not self.args.disable_tqdm,
+            progress=progress,
+            copy=copy,
         )
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[list[dict[str, Any]]], num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, MicroBatch]], Tensor]:
+    ) -> tuple[list[dict[str, Any]], Tensor]:
         """Sample and pack one accumulation window: its micro-batches, and its tokens over all processes."""
         if self.state.global_step >= self.state.max_steps:  # a finished run, resumed: the Trainer would step once more
             return [], torch.zeros((), device=device)
-        prompts = [row for _, batch in zip(range(num_batches), epoch_iterator) for row in batch]
-        with self.metrics.timed("rollout"):
-            samples = self._sample(prompts, self.state.global_step, self.args.num_generations)
+        prompts = self._own_prompts([batch for _, batch in zip(range(num_batches), epoch_iterator)])
+        samples = self._sample(prompts, self.state.global_step, self.args.num_generations)
         self.metrics.add_completions(samples)
         self._window = samples
         micro_batches = pack([sample for sample in samples if self._is_trained_on(sample)], num_batches)
         tokens = torch.tensor(sum(len(batch.targets) for batch in micro_batches), device=device)
         self._window_start = time.perf_counter()
-        return [{"micro_batch": batch} for batch in micro_batches], self.accelerator.reduce(tokens, "sum")
+        with self.metrics.timed("teacher"):
+            views = self.teacher.views(micro_batches)
+        window = [{"micro_batch": batch, "teacher_view": view} for batch, view in zip(micro_batches, views)]
+        return window, self.accelerator.reduce(tokens, "sum")
+
+    def _own_prompts(self, batches: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        """Without the prompts that fill the last batches of an epoch up, so that every process has as many.
+
+        Batch i of an epoch goes to process i mod W, and the fillers come after the last prompt.
+        """
+        processes, size = self.accelerator.num_processes, self._train_batch_size
+        total = len(self.train_dataset)  # type: ignore[arg-type]
+        per_process = math.ceil(math.ceil(total / size) / processes)
+        windows = math.ceil(per_process / self.args.gradient_accumulation_steps)
+        first = self.state.global_step % windows * self.args.gradient_accumulation_steps
+        return [
+            row
+            for i, batch in enumerate(batches, first)
+            for j, row in enumerate(batch, (i * processes + self.accelerator.process_index) * size)
+            if j < total or self.args.dataloader_drop_last
+        ]
 
     def _sample(self, prompts: list[dict[str, Any]], step: int, generations: int) -> list[Sample]:
         rows = [(row, generation) for row in prompts for generation in range(generations)]
         seeds = [rollout_seed(self.args.seed, step, row["prompt_id"], generation) for row, generation in rows]
-        with _evaluating(self.student), self.accelerator.autocast():
-            completions = self.rollout.generate(
-                [row["input_ids"] for row, _ in rows], seeds, self.args.max_completion_length
-            )
+        inputs = [row["input_ids"] for row, _ in rows]
+        failure = None
+        try:
+            self._sync_rollout()
+            with self.metrics.timed("rollout"), _evaluating(self.student), self.accelerator.autocast():
+                completions = self.rollout.generate(inputs, seeds, self.args.max_completion_length)
+        except RolloutFailed as error:
+            failure = error
+        self._stop_together(failure)
         return [
             Sample(row["prompt_id"], row["input_ids"], completion.token_ids, completion.logprobs, completion.finished)
             for (row, _), completion in zip(rows, completions)
         ]
+
+    def _sync_rollout(self) -> None:
+        """Hand the student's weights over if they have changed since the engine got them, or it has lost them."""
+        if self.rollout.stale or self._weights_sampled_with != self.state.global_step:
+            with self.metrics.timed("sync"):
+                self.rollout.sync(full_weights(self.student))
+            self._weights_sampled_with = self.state.global_step
+
+    def _stop_together(self, failure: RolloutFailed | None) -> None:
+        """Where sampling failed on any process, save a checkpoint and stop on all of them."""
+        failed = torch.tensor(float(failure is not None), device=self.accelerator.device)
+        if not self.accelerator.reduce(failed, "sum"):
+            return
+        step = self.state.global_step
+        last = last_complete_checkpoint(self.output_dir)
+        if step > 0 and self.is_in_train and (last is None or last.name != f"checkpoint-{step}"):
+            self._save_checkpoint(self.model_wrapped, trial=None)
+        raise TrainingStopped(
+            f"step {step + 1}: sampling failed{': ' + str(failure) if failure else ' on another process'}; "
+            f"the same command goes on from {last_complete_checkpoint(self.output_dir) or 'the beginning'}"
+        ) from failure
 
     def _is_trained_on(self, sample: Sample) -> bool:
         return sample.finished or not self.args.mask_truncated_completions
@@ -144,62 +206,35 @@ class VOPDTrainer(Trainer):
         tokens = torch.as_tensor(num_items_in_batch, device=self.accelerator.device).clamp_min(1)
         weights = torch.ones_like(batch.rollout_logprobs) * (self.accelerator.num_processes / tokens)
         with self.metrics.timed("teacher"):
-            teacher_hidden = self._teacher_states(batch)
-        loss, stats = self._student_loss(model, batch, teacher_hidden, weights, self.args.log_gradient_variance)
+            view = inputs["teacher_view"]()
+        loss, stats = self._student_loss(model, batch, view, weights, self.args.log_gradient_variance)
         self.metrics.add_tokens(stats, batch.rollout_logprobs)
         batch.record({name: getattr(stats, name) for name in RECORDED})
         return loss
 
-    @torch.no_grad()
-    def _teacher_states(self, batch: MicroBatch) -> Tensor:
-        return self._completion_states(self.teacher, batch).to(head_of(self.teacher).weight.dtype)
-
     def _student_loss(
-        self, model: nn.Module, batch: MicroBatch, teacher_hidden: Tensor, weights: Tensor, gradient_variance: bool
+        self, model: nn.Module, batch: MicroBatch, view: TeacherView, weights: Tensor, gradient_variance: bool
     ) -> tuple[Tensor, TokenStats]:
         """One forward of the wrapped student, with the loss in place of its head."""
         unwrapped = self.accelerator.unwrap_model(model)
-        teacher, student = head_of(self.teacher), head_of(unwrapped)
-        head = causal_lm_of(unwrapped).get_output_embeddings()
+        module, head = head_module(unwrapped), head_of(unwrapped)
         collected: list[TokenStats] = []
 
         def loss_at_head(hidden: Tensor) -> Tensor:
-            dtype = _product_dtype(hidden, head.weight)
-            loss, stats = fused_loss(
-                hidden.to(dtype),
-                head.weight.to(dtype),
-                teacher_hidden,
-                teacher.weight,
-                batch.targets,
-                self.estimator,
-                student_bias=head.bias,
-                teacher_bias=teacher.bias,
-                token_weights=weights,
-                rollout_logprobs=batch.rollout_logprobs,
-                student_logit_scale=student.logit_scale,
-                teacher_logit_scale=teacher.logit_scale,
-                student_softcap=student.softcap,
-                teacher_softcap=teacher.softcap,
-                gradient_variance=gradient_variance,
-            )
+            dtype = _product_dtype(hidden, module.weight)
+            ours = replace(head, weight=module.weight.to(dtype))
+            loss, stats = view.loss(hidden.to(dtype), ours, batch, self.estimator, weights, gradient_variance)
             collected.append(stats)
             return loss
 
         def student_forward() -> Tensor:
-            hidden = self._completion_states(unwrapped, batch)
-            with _redirected(head, loss_at_head):
-                return head(hidden)
+            hidden = completion_states(unwrapped, batch)
+            with _redirected(module, loss_at_head):
+                return module(hidden)
 
         with self.accelerator.autocast(), _redirected(unwrapped, student_forward):
             loss = model()
         return loss, collected[0]
-
-    def _completion_states(self, model: nn.Module, batch: MicroBatch) -> Tensor:
-        """Hidden states [N, H] that predict the completion tokens."""
-        implementation = causal_lm_of(model).config._attn_implementation
-        packed = packed_arguments(implementation, batch.sequence_lengths, batch.input_ids.device)
-        hidden = hidden_states(model, batch.input_ids, batch.position_ids, **packed)
-        return hidden[batch.completion_positions]
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -293,10 +328,11 @@ class VOPDTrainer(Trainer):
         """Summed reverse KL and tokens of this process's samples, in as many micro-batches as on every other."""
         kl, tokens = 0.0, 0
         with _evaluating(self.model_wrapped):
-            for batch in pack(samples, -(-largest_share // self.args.per_device_eval_batch_size)):
-                batch = batch.to(self.accelerator.device)
+            rows = pack(samples, -(-largest_share // self.args.per_device_eval_batch_size))
+            batches = [batch.to(self.accelerator.device) for batch in rows]
+            for batch, view in zip(batches, self.teacher.views(batches)):
                 weights = torch.zeros_like(batch.rollout_logprobs)
-                _, stats = self._student_loss(self.model_wrapped, batch, self._teacher_states(batch), weights, False)
+                _, stats = self._student_loss(self.model_wrapped, batch, view(), weights, False)
                 kl += stats.reverse_kl.double().sum().item()
                 tokens += len(batch.targets)
         return kl, tokens

@@ -1,0 +1,153 @@
+"""What the teacher says about a window of completions.
+
+The trainer asks for `views`: one call per micro-batch, made when the micro-batch is trained on, that gives what the
+loss needs. A local teacher answers with hidden states, and its head stays here; a server answers with the
+log-probabilities of a few tokens, requested for the whole window at once so that it scores while the student trains.
+
+A local teacher is laid out like the student: in slices under ZeRO-3 and FSDP2, a copy per process otherwise. With
+`offload` its backbone waits in CPU memory and visits the device once per window, before the student's turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from vopd_recipes.attention import packed_arguments
+from vopd_recipes.estimators import Estimator, TokenStats
+from vopd_recipes.fused import Head, fused_loss
+from vopd_recipes.models import causal_lm_of, head_module, head_of, hidden_states
+from vopd_recipes.packing import MicroBatch
+from vopd_recipes.sharding import gathered, layout
+
+
+class TeacherView(Protocol):
+    """What a teacher says about one micro-batch."""
+
+    def loss(
+        self, hidden: Tensor, head: Head, batch: MicroBatch, estimator: Estimator, weights: Tensor, variance: bool
+    ) -> tuple[Tensor, TokenStats]:
+        """Loss of the student's completion states [N, H] under its `head`, with token `weights` [N]."""
+
+
+class Teacher(Protocol):
+    """A local model or a server."""
+
+    def views(self, batches: Sequence[MicroBatch]) -> list[Callable[[], TeacherView]]:
+        """One view per micro-batch, ready or computed when it is called."""
+
+
+def completion_states(model: nn.Module, batch: MicroBatch) -> Tensor:
+    """Hidden states [N, H] that predict the completion tokens of a packed row."""
+    implementation = causal_lm_of(model).config._attn_implementation
+    packed = packed_arguments(implementation, batch.sequence_lengths, batch.input_ids.device)
+    hidden = hidden_states(model, batch.input_ids, batch.position_ids, **packed)
+    return hidden[batch.completion_positions]
+
+
+class LocalTeacher:
+    """A frozen model in the training process.
+
+    Args:
+        model: in evaluation mode.
+        accelerator: the trainer's; says where the model goes and how it is sharded.
+        offload: keep the backbone in CPU memory between windows.
+    """
+
+    def __init__(self, model: nn.Module, accelerator: Accelerator, offload: bool = False) -> None:
+        self.model = model
+        self._device = accelerator.device
+        self._offload = offload
+        kind = layout(accelerator)
+        if kind == "zero3":
+            self._engine = _zero3_engine(model, accelerator, offload)
+            self._offload = False  # DeepSpeed moves slices by itself
+        elif kind.startswith("fsdp"):
+            from accelerate.utils.fsdp_utils import fsdp2_prepare_model
+
+            self.model = fsdp2_prepare_model(accelerator, model.to(self._device))
+        elif offload:
+            head_module(model).to(self._device)
+        else:
+            model.to(self._device)
+
+    def views(self, batches: Sequence[MicroBatch]) -> list[Callable[[], TeacherView]]:
+        """Hidden states when they are asked for, or all at once where the model visits the device."""
+        if not self._offload:
+            return [partial(self._view, batch) for batch in batches]
+        backbone = causal_lm_of(self.model).base_model
+        head = head_module(self.model).weight
+        backbone.to(self._device)
+        ready = [self._view(batch) for batch in batches]
+        backbone.to("cpu")
+        head.data = head.data.to(self._device)  # a tied head went with the embeddings
+        return [partial(lambda view: view, view) for view in ready]
+
+    @torch.no_grad()
+    def _view(self, batch: MicroBatch) -> LocalView:
+        hidden = completion_states(self.model, batch.to(self._device))
+        return LocalView(self, hidden.to(head_module(self.model).weight.dtype))
+
+    @contextmanager
+    def head(self) -> Iterator[Head]:
+        """The head with its whole weight. Collective under ZeRO-3 and FSDP2."""
+        head = head_of(self.model)
+        with gathered(head.weight) as (weight,):
+            yield replace(head, weight=weight)
+
+
+class LocalView:
+    """Hidden states [N, H'] of one micro-batch, and the head to read them with."""
+
+    def __init__(self, teacher: LocalTeacher, hidden: Tensor) -> None:
+        self._teacher, self._hidden = teacher, hidden
+
+    def loss(
+        self, hidden: Tensor, head: Head, batch: MicroBatch, estimator: Estimator, weights: Tensor, variance: bool
+    ) -> tuple[Tensor, TokenStats]:
+        """See `TeacherView.loss`."""
+        with self._teacher.head() as teacher:
+            return fused_loss(
+                hidden,
+                head.weight,
+                self._hidden,
+                teacher.weight,
+                batch.targets,
+                estimator,
+                student_bias=head.bias,
+                teacher_bias=teacher.bias,
+                token_weights=weights,
+                rollout_logprobs=batch.rollout_logprobs,
+                student_logit_scale=head.logit_scale,
+                teacher_logit_scale=teacher.logit_scale,
+                student_softcap=head.softcap,
+                teacher_softcap=teacher.softcap,
+                gradient_variance=variance,
+            )
+
+
+def _zero3_engine(model: nn.Module, accelerator: Accelerator, offload: bool) -> Any:
+    """Slice the teacher's weights over all processes; its layers gather themselves when they run."""
+    import deepspeed  # imported late: it takes seconds
+
+    zero: dict[str, Any] = {"stage": 3}
+    if offload:
+        zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+    configuration = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "train_batch_size": accelerator.num_processes,
+        "zero_optimization": zero,
+        "bf16": {"enabled": head_module(model).weight.dtype == torch.bfloat16},
+        "fp16": {"enabled": head_module(model).weight.dtype == torch.float16},
+    }
+    engine, *_ = deepspeed.initialize(model=model, config=configuration)
+    engine.eval()
+    return engine
