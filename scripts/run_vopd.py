@@ -4,16 +4,18 @@ The same command, started again, continues a run that was cut off.
 """
 
 import logging
+import os
 import sys
 from pathlib import Path
 
 from transformers import set_seed
 
-from vopd_recipes.checkpoints import check_same_recipe, last_complete_checkpoint
+from vopd_recipes.checkpoints import check_same_layout, check_same_recipe, last_complete_checkpoint
 from vopd_recipes.config import Recipe, RecipeError, describe_fields, load_recipe
 from vopd_recipes.models import check_models, check_tokenizers, load_student, load_teacher, load_tokenizer
 from vopd_recipes.prompts import build_prompts, read_rows
 from vopd_recipes.run import finish_run, start_run
+from vopd_recipes.sharding import is_sliced, layout
 from vopd_recipes.trainer import TrainingStopped, VOPDTrainer
 
 USAGE = "usage: accelerate launch scripts/run_vopd.py RECIPE.yaml [--field value ...]"
@@ -35,7 +37,8 @@ def run(recipe: Recipe) -> None:
     ################
     set_seed(recipe.training.seed)  # LoRA's initial weights
     student, teacher = load_student(recipe.model), load_teacher(recipe.model)
-    check_models(student, teacher, prompts.train[0]["input_ids"])
+    if not is_sliced(student):  # else the trainer does, once the slices can be gathered
+        check_models(student, teacher, prompts.train[0]["input_ids"])
 
     ################
     # Training
@@ -50,13 +53,18 @@ def run(recipe: Recipe) -> None:
         eval_dataset=prompts.test,
     )
     start_run(recipe, trainer)
-    checkpoint = recipe.training.resume_from_checkpoint or last_complete_checkpoint(output_dir)
+    named = recipe.training.resume_from_checkpoint
+    checkpoint = Path(named) if named else last_complete_checkpoint(output_dir)
+    if checkpoint:
+        check_same_layout(checkpoint, layout(trainer.accelerator), trainer.accelerator.num_processes)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finish_run(trainer)
+    trainer.accelerator.end_training()
 
 
 def main() -> None:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    rank = int(os.environ.get("RANK", 0))
+    logging.basicConfig(level=logging.WARNING if rank else logging.INFO, format="%(message)s")
     words = sys.argv[1:]
     if not words or words[0] in ("-h", "--help"):
         print(USAGE, "", "fields of this library (every field of transformers.TrainingArguments works too):", sep="\n")
@@ -66,7 +74,7 @@ def main() -> None:
     try:
         run(load_recipe(words[0], words[1:]))
     except (RecipeError, TrainingStopped) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{f'[rank {rank}] ' if rank else ''}error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, RecipeError) else 1)
 
 

@@ -29,18 +29,19 @@ from vopd_recipes import tiny
 from vopd_recipes.attention import PACKED_SDPA
 from vopd_recipes.config import ModelConfig, RecipeError
 from vopd_recipes.models import (
-    apply_head,
     causal_lm_of,
     check_models,
     check_tokenizers,
     default_attention,
     end_of_sequence_ids,
+    head_module,
     head_of,
     hidden_states,
     load_student,
     load_teacher,
     load_tokenizer,
-    shared_vocabulary,
+    scale_logits,
+    vocabulary_of,
 )
 
 PROMPT = list(range(40, 60))
@@ -215,8 +216,8 @@ def test_tokenizers_that_differ(tokenizer: PreTrainedTokenizerFast) -> None:
 
 def test_vocabularies_padded_differently(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:
     wider = sharpened(tiny.tiny_qwen3(64, 1, seed=0, vocab_size=320, tie_word_embeddings=False))
-    assert shared_vocabulary(pair[0], pair[1]) == 264
-    assert shared_vocabulary(pair[0], wider) == shared_vocabulary(wider, pair[0]) == 264
+    assert [vocabulary_of(model) for model in pair] == [264, 264]
+    assert vocabulary_of(wider) == 320
     check_models(pair[0], wider, PROMPT)
 
 
@@ -257,7 +258,8 @@ def test_heads_with_a_scale_or_a_cap(
     check_models(model, model, PROMPT)
     ids = torch.tensor([PROMPT])
     with torch.no_grad():
-        ours = apply_head(hidden_states(model, ids, torch.arange(len(PROMPT))[None]), head)
+        hidden = hidden_states(model, ids, torch.arange(len(PROMPT))[None])
+        ours = scale_logits(head_module(model)(hidden).float(), head)
         torch.testing.assert_close(ours, model(input_ids=ids).logits[0], atol=1e-5, rtol=1e-5)
 
 

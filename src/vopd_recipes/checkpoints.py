@@ -7,6 +7,7 @@ folders with the marker are ever resumed from or kept.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import shutil
@@ -16,6 +17,7 @@ from typing import Any
 import yaml
 
 from vopd_recipes.config import RecipeError
+from vopd_recipes.whole import written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -29,9 +31,35 @@ _HARMLESS = re.compile(
 )
 
 
-def mark_complete(checkpoint: Path) -> None:
-    """Declare a checkpoint whole; the caller has made sure that every process has written its part."""
-    (checkpoint / MARKER).touch()
+def mark_complete(checkpoint: Path, layout: str = "none", processes: int = 1) -> None:
+    """Declare a checkpoint whole; the caller has made sure that every process has written its part.
+
+    Args:
+        checkpoint: its folder.
+        layout: how the states in it are spread (`sharding.layout`).
+        processes: over how many.
+    """
+    with written_whole(checkpoint / MARKER) as temporary:
+        temporary.write_text(json.dumps({"layout": layout, "processes": processes}) + "\n")
+
+
+def check_same_layout(checkpoint: Path, layout: str, processes: int) -> None:
+    """A run goes on with the processes that began it: the optimiser's state and the batches are theirs.
+
+    Raises:
+        RecipeError: the checkpoint is another layout's; the Trainer would go on with a fresh optimiser, or with
+            other batches.
+    """
+    marker = checkpoint / MARKER
+    if not marker.is_file():  # named by resume_from_checkpoint, of whatever origin
+        return
+    before = json.loads(marker.read_text())
+    if (before["layout"], before["processes"]) != (layout, processes):
+        raise RecipeError(
+            f"{checkpoint}: written by {before['processes']} processes ({before['layout']}), this launch has "
+            f"{processes} ({layout}); start as many in the same way, or begin anew in another output_dir with "
+            f"model_name_or_path: {checkpoint}"
+        )
 
 
 def complete_checkpoints(output_dir: Path) -> list[Path]:

@@ -23,7 +23,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import SchedulerType
 
 from vopd_recipes.estimators import Estimator
-from vopd_recipes.launch import prepare_launch
+from vopd_recipes.launch import introduce_deepspeed, prepare_launch
 from vopd_recipes.recipe_text import RecipeError, coerce, describe_type, nearest, read_flags, read_yaml
 
 
@@ -191,6 +191,7 @@ class VOPDConfig(TrainingArguments):
     logging_steps: float = option(1, "steps between log lines")
     save_steps: float = option(20, "steps between checkpoints (paper)")
     logging_nan_inf_filter: bool = option(False, "a non-finite loss stops the run instead")
+    ddp_find_unused_parameters: bool | None = option(False, "every trained weight has a gradient in every micro-batch")
     remove_unused_columns: bool = option(False, "prompts carry their own columns")
 
     def __post_init__(self) -> None:
@@ -215,6 +216,7 @@ class VOPDConfig(TrainingArguments):
         self.baseline = self.estimator.baseline
         prepare_launch(self)
         super().__post_init__()
+        introduce_deepspeed(self)
 
     def _check_backends(self) -> None:
         share = self.vllm_gpu_memory_utilization

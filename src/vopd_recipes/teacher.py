@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from vopd_recipes.attention import packed_arguments
 from vopd_recipes.estimators import Estimator, TokenStats
 from vopd_recipes.fused import Head, fused_loss
-from vopd_recipes.models import causal_lm_of, head_module, head_of, hidden_states
+from vopd_recipes.models import causal_lm_of, head_module, head_of, hidden_states, vocabulary_of
 from vopd_recipes.packing import MicroBatch
-from vopd_recipes.sharding import gathered, layout
+from vopd_recipes.sharding import gathered, layout, redirected
 
 
 class TeacherView(Protocol):
@@ -39,6 +39,8 @@ class TeacherView(Protocol):
 
 class Teacher(Protocol):
     """A local model or a server."""
+
+    vocabulary: int  # number of tokens it scores; the student's may be padded to another
 
     def views(self, batches: Sequence[MicroBatch]) -> list[Callable[[], TeacherView]]:
         """One view per micro-batch, ready or computed when it is called."""
@@ -63,6 +65,7 @@ class LocalTeacher:
 
     def __init__(self, model: nn.Module, accelerator: Accelerator, offload: bool = False) -> None:
         self.model = model
+        self.vocabulary = vocabulary_of(model)
         self._device = accelerator.device
         self._offload = offload
         kind = layout(accelerator)
@@ -92,7 +95,9 @@ class LocalTeacher:
 
     @torch.no_grad()
     def _view(self, batch: MicroBatch) -> LocalView:
-        hidden = completion_states(self.model, batch.to(self._device))
+        on_device = batch.to(self._device)
+        with redirected(self.model, lambda: completion_states(self.model, on_device)):
+            hidden = self.model()  # inside its own forward: FSDP2 gathers embeddings and head there
         return LocalView(self, hidden.to(head_module(self.model).weight.dtype))
 
     @contextmanager

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -35,15 +35,16 @@ from vopd_recipes.launch import check_launch
 from vopd_recipes.metrics import StepMetrics
 from vopd_recipes.models import (
     causal_lm_of,
+    check_models,
     end_of_sequence_ids,
     head_module,
     head_of,
-    shared_vocabulary,
+    vocabulary_of,
 )
 from vopd_recipes.packing import MicroBatch, Sample, pack
 from vopd_recipes.report import plot_training
 from vopd_recipes.rollout import RolloutEngine, RolloutFailed, Sampling, TransformersRollout
-from vopd_recipes.sharding import shards_weights
+from vopd_recipes.sharding import layout, redirected, shards_weights
 from vopd_recipes.teacher import LocalTeacher, Teacher, TeacherView, completion_states
 from vopd_recipes.weights import FullCopy, full_weights
 
@@ -57,7 +58,7 @@ class VOPDTrainer(Trainer):
 
     Args:
         model: the student.
-        teacher: frozen, in evaluation mode.
+        teacher: a frozen model in evaluation mode, or what stands for one elsewhere.
         args: estimator, sampling and everything that `transformers.TrainingArguments` has.
         processing_class: the student's tokenizer.
         answer_format: how held-out answers are graded, `math` or `choice`.
@@ -70,7 +71,7 @@ class VOPDTrainer(Trainer):
     def __init__(
         self,
         model: nn.Module,
-        teacher: nn.Module,
+        teacher: nn.Module | Teacher,
         args: VOPDConfig,
         processing_class: PreTrainedTokenizerBase,
         answer_format: str = "math",
@@ -85,11 +86,14 @@ class VOPDTrainer(Trainer):
         self.tokenizer = processing_class
         self.estimator = args.estimator
         self.answer_format = answer_format
-        self.vocabulary = shared_vocabulary(model, teacher)
-        self.teacher: Teacher = LocalTeacher(teacher, self.accelerator, args.teacher_offload)
+        self.teacher: Teacher = (
+            LocalTeacher(teacher, self.accelerator, args.teacher_offload) if isinstance(teacher, nn.Module) else teacher
+        )
+        self.vocabulary = min(vocabulary_of(model), self.teacher.vocabulary)
         self.output_dir = Path(str(args.output_dir))
         self.metrics = StepMetrics(self.accelerator, args.importance_sampling_cap)
         self.rollout: RolloutEngine = self._build_rollout()
+        self._unchecked = layout(self.accelerator) == "zero3"  # loaded in slices, so nobody could check them before
         self._weights_sampled_with = -1  # the step whose weights the rollout engine has
         self._window: list[Sample] = []  # completions of the current step, until they are written
         self._window_start = 0.0
@@ -152,6 +156,10 @@ class VOPDTrainer(Trainer):
         ]
 
     def _sample(self, prompts: list[dict[str, Any]], step: int, generations: int) -> list[Sample]:
+        if self._unchecked:
+            local = self.teacher.model if isinstance(self.teacher, LocalTeacher) else None
+            check_models(self.student, local, self.train_dataset[0]["input_ids"])  # type: ignore[index]
+            self._unchecked = False
         rows = [(row, generation) for row in prompts for generation in range(generations)]
         seeds = [rollout_seed(self.args.seed, step, row["prompt_id"], generation) for row, generation in rows]
         inputs = [row["input_ids"] for row, _ in rows]
@@ -229,10 +237,10 @@ class VOPDTrainer(Trainer):
 
         def student_forward() -> Tensor:
             hidden = completion_states(unwrapped, batch)
-            with _redirected(module, loss_at_head):
+            with redirected(module, loss_at_head):
                 return module(hidden)
 
-        with self.accelerator.autocast(), _redirected(unwrapped, student_forward):
+        with self.accelerator.autocast(), redirected(unwrapped, student_forward):
             loss = model()
         return loss, collected[0]
 
@@ -281,6 +289,11 @@ class VOPDTrainer(Trainer):
         parameters = causal_lm_of(self.student).num_parameters(exclude_embeddings=True)
         return 6 * inputs["micro_batch"].input_ids.numel() * parameters
 
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Under ZeRO-1 and 2 the weights are whole, and DeepSpeed's copy of them has lost which are tied."""
+        whole = layout(self.accelerator) in ("zero1", "zero2")
+        super()._save(output_dir, None if whole else state_dict)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """A checkpoint counts only once every process has written its part; older ones go after that."""
         limit, self.args.save_total_limit = self.args.save_total_limit, None
@@ -290,7 +303,8 @@ class VOPDTrainer(Trainer):
             self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
-            mark_complete(self.output_dir / f"checkpoint-{self.state.global_step}")
+            checkpoint = self.output_dir / f"checkpoint-{self.state.global_step}"
+            mark_complete(checkpoint, layout(self.accelerator), self.accelerator.num_processes)
             keep_newest(self.output_dir, limit)
             plot_training(self.state.log_history, self.output_dir)
 
@@ -376,17 +390,3 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(training)
-
-
-@contextmanager
-def _redirected(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Call `forward` in place of the module's own, hooks and wrappers around it as they are."""
-    own = vars(module).get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del module.forward
-        else:
-            module.forward = own
