@@ -88,8 +88,9 @@ def check_launch(accelerator: Accelerator) -> None:
         fsdp = accelerator.state.fsdp_plugin
         if fsdp.fsdp_version != 2 or "FULL" not in str(fsdp.state_dict_type):
             raise RecipeError(
-                "FSDP needs fsdp_version: 2 and fsdp_state_dict_type: FULL_STATE_DICT in the accelerate configuration, "
-                "as recipes/accelerate_configs/fsdp2.yaml has them; else it saves no model that others can load"
+                "FSDP needs fsdp_version: 2 and fsdp_state_dict_type: FULL_STATE_DICT in the accelerate "
+                "configuration, as recipes/accelerate_configs/fsdp2.yaml has them; else it saves no model that others "
+                "can load"
             )
 
 

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
 from vopd_recipes.attention import packed_arguments
 from vopd_recipes.estimators import Estimator, TokenStats
@@ -73,9 +74,8 @@ class LocalTeacher:
             self._engine = _zero3_engine(model, accelerator, offload)
             self._offload = False  # DeepSpeed moves slices by itself
         elif kind.startswith("fsdp"):
-            from accelerate.utils.fsdp_utils import fsdp2_prepare_model
-
-            self.model = fsdp2_prepare_model(accelerator, model.to(self._device))
+            slice_with_fsdp2(model, offload)
+            self._offload = False
         elif offload:
             head_module(model).to(self._device)
         else:
@@ -136,6 +136,19 @@ class LocalView:
                 teacher_softcap=teacher.softcap,
                 gradient_variance=variance,
             )
+
+
+def slice_with_fsdp2(model: nn.Module, offload: bool) -> None:
+    """Slice the weights over all processes, layer by layer; each gathers itself while it runs.
+
+    Not accelerate's own preparation: that puts the head into one unit with the last norm, and a teacher's head runs
+    beside the model, not in it. In the root's unit it is gathered and freed with every forward.
+    """
+    policy = CPUOffloadPolicy() if offload else OffloadPolicy()
+    for module in model.modules():
+        if type(module).__name__ in causal_lm_of(model)._no_split_modules:
+            fully_shard(module, offload_policy=policy)
+    fully_shard(model, offload_policy=policy, reshard_after_forward=True)
 
 
 def _zero3_engine(model: nn.Module, accelerator: Accelerator, offload: bool) -> Any:

@@ -86,9 +86,9 @@ class VOPDTrainer(Trainer):
         self.tokenizer = processing_class
         self.estimator = args.estimator
         self.answer_format = answer_format
-        self.teacher: Teacher = (
-            LocalTeacher(teacher, self.accelerator, args.teacher_offload) if isinstance(teacher, nn.Module) else teacher
-        )
+        if isinstance(teacher, nn.Module):
+            teacher = LocalTeacher(teacher, self.accelerator, args.teacher_offload)
+        self.teacher: Teacher = teacher
         self.vocabulary = min(vocabulary_of(model), self.teacher.vocabulary)
         self.output_dir = Path(str(args.output_dir))
         self.metrics = StepMetrics(self.accelerator, args.importance_sampling_cap)

@@ -48,16 +48,20 @@ def _is_adapter(name: str) -> bool:
 
 
 def _adapter_weights(layer: LoraLayer) -> list[nn.Parameter]:
-    """A [r, in] and B [out, r] of each active adapter, one after the other."""
-    matrices = (matrix[name] for name in layer.active_adapters for matrix in (layer.lora_A, layer.lora_B))
+    """A [r, in] and B [out, r] of each of its adapters in use, one after the other."""
+    matrices = (matrix[name] for name in _adapters(layer) for matrix in (layer.lora_A, layer.lora_B))
     return [cast(nn.Parameter, matrix.weight) for matrix in matrices]
+
+
+def _adapters(layer: LoraLayer) -> list[str]:
+    return [name for name in layer.active_adapters if name in layer.lora_A]
 
 
 @torch.no_grad()
 def _merged(layer: LoraLayer, base: Tensor, adapters: list[Tensor]) -> Tensor:
     """W + Σ B A · scale, multiplied in float32 and rounded once to W's type: a new tensor."""
     total = base.float()
-    for name, a, b in zip(layer.active_adapters, adapters[::2], adapters[1::2]):
+    for name, a, b in zip(_adapters(layer), adapters[::2], adapters[1::2]):
         total = torch.addmm(total, b.float(), a.float(), alpha=layer.scaling[name])
     return total.to(base.dtype)
 
