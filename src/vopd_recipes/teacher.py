@@ -145,8 +145,9 @@ def slice_with_fsdp2(model: nn.Module, offload: bool) -> None:
     beside the model, not in it. In the root's unit it is gathered and freed with every forward.
     """
     policy = CPUOffloadPolicy() if offload else OffloadPolicy()
+    layers = causal_lm_of(model)._no_split_modules or ()
     for module in model.modules():
-        if type(module).__name__ in causal_lm_of(model)._no_split_modules:
+        if type(module).__name__ in layers:
             fully_shard(module, offload_policy=policy)
     fully_shard(model, offload_policy=policy, reshard_after_forward=True)
 
