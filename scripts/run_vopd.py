@@ -49,6 +49,7 @@ def run(recipe: Recipe) -> None:
         recipe.training,
         processing_class=tokenizer,
         answer_format=recipe.data.answer_format,
+        model_config=recipe.model,
         train_dataset=prompts.train,
         eval_dataset=prompts.test,
     )
@@ -59,7 +60,6 @@ def run(recipe: Recipe) -> None:
         check_same_layout(checkpoint, layout(trainer.accelerator), trainer.accelerator.num_processes)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finish_run(trainer)
-    trainer.accelerator.end_training()
 
 
 def main() -> None:

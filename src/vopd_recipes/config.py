@@ -173,7 +173,7 @@ class VOPDConfig(TrainingArguments):
     rollout_batch_size: int = option(64, "completions sampled at a time on a device")
     vllm_gpu_memory_utilization: float = option(0.3, "share of the GPU's memory that vLLM may fill while it samples")
     vllm_tensor_parallel_size: int = option(1, "neighbouring processes that share one vLLM engine")
-    vllm_max_model_len: int | None = option(None, "default: max_prompt_length + max_completion_length")
+    vllm_max_model_len: int | None = option(None, "default: the longest prompt + max_completion_length")
     vllm_dtype: _DTYPE | None = option(None, "type of vLLM's weights; default: what training multiplies in")
     vllm_enforce_eager: bool | None = option(None, "no CUDA graphs: starts sooner, samples slower; default: on a CPU")
     teacher_backend: Literal["local", "server"] = option("local", "local, or a vLLM server that scores completions")

@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase, Trainer
 
 from vopd_recipes.checkpoints import keep_newest, last_complete_checkpoint, mark_complete
 from vopd_recipes.completions import RECORDED, write_completions
-from vopd_recipes.config import VOPDConfig
+from vopd_recipes.config import ModelConfig, VOPDConfig
 from vopd_recipes.estimators import TokenStats
 from vopd_recipes.grading import MathGrader, grade_choice
 from vopd_recipes.launch import check_launch
@@ -36,17 +36,21 @@ from vopd_recipes.metrics import StepMetrics
 from vopd_recipes.models import (
     causal_lm_of,
     check_models,
-    end_of_sequence_ids,
     head_module,
     head_of,
     vocabulary_of,
 )
 from vopd_recipes.packing import MicroBatch, Sample, pack
 from vopd_recipes.report import plot_training
-from vopd_recipes.rollout import RolloutEngine, RolloutFailed, Sampling, TransformersRollout
-from vopd_recipes.sharding import layout, redirected, shards_weights
+from vopd_recipes.rollout import RolloutEngine, RolloutFailed
+from vopd_recipes.rollout_backends import build_rollout
+from vopd_recipes.sharding import layout, redirected
 from vopd_recipes.teacher import LocalTeacher, Teacher, TeacherView, completion_states
-from vopd_recipes.weights import FullCopy, full_weights
+from vopd_recipes.weights import full_weights
+
+
+# Mean |log p_train − log p_rollout| above which the two are different models.
+_LARGEST_GAP = 0.5
 
 
 class TrainingStopped(RuntimeError):
@@ -62,6 +66,7 @@ class VOPDTrainer(Trainer):
         args: estimator, sampling and everything that `transformers.TrainingArguments` has.
         processing_class: the student's tokenizer.
         answer_format: how held-out answers are graded, `math` or `choice`.
+        model_config: where vLLM loads the student from; default: its own `name_or_path`.
         kwargs: `train_dataset` and `eval_dataset` with the columns of `prompts.build_prompts`, callbacks.
     """
 
@@ -75,6 +80,7 @@ class VOPDTrainer(Trainer):
         args: VOPDConfig,
         processing_class: PreTrainedTokenizerBase,
         answer_format: str = "math",
+        model_config: ModelConfig | None = None,
         **kwargs: Any,
     ) -> None:
         if args.n_gpu > 1:  # several GPUs and one process: DataParallel would copy the model past the redirected loss
@@ -92,7 +98,9 @@ class VOPDTrainer(Trainer):
         self.vocabulary = min(vocabulary_of(model), self.teacher.vocabulary)
         self.output_dir = Path(str(args.output_dir))
         self.metrics = StepMetrics(self.accelerator, args.importance_sampling_cap)
-        self.rollout: RolloutEngine = self._build_rollout()
+        self.rollout: RolloutEngine = build_rollout(
+            args, self.student, self.accelerator, processing_class, self.vocabulary, self._longest_prompt, model_config
+        )
         self._unchecked = layout(self.accelerator) == "zero3"  # loaded in slices, so nobody could check them before
         self._weights_sampled_with = -1  # the step whose weights the rollout engine has
         self._window: list[Sample] = []  # completions of the current step, until they are written
@@ -105,20 +113,10 @@ class VOPDTrainer(Trainer):
 
     # Rollouts -------------------------------------------------------------------------------------------------------
 
-    def _build_rollout(self) -> RolloutEngine:
-        eos_token_ids = end_of_sequence_ids(self.student, self.tokenizer)
-        sampling = Sampling(self.args.temperature, self.args.top_p, self.args.top_k)
-        progress = self.is_local_process_zero() and not self.args.disable_tqdm
-        copy = FullCopy(self.student, self.accelerator.device) if shards_weights(self.accelerator) else None
-        return TransformersRollout(
-            model=lambda: self.student,
-            eos_token_ids=eos_token_ids,
-            vocabulary=self.vocabulary,
-            sampling=sampling,
-            batch_size=self.args.rollout_batch_size,
-            progress=progress,
-            copy=copy,
-        )
+    def _longest_prompt(self) -> int:
+        """Of the training and held-out prompts, in tokens."""
+        datasets = [dataset for dataset in (self.train_dataset, self.eval_dataset) if dataset is not None]
+        return max(len(row["input_ids"]) for dataset in datasets for row in dataset)  # type: ignore[union-attr]
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[list[dict[str, Any]]], num_batches: int, device: torch.device
@@ -282,7 +280,17 @@ class VOPDTrainer(Trainer):
         """Add the step's metrics to a training line; evaluation and the final summary pass through."""
         if "loss" in logs:
             logs |= self.metrics.reduce()
+            self._check_sampler(logs["rollout/logprob_gap"])
         super().log(logs, start_time)
+
+    def _check_sampler(self, gap: float) -> None:
+        """Stop where the sampler is evidently not the student; rounding in bfloat16 moves a token by some 0.01 nats."""
+        if gap > _LARGEST_GAP and not self.args.allow_biased_sampling:
+            raise TrainingStopped(
+                f"step {self.state.global_step}: rollout/logprob_gap is {gap:.2f} nats per token: what samples the "
+                f"completions is not the student; compare rollout_backend: transformers; last good checkpoint: "
+                f"{last_complete_checkpoint(self.output_dir) or 'none'}"
+            )
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """6 · tokens · parameters outside the embeddings, of the packed row."""
