@@ -1,0 +1,133 @@
+"""The Slurm script, run with stand-ins for `srun` and `scontrol`: what it launches, and how it ends.
+
+There is no cluster here, so the two cluster commands on PATH are short shell scripts: `scontrol` names two nodes,
+`srun` runs its command once per node as Slurm does, and `accelerate` writes down its arguments.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "recipes" / "slurm" / "train.slurm"
+
+SCONTROL = """#!/bin/bash
+echo "$@" >>"$LOG/scontrol"
+[[ $1 == show ]] && printf 'alpha\\nbeta\\n'
+exit 0
+"""
+SRUN = """#!/bin/bash
+while [[ $1 == --* ]]; do shift; done
+for node in 0 1; do SLURM_NODEID=$node "$@" || exit $?; done
+"""
+ACCELERATE = """#!/bin/bash
+printf '%s\\n' "$@" >"$LOG/node-$SLURM_NODEID"
+eval "${BEHAVIOUR:-true}"
+"""
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """What the script needs of a checkout, and the stand-ins."""
+    folder = tmp_path / "check out"  # a path with a space in it
+    for name, text in (("bin/scontrol", SCONTROL), ("bin/srun", SRUN), (".venv/bin/accelerate", ACCELERATE)):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+    for name in ("scripts/run_vopd.py", "mine.yaml"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    shutil.copytree(ROOT / "recipes" / "accelerate_configs", folder / "recipes" / "accelerate_configs")
+    (folder / "log").mkdir()
+    return folder
+
+
+@pytest.fixture
+def submit(checkout: Path) -> Run:
+    """Run the script as Slurm's batch shell would; `LOG` collects what was called."""
+
+    def run(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        job = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "nodes[1-2]", "SLURM_NNODES": "2"}
+        environment = {
+            "PATH": f"{checkout / 'bin'}:{os.environ['PATH']}",
+            "LOG": str(checkout / "log"),
+            "SLURM_SUBMIT_DIR": str(checkout),
+            "SLURM_CPUS_PER_TASK": "64",
+            **job,
+            **variables,
+        }
+        return subprocess.run(["bash", SCRIPT, *words], env=environment, capture_output=True, text=True, timeout=30)
+
+    return run
+
+
+def test_bash_reads_it() -> None:
+    assert subprocess.run(["bash", "-n", SCRIPT]).returncode == 0
+
+
+def test_every_node_starts_one_launcher_of_one_run(submit: Run, checkout: Path) -> None:
+    done = submit("mine.yaml", "--learning_rate", "1e-6", "--output_dir", "runs/a b")
+    assert done.returncode == 0, done.stderr
+    launches = [(checkout / "log" / f"node-{node}").read_text().split("\n")[:-1] for node in (0, 1)]
+    for node, launch in enumerate(launches):
+        assert launch == [
+            "launch",
+            *("--config_file", "recipes/accelerate_configs/zero2.yaml"),
+            *("--num_machines", "2", "--num_processes", "16", "--machine_rank", str(node)),
+            *("--main_process_ip", "alpha", "--main_process_port", str(20000 + 4711), "--rdzv_backend", "static"),
+            *("scripts/run_vopd.py", "mine.yaml", "--learning_rate", "1e-6", "--output_dir", "runs/a b"),
+        ]
+
+
+def test_variables_choose_the_layout(submit: Run, checkout: Path) -> None:
+    variables = {"ACCELERATE_CONFIG": "recipes/accelerate_configs/zero3.yaml", "GPUS_PER_NODE": "4", "PORT": "29500"}
+    assert submit("mine.yaml", **variables).returncode == 0
+    launch = (checkout / "log" / "node-0").read_text().split("\n")
+    assert launch[launch.index("--config_file") + 1] == "recipes/accelerate_configs/zero3.yaml"
+    assert launch[launch.index("--num_processes") + 1] == "8"
+    assert launch[launch.index("--main_process_port") + 1] == "29500"
+
+
+def test_a_failure_is_passed_on_and_not_requeued(submit: Run, checkout: Path) -> None:
+    done = submit("mine.yaml", BEHAVIOUR="exit 3")
+    assert done.returncode == 3
+    assert "training ended with status 3" in done.stderr
+    assert "requeue" not in (checkout / "log" / "scontrol").read_text()
+
+
+def test_the_signal_before_the_time_limit_requeues_the_job_once(submit: Run, checkout: Path) -> None:
+    """The launcher signals the batch shell, its grandparent, and ends as Slurm ends the steps of a requeued job."""
+    signalled = "[[ $SLURM_NODEID == 1 ]] || { kill -USR1 $(ps -o ppid= -p $PPID); sleep 1; exit 143; }"
+    done = submit("mine.yaml", BEHAVIOUR=signalled)
+    assert done.returncode == 143, done.stderr
+    assert (checkout / "log" / "scontrol").read_text().count("requeue 4711") == 1
+    assert "error" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "variables", "message"),
+    [
+        ([], {}, "no recipe"),
+        (["absent.yaml"], {}, "no such recipe: absent.yaml"),
+        (["mine.yaml"], {"SLURM_JOB_ID": ""}, "sbatch --nodes=N"),
+        (["mine.yaml"], {"ACCELERATE_CONFIG": "absent.yaml"}, "ACCELERATE_CONFIG: no such file"),
+        (["mine.yaml"], {"GPUS_PER_NODE": "eight"}, "GPUS_PER_NODE must be a whole number"),
+        (["mine.yaml"], {"VENV": "absent"}, "no accelerate in absent/bin"),
+        (["mine.yaml"], {"SLURM_SUBMIT_DIR": "/"}, "not the checkout"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    submit: Run, checkout: Path, words: list[str], variables: dict[str, str], message: str
+) -> None:
+    done = submit(*words, **variables)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert not list((checkout / "log").glob("node-*"))
