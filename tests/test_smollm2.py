@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from launching import needs_vllm
 from smollm2 import write_smollm2
 
 ROOT = Path(__file__).parents[1]
@@ -20,16 +21,24 @@ def run(*words: object) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("smollm2")
+    teacher = write_smollm2(folder / "teacher")
+    run("scripts/prune_layers.py", teacher, folder / "student", "--drop", "10,15,20")
+    run("scripts/make_problems.py", "word", folder / "problems", "--train", 64, "--test", 4)
+    return folder
+
+
 @pytest.mark.slow
-def test_smollm2_recipe_trains(tmp_path):
-    teacher = write_smollm2(tmp_path / "teacher")
-    run("scripts/prune_layers.py", teacher, tmp_path / "student", "--drop", "10,15,20")
-    run("scripts/make_problems.py", "word", tmp_path / "problems", "--train", 64, "--test", 4)
+@pytest.mark.parametrize("backend", ["transformers", pytest.param("vllm", marks=needs_vllm)])
+def test_smollm2_recipe_trains(smollm2, tmp_path, backend):
     run(
-        "scripts/run_vopd.py", "recipes/smollm2-135m/vopd.yaml", "--teacher_model_name_or_path", teacher,
-        "--model_name_or_path", tmp_path / "student", "--dataset_name", tmp_path / "problems",
+        "scripts/run_vopd.py", "recipes/smollm2-135m/vopd.yaml", "--teacher_model_name_or_path", smollm2 / "teacher",
+        "--model_name_or_path", smollm2 / "student", "--dataset_name", smollm2 / "problems",
         "--output_dir", tmp_path / "run", "--max_steps", 2, "--max_completion_length", 16, "--max_test_prompts", 4,
         "--gradient_accumulation_steps", 2, "--log_gradient_variance", "--save_strategy", "no",
+        "--rollout_backend", backend, "--vllm_gpu_memory_utilization", 0.1,
     )  # fmt: skip
     history = json.loads((tmp_path / "run" / "trainer_state.json").read_text())["log_history"]
     lines = [line for line in history if "loss" in line]

@@ -53,9 +53,10 @@ def build_rollout(
             copy=FullCopy(student, accelerator.device) if shards_weights(accelerator) else None,
         )
     config = causal_lm_of(student).config
+    source = source or ModelConfig(model_name_or_path=config._name_or_path)
     return VLLMRollout(
-        model=(source and source.model_name_or_path) or config._name_or_path,
-        revision=source and source.model_revision,
+        model=str(source.model_name_or_path),
+        revision=source.model_revision,
         dtype=args.vllm_dtype or ("bfloat16" if args.bf16 else str(config.dtype).removeprefix("torch.")),
         eos_token_ids=eos_token_ids,
         vocabulary=vocabulary,
@@ -65,7 +66,7 @@ def build_rollout(
         tensor_parallel_size=args.vllm_tensor_parallel_size,
         enforce_eager=args.vllm_enforce_eager,
         max_num_seqs=args.rollout_batch_size,
-        trust_remote_code=bool(source and source.trust_remote_code),
+        trust_remote_code=source.trust_remote_code,
         seed=args.seed,
         progress=progress,
     )

@@ -48,7 +48,6 @@ from vopd_recipes.sharding import layout, redirected
 from vopd_recipes.teacher import LocalTeacher, Teacher, TeacherView, completion_states
 from vopd_recipes.weights import full_weights
 
-
 # Mean |log p_train − log p_rollout| above which the two are different models.
 _LARGEST_GAP = 0.5
 
@@ -115,8 +114,8 @@ class VOPDTrainer(Trainer):
 
     def _longest_prompt(self) -> int:
         """Of the training and held-out prompts, in tokens."""
-        datasets = [dataset for dataset in (self.train_dataset, self.eval_dataset) if dataset is not None]
-        return max(len(row["input_ids"]) for dataset in datasets for row in dataset)  # type: ignore[union-attr]
+        datasets: list[Any] = [data for data in (self.train_dataset, self.eval_dataset) if data is not None]
+        return max(len(row["input_ids"]) for data in datasets for row in data)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[list[dict[str, Any]]], num_batches: int, device: torch.device
@@ -284,7 +283,7 @@ class VOPDTrainer(Trainer):
         super().log(logs, start_time)
 
     def _check_sampler(self, gap: float) -> None:
-        """Stop where the sampler is evidently not the student; rounding in bfloat16 moves a token by some 0.01 nats."""
+        """Stop where the sampler is evidently not the student: rounding moves a token by some 0.01 nats, not 0.5."""
         if gap > _LARGEST_GAP and not self.args.allow_biased_sampling:
             raise TrainingStopped(
                 f"step {self.state.global_step}: rollout/logprob_gap is {gap:.2f} nats per token: what samples the "

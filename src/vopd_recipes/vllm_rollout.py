@@ -12,6 +12,7 @@ Qwen3) in place of the recipe's, log-probabilities before temperature and trunca
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 from collections.abc import Iterable, Iterator
@@ -79,9 +80,8 @@ class VLLMRollout:
         _prepare_environment(self._on_gpu)
         self._join_group(tensor_parallel_size)
         with _single_process_variables(), _as_recipe_error():
-            from vllm import LLM  # imported late: it takes ten seconds
-
-            self._llm = LLM(
+            self._vllm: Any = importlib.import_module("vllm")  # late: it takes ten seconds
+            self._llm = self._vllm.LLM(
                 model=model,
                 revision=revision,
                 skip_tokenizer_init=True,  # token ids go in and come out
@@ -133,14 +133,12 @@ class VLLMRollout:
         return completions[before : before + len(prompts)]
 
     def _generate_all(self, prompts: list[list[int]], seeds: list[int], max_new_tokens: int) -> list[Completion]:
-        from vllm import SamplingParams
-
-        if longest := max(map(len, prompts), default=0) + max_new_tokens - self._max_model_len:
-            if longest > 0:
-                raise ValueError(
-                    f"a prompt with {max_new_tokens} new tokens is {longest} tokens longer than vllm_max_model_len: "
-                    f"{self._max_model_len}"
-                )
+        longest = max(map(len, prompts), default=0)
+        if longest + max_new_tokens > self._max_model_len:
+            raise ValueError(
+                f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed vllm_max_model_len: "
+                f"{self._max_model_len}"
+            )
         if not prompts:
             return []
         if self._asleep:
@@ -148,7 +146,7 @@ class VLLMRollout:
             self._asleep = False
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         parameters = [
-            SamplingParams(
+            self._vllm.SamplingParams(
                 temperature=self.sampling.temperature,
                 top_p=self.sampling.top_p,
                 top_k=self.sampling.top_k,

@@ -1,0 +1,108 @@
+"""Training on vLLM's rollouts: one process = two, resumed = undisturbed, and an engine that dies loses nothing.
+
+Slow, because every run starts engines (ten seconds each), on one process or two.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from launching import REPOSITORY, Run, assert_same_run, execute, launch, needs_vllm
+from test_distributed import COMMON, TOLERANCE, on_two, problems  # noqa: F401
+
+pytestmark = [pytest.mark.slow, needs_vllm]
+
+
+@pytest.fixture
+def recipe(write_recipe, problems: Path) -> Path:  # noqa: F811
+    return write_recipe(
+        "vllm", dataset_name=str(problems), rollout_backend="vllm", vllm_gpu_memory_utilization=0.1, **COMMON
+    )
+
+
+@pytest.fixture(scope="module")
+def cache() -> dict[str, Run]:
+    return {}
+
+
+@pytest.fixture
+def reference(recipe: Path, cache: dict[str, Run], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One process, run once."""
+    if not cache:
+        cache["run"] = launch(recipe, tmp_path_factory.mktemp("vllm") / "run", gradient_accumulation_steps=4)
+    return cache["run"]
+
+
+def training_lines(run: Run) -> list[dict[str, float]]:
+    return [line for line in run.history if "loss" in line]
+
+
+def test_the_sampler_follows_the_student(reference: Run) -> None:
+    lines = training_lines(reference)
+    assert len(lines) == 5
+    for line in lines:
+        assert line["rollout/logprob_gap"] < 1e-4
+        assert line["importance/mean"] == pytest.approx(1, abs=1e-4)
+        assert line["time/sync"] >= 0 and line["time/rollout"] > 0
+
+
+@pytest.mark.parametrize(
+    ("layout", "fields"),
+    [("ddp", {}), ("zero3", {}), ("ddp", {"vllm_tensor_parallel_size": 2})],
+    ids=["ddp", "zero3", "tensor-parallel"],
+)
+def test_two_processes_equal_one(recipe, reference, tmp_path, layout, fields) -> None:
+    """Other prompts on each process, and other numbers of them; or one engine over both."""
+    run = on_two(recipe, tmp_path / "run", layout, **fields)
+    assert_same_run(run, reference, TOLERANCE)
+
+
+def test_resumed_equals_undisturbed(recipe, reference, tmp_path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(reference.folder, folder)
+    for later in ("checkpoint-4", "checkpoint-5"):
+        shutil.rmtree(folder / later)
+    resumed = launch(recipe, folder, gradient_accumulation_steps=4)
+    for name, tensor in resumed.weights.items():
+        assert torch.equal(tensor, reference.weights[name]), name
+
+
+def test_an_engine_that_dies_leaves_a_checkpoint_to_go_on_from(recipe, reference, tmp_path) -> None:
+    flags = {"output_dir": str(tmp_path / "run"), "gradient_accumulation_steps": "4", "save_steps": "100"}
+    broken = tmp_path / "broken.yaml"
+    lines = [f"extends: {recipe}", *(f"{name}: {value}" for name, value in flags.items())]
+    broken.write_text("\n".join(lines))
+    done = execute([sys.executable, str(REPOSITORY / "tests" / "broken_engine.py"), str(broken)])
+    assert done.returncode == 1, done.stderr[-3000:]
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: step 3: sampling failed: vLLM could not ")
+    assert line.endswith(f"the same command goes on from {tmp_path / 'run' / 'checkpoint-2'}")
+    resumed = launch(broken, tmp_path / "run")
+    for name, tensor in resumed.weights.items():
+        assert torch.equal(tensor, reference.weights[name]), name
+
+
+def test_the_demo_recipe_runs_on_vllm(tiny_pair, problems, tmp_path) -> None:  # noqa: F811
+    """Its own file, with another pair and two steps."""
+    run = launch(
+        REPOSITORY / "recipes" / "tiny-arithmetic" / "vopd.yaml",
+        tmp_path / "run",
+        rollout_backend="vllm",
+        vllm_gpu_memory_utilization=0.1,
+        model_name_or_path=tiny_pair.student,
+        teacher_model_name_or_path=tiny_pair.teacher,
+        dataset_name=problems,
+        max_steps=2,
+    )
+    assert [line["rollout/logprob_gap"] < 1e-4 for line in training_lines(run)] == [True, True]
+
+
+def test_settings_that_vllm_refuses(recipe, tmp_path) -> None:
+    """A window beyond the model's: one line, exit status 2, no run begun."""
+    script = str(REPOSITORY / "scripts" / "run_vopd.py")
+    done = execute([sys.executable, script, str(recipe), "--vllm_max_model_len", "4096"])
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("error: rollout_backend: vllm does not start with these")
+    assert not (tmp_path / "run" / "recipe.yaml").exists()
