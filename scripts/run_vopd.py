@@ -8,14 +8,16 @@ import os
 import sys
 from pathlib import Path
 
-from transformers import set_seed
+from transformers import PreTrainedTokenizerBase, set_seed
 
 from vopd_recipes.checkpoints import check_same_layout, check_same_recipe, last_complete_checkpoint
 from vopd_recipes.config import Recipe, RecipeError, describe_fields, load_recipe
 from vopd_recipes.models import check_models, check_tokenizers, load_student, load_teacher, load_tokenizer
-from vopd_recipes.prompts import build_prompts, read_rows
+from vopd_recipes.prompts import Prompts, build_prompts, read_rows
 from vopd_recipes.run import finish_run, start_run
 from vopd_recipes.sharding import is_sliced, layout
+from vopd_recipes.teacher import ServerTeacher
+from vopd_recipes.teacher_server import TeacherServer
 from vopd_recipes.trainer import TrainingStopped, VOPDTrainer
 
 USAGE = "usage: accelerate launch scripts/run_vopd.py RECIPE.yaml [--field value ...]"
@@ -29,16 +31,20 @@ def run(recipe: Recipe) -> None:
     check_same_recipe(output_dir, recipe.resolved())
     rows = read_rows(recipe.data, recipe.training.seed)
     tokenizer = load_tokenizer(recipe.model)
-    check_tokenizers(tokenizer, load_tokenizer(recipe.model, teacher=True))
+    local = recipe.training.teacher_backend == "local"
+    if local:
+        check_tokenizers(tokenizer, load_tokenizer(recipe.model, teacher=True))
     prompts = build_prompts(rows, recipe.data, tokenizer)
+    server = None if local else connect_to_teacher(recipe, tokenizer, prompts)
 
     ################
     # Models
     ################
     set_seed(recipe.training.seed)  # LoRA's initial weights
-    student, teacher = load_student(recipe.model), load_teacher(recipe.model)
+    student = load_student(recipe.model)
+    teacher = server or load_teacher(recipe.model)
     if not is_sliced(student):  # else the trainer does, once the slices can be gathered
-        check_models(student, teacher, prompts.train[0]["input_ids"])
+        check_models(student, None if server else teacher, prompts.train[0]["input_ids"])
 
     ################
     # Training
@@ -60,6 +66,20 @@ def run(recipe: Recipe) -> None:
         check_same_layout(checkpoint, layout(trainer.accelerator), trainer.accelerator.num_processes)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     finish_run(trainer)
+
+
+def connect_to_teacher(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> ServerTeacher:
+    training = recipe.training
+    longest = max(len(row["input_ids"]) for rows in (prompts.train, prompts.test) if rows is not None for row in rows)
+    server = TeacherServer(
+        str(training.teacher_server_url),
+        training.teacher_server_model,
+        training.estimator.support_top_k if training.estimator.baseline == "value_topk" else 0,
+        training.teacher_server_timeout,
+    )
+    teacher = ServerTeacher(server, len(tokenizer), training.estimator)
+    server.check(tokenizer, longest + training.max_completion_length, teacher.asks_for_ids)
+    return teacher
 
 
 def main() -> None:

@@ -157,7 +157,7 @@ class _FusedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, sweep: _Sweep) -> Tensor:
-        gradients = _Gradients.allocate(ctx.needs_input_grad, hidden, weight, bias, sweep.dtype)
+        gradients = Gradients.allocate(ctx.needs_input_grad, hidden, weight, bias, sweep.dtype)
         loss = _run(hidden, sweep, gradients)
         ctx.gradients = gradients.cast(hidden, weight, bias)
         return loss
@@ -173,7 +173,7 @@ class _FusedLoss(torch.autograd.Function):
 
 
 @dataclass
-class _Gradients:
+class Gradients:
     """Accumulators for what is asked for; a frozen head has no weight and bias gradient."""
 
     hidden: Tensor | None  # [N, H]
@@ -183,8 +183,8 @@ class _Gradients:
     @staticmethod
     def allocate(
         needed: tuple[bool, ...], hidden: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
-    ) -> _Gradients:
-        return _Gradients(
+    ) -> Gradients:
+        return Gradients(
             torch.empty_like(hidden) if needed[0] else None,
             torch.zeros_like(weight, dtype=dtype) if needed[1] else None,
             torch.zeros_like(bias, dtype=dtype) if needed[2] and bias is not None else None,
@@ -211,13 +211,13 @@ class _Gradients:
             _add_product(self.weight[:shared], logit_gradient.t(), hidden)
 
 
-def _product_operand(tensor: Tensor) -> Tensor:
+def product_operand(tensor: Tensor) -> Tensor:
     """What the matrix products read: CUDA multiplies half precision into float32, the CPU would round to half."""
     halved = tensor.dtype in (torch.bfloat16, torch.float16)
     return tensor.float() if halved and tensor.device.type == "cpu" else tensor
 
 
-def _project(head: Head, hidden: Tensor, out: Tensor) -> None:
+def project(head: Head, hidden: Tensor, out: Tensor) -> None:
     """Logits [c, V] of hidden states [c, H] into `out`."""
     if hidden.dtype != out.dtype:
         torch.mm(hidden, head.weight.t(), out_dtype=out.dtype, out=out)
@@ -242,16 +242,16 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
 
 
-def _row_dot(left: Tensor, right: Tensor) -> Tensor:
+def row_dot(left: Tensor, right: Tensor) -> Tensor:
     """Σ_v left(v) right(v) of each row without a temporary: [b]."""
     return torch.bmm(left[:, None, :], right[:, :, None])[:, 0, 0]
 
 
 @torch.no_grad()
-def _run(hidden: Tensor, sweep: _Sweep, gradients: _Gradients) -> Tensor:
+def _run(hidden: Tensor, sweep: _Sweep, gradients: Gradients) -> Tensor:
     """Sweep all chunks: the summed loss; `sweep.columns` and `gradients` are filled."""
     count, vocabulary = len(sweep.targets), len(sweep.student.weight)
-    student, teacher = (replace(head, weight=_product_operand(head.weight)) for head in (sweep.student, sweep.teacher))
+    student, teacher = (replace(head, weight=product_operand(head.weight)) for head in (sweep.student, sweep.teacher))
     block_size = math.ceil(sweep.chunk_size / BLOCKS_PER_CHUNK)
     student_logits, teacher_logits, *scratch = (
         hidden.new_empty((size, vocabulary), dtype=sweep.dtype)
@@ -261,9 +261,9 @@ def _run(hidden: Tensor, sweep: _Sweep, gradients: _Gradients) -> Tensor:
     for start in range(0, count, max(1, sweep.chunk_size)):
         rows = slice(start, min(start + sweep.chunk_size, count))
         size = rows.stop - start
-        hidden_rows = _product_operand(hidden[rows])
-        _project(student, hidden_rows, student_logits[:size])
-        _project(teacher, _product_operand(sweep.teacher_hidden[rows]), teacher_logits[:size])
+        hidden_rows = product_operand(hidden[rows])
+        project(student, hidden_rows, student_logits[:size])
+        project(teacher, product_operand(sweep.teacher_hidden[rows]), teacher_logits[:size])
         for first in range(0, size, block_size):
             local = slice(first, min(first + block_size, size))
             block = _Block(slice(start + first, start + local.stop), sweep, student_logits[local], scratch)
@@ -304,12 +304,12 @@ class _Block:
         self._read_support(teacher_logp)
 
         torch.exp(self.logp, out=self.p)
-        self.entropy = -_row_dot(self.p, self.logp)
+        self.entropy = -row_dot(self.p, self.logp)
         self.rewards.sub_(self.logp)
-        self.value = _row_dot(self.p, self.rewards)
+        self.value = row_dot(self.p, self.rewards)
         self.reverse_kl = -self.value
         if (floor := self.estimator.reward_floor) is not None:
-            self.value = _row_dot(self.p, self.rewards.clamp_min_(floor))
+            self.value = row_dot(self.p, self.rewards.clamp_min_(floor))
         self.reward = self._at_target(self.rewards)
         self.rewards.sub_(self.value[:, None])
         self._read_variance()
@@ -336,17 +336,17 @@ class _Block:
         """Moments of R = r - E_p[r] under the weights ω = p s, s = ‖∇_z log p‖²; `logp` lends its room."""
         if self.estimator.baseline != "optimal" and not self.sweep.gradient_variance:
             return
-        purity = _row_dot(self.p, self.p)[:, None]
+        purity = row_dot(self.p, self.p)[:, None]
         omega = torch.mul(self.p, 1 + purity, out=self.logp).addcmul_(self.p, self.p, value=-2)
         self.score_norm = omega.sum(-1)  # E[s]
         if self.sweep.gradient_variance:
             omega.mul_(self.rewards)
             self.first_moment = omega.sum(-1)  # E[s R]
-            self.second_moment = _row_dot(omega, self.rewards)  # E[s R²]
+            self.second_moment = row_dot(omega, self.rewards)  # E[s R²]
             mean = torch.mul(self.p, self.rewards, out=self.logp)
-            self.squared_mean = _row_dot(mean, mean)  # ‖E g‖², which no baseline changes
+            self.squared_mean = row_dot(mean, mean)  # ‖E g‖², which no baseline changes
         else:
-            self.first_moment = _row_dot(omega, self.rewards)
+            self.first_moment = row_dot(omega, self.rewards)
 
     def _baselines(self, name: str) -> Tensor:
         if name == "none":

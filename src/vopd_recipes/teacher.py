@@ -11,6 +11,7 @@ A local teacher is laid out like the student: in slices under ZeRO-3 and FSDP2, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -26,7 +27,9 @@ from vopd_recipes.estimators import Estimator, TokenStats
 from vopd_recipes.fused import Head, fused_loss
 from vopd_recipes.models import causal_lm_of, head_module, head_of, hidden_states, vocabulary_of
 from vopd_recipes.packing import MicroBatch
+from vopd_recipes.scored import Scores, scored_loss, student_support
 from vopd_recipes.sharding import gathered, layout, redirected
+from vopd_recipes.teacher_server import TeacherServer
 
 
 class TeacherView(Protocol):
@@ -136,6 +139,76 @@ class LocalView:
                 teacher_softcap=teacher.softcap,
                 gradient_variance=variance,
             )
+
+
+class ServerTeacher:
+    """A vLLM server that scores: log-probabilities of the sampled tokens and of a support.
+
+    Args:
+        server: where it is.
+        vocabulary: number of tokens that both tokenizers name.
+        estimator: says whose support is asked for.
+    """
+
+    def __init__(self, server: TeacherServer, vocabulary: int, estimator: Estimator) -> None:
+        self.server, self.vocabulary = server, vocabulary
+        self.k = server.support_top_k
+        self.asks_for_ids = estimator.baseline == "value_topk" and estimator.baseline_support == "student"
+
+    def views(self, batches: Sequence[MicroBatch]) -> list[Callable[[], TeacherView]]:
+        """Scores of the whole window, requested at once; those on the student's support wait for its logits.
+
+        Raises:
+            TeacherUnavailable: the server cannot be had.
+        """
+        if self.asks_for_ids:
+            return [partial(ServerView, self, None)] * len(batches)
+        window = [[self.server.submit(s.prompt_ids, s.completion_ids) for s in batch.samples] for batch in batches]
+        joined = [self.joined(futures) for futures in window]
+        return [partial(ServerView, self, scores) for scores in joined]
+
+    def ask(self, batch: MicroBatch, support: Tensor) -> Scores:
+        """Scores of a micro-batch on ids [N, k] that the student chose."""
+        parts = support.split([len(sample.completion_ids) for sample in batch.samples])
+        return self.joined(
+            [self.server.submit(s.prompt_ids, s.completion_ids, part) for s, part in zip(batch.samples, parts)]
+        )
+
+    def joined(self, futures: Sequence[Future[Scores]]) -> Scores:
+        """One micro-batch's, in the order of its row; tokens beyond the vocabulary leave the support."""
+        none = Scores(torch.empty(0), torch.empty(0, self.k, dtype=torch.long), torch.empty(0, self.k))
+        parts = [none, *(future.result() for future in futures)]
+        ids = torch.cat([part.support_ids for part in parts])
+        return Scores(
+            torch.cat([part.logprobs for part in parts]),
+            ids.masked_fill(ids >= self.vocabulary, -1),
+            torch.cat([part.support_logprobs for part in parts]),
+        )
+
+
+class ServerView:
+    """A micro-batch's scores, there already or asked for once the student's logits are known."""
+
+    def __init__(self, teacher: ServerTeacher, scores: Scores | None) -> None:
+        self._teacher, self._scores = teacher, scores
+
+    def loss(
+        self, hidden: Tensor, head: Head, batch: MicroBatch, estimator: Estimator, weights: Tensor, variance: bool
+    ) -> tuple[Tensor, TokenStats]:
+        """See `TeacherView.loss`; there are no variances without the whole distribution."""
+        scores = self._scores
+        if scores is None:
+            support = student_support(hidden, head, self._teacher.k, self._teacher.vocabulary)
+            scores = self._teacher.ask(batch, support)
+        return scored_loss(
+            hidden,
+            head,
+            batch.targets,
+            scores.to(hidden.device),
+            estimator,
+            token_weights=weights,
+            rollout_logprobs=batch.rollout_logprobs,
+        )
 
 
 def slice_with_fsdp2(model: nn.Module, offload: bool) -> None:

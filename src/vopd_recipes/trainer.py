@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -46,6 +46,7 @@ from vopd_recipes.rollout import RolloutEngine, RolloutFailed
 from vopd_recipes.rollout_backends import build_rollout
 from vopd_recipes.sharding import layout, redirected
 from vopd_recipes.teacher import LocalTeacher, Teacher, TeacherView, completion_states
+from vopd_recipes.teacher_server import TeacherUnavailable
 from vopd_recipes.weights import full_weights
 
 # Mean |log p_train − log p_rollout| above which the two are different models.
@@ -131,7 +132,7 @@ class VOPDTrainer(Trainer):
         tokens = torch.tensor(sum(len(batch.targets) for batch in micro_batches), device=device)
         self._window_start = time.perf_counter()
         with self.metrics.timed("teacher"):
-            views = self.teacher.views(micro_batches)
+            views = self._views(micro_batches)
         window = [{"micro_batch": batch, "teacher_view": view} for batch, view in zip(micro_batches, views)]
         return window, self.accelerator.reduce(tokens, "sum")
 
@@ -167,11 +168,20 @@ class VOPDTrainer(Trainer):
                 completions = self.rollout.generate(inputs, seeds, self.args.max_completion_length)
         except RolloutFailed as error:
             failure = error
-        self._stop_together(failure)
+        self._stop_together("sampling failed", failure)
         return [
             Sample(row["prompt_id"], row["input_ids"], completion.token_ids, completion.logprobs, completion.finished)
             for (row, _), completion in zip(rows, completions)
         ]
+
+    def _views(self, batches: list[MicroBatch]) -> list[Callable[[], TeacherView]]:
+        failure, views = None, []
+        try:
+            views = self.teacher.views(batches)
+        except TeacherUnavailable as error:
+            failure = error
+        self._stop_together("the teacher failed", failure)
+        return views
 
     def _sync_rollout(self) -> None:
         """Hand the student's weights over if they have changed since the engine got them, or it has lost them."""
@@ -180,8 +190,8 @@ class VOPDTrainer(Trainer):
                 self.rollout.sync(full_weights(self.student))
             self._weights_sampled_with = self.state.global_step
 
-    def _stop_together(self, failure: RolloutFailed | None) -> None:
-        """Where sampling failed on any process, save a checkpoint and stop on all of them."""
+    def _stop_together(self, what: str, failure: RuntimeError | None) -> None:
+        """Where something failed on any process, save a checkpoint and stop on all of them."""
         failed = torch.tensor(float(failure is not None), device=self.accelerator.device)
         if not self.accelerator.reduce(failed, "sum"):
             return
@@ -189,10 +199,12 @@ class VOPDTrainer(Trainer):
         last = last_complete_checkpoint(self.output_dir)
         if step > 0 and self.is_in_train and (last is None or last.name != f"checkpoint-{step}"):
             self._save_checkpoint(self.model_wrapped, trial=None)
-        raise TrainingStopped(
-            f"step {step + 1}: sampling failed{': ' + str(failure) if failure else ' on another process'}; "
-            f"the same command goes on from {last_complete_checkpoint(self.output_dir) or 'the beginning'}"
-        ) from failure
+        reason = f"{what}: {failure}" if failure else f"{what} on another process"
+        raise TrainingStopped(self._stopping(reason)) from failure
+
+    def _stopping(self, reason: str) -> str:
+        last = last_complete_checkpoint(self.output_dir)
+        return f"step {self.state.global_step + 1}: {reason}; the same command goes on from {last or 'the beginning'}"
 
     def _is_trained_on(self, sample: Sample) -> bool:
         return sample.finished or not self.args.mask_truncated_completions
@@ -212,7 +224,10 @@ class VOPDTrainer(Trainer):
         weights = torch.ones_like(batch.rollout_logprobs) * (self.accelerator.num_processes / tokens)
         with self.metrics.timed("teacher"):
             view = inputs["teacher_view"]()
-        loss, stats = self._student_loss(model, batch, view, weights, self.args.log_gradient_variance)
+        try:
+            loss, stats = self._student_loss(model, batch, view, weights, self.args.log_gradient_variance)
+        except TeacherUnavailable as error:  # asked in the middle of a forward: too late to save this step's state
+            raise TrainingStopped(self._stopping(f"the teacher failed: {error}")) from error
         self.metrics.add_tokens(stats, batch.rollout_logprobs)
         batch.record({name: getattr(stats, name) for name in RECORDED})
         return loss
@@ -351,7 +366,7 @@ class VOPDTrainer(Trainer):
         with _evaluating(self.model_wrapped):
             rows = pack(samples, -(-largest_share // self.args.per_device_eval_batch_size))
             batches = [batch.to(self.accelerator.device) for batch in rows]
-            for batch, view in zip(batches, self.teacher.views(batches)):
+            for batch, view in zip(batches, self._views(batches)):
                 weights = torch.zeros_like(batch.rollout_logprobs)
                 _, stats = self._student_loss(self.model_wrapped, batch, view(), weights, False)
                 kl += stats.reverse_kl.double().sum().item()

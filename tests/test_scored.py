@@ -1,0 +1,149 @@
+"""A server's few log-probabilities give the local gradient: scored = dense, fused = dense, and still unbiased."""
+
+import pytest
+import torch
+
+from vopd_recipes.estimators import Estimator, TokenStats, reference_loss
+from vopd_recipes.fused import Head
+from vopd_recipes.scored import Scores, reference_scored_loss, scored_loss, student_support
+from vopd_recipes.teacher_server import read_scores
+
+K = 5
+ESTIMATORS = {
+    "none": Estimator(baseline="none"),
+    "constant": Estimator(baseline="constant"),
+    "teacher": Estimator(baseline="value_topk", support_top_k=K, baseline_support="teacher"),
+    "student": Estimator(baseline="value_topk", support_top_k=K),
+    "clipped": Estimator(baseline="value_topk", support_top_k=K, baseline_support="teacher", reward_clip_lambda=0.3),
+}
+FIELDS = ("student_logprob", "teacher_logprob", "reward", "baseline", "advantage", "entropy")
+
+
+def scores_of(student_logits, teacher_logits, targets, estimator: Estimator, k: int = K) -> Scores:
+    """What a server would say, from the whole distribution."""
+    teacher_logp = teacher_logits.detach().log_softmax(-1)
+    ranked = student_logits.detach() if estimator.baseline_support == "student" else teacher_logp
+    ids = ranked.topk(k, dim=-1).indices
+    return Scores(teacher_logp.gather(1, targets[:, None])[:, 0], ids, teacher_logp.gather(1, ids))
+
+
+@pytest.fixture
+def logits():
+    generator = torch.Generator().manual_seed(0)
+    return [2 * torch.randn(12, 31, generator=generator, dtype=torch.float64) for _ in range(2)]
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_equals_the_local_estimator(logits, name) -> None:
+    estimator, targets = ESTIMATORS[name], torch.arange(12)
+    rollout = torch.linspace(-6, -1, 12, dtype=torch.float64)
+    student = logits[0].clone().requires_grad_()
+    expected, stats = reference_loss(student, logits[1], targets, estimator, rollout_logprobs=rollout)
+    (expected_gradient,) = torch.autograd.grad(expected, student)
+    scores = scores_of(*logits, targets, estimator)
+    loss, scored_stats = reference_scored_loss(student, targets, scores, estimator, rollout_logprobs=rollout)
+    (gradient,) = torch.autograd.grad(loss, student)
+    torch.testing.assert_close(loss, expected, atol=1e-10, rtol=0)
+    torch.testing.assert_close(gradient, expected_gradient, atol=1e-10, rtol=0)
+    for field in FIELDS:
+        torch.testing.assert_close(getattr(scored_stats, field), getattr(stats, field), atol=1e-6, rtol=0)
+    unclipped = stats.student_logprob - stats.teacher_logprob
+    torch.testing.assert_close(scored_stats.reverse_kl, unclipped)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("case", ["plain", "ragged", "softcap", "weights", "no token", "frozen"])
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_one_sweep_equals_its_definition(name, case, dtype, tolerance) -> None:
+    estimator = ESTIMATORS[name]
+    generator = torch.Generator().manual_seed(1)
+    count = 0 if case == "no token" else 23
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    hidden = normal(count, 16).requires_grad_()
+    weight, bias = (normal(61, 16) / 4).requires_grad_(case != "frozen"), normal(61).requires_grad_(case != "frozen")
+    head = Head(weight, bias, 0.7, 3.0) if case == "softcap" else Head(weight, bias)
+    products = hidden @ weight.t() + bias
+    logits = products if case != "softcap" else 3 * torch.tanh(0.7 * products / 3)
+    targets = torch.randint(61, (count,), generator=generator)
+    scores = scores_of(logits, normal(count, 61), targets, estimator)
+    scores.support_ids[count // 2 :, -2:] = -1  # rows with a smaller support
+    options = {"rollout_logprobs": -4 + normal(count)}
+    if case == "weights":
+        options["token_weights"] = torch.rand(count, generator=generator).to(dtype)
+    expected, stats = reference_scored_loss(logits, targets, scores, estimator, **options)
+    trained = [tensor for tensor in (hidden, weight, bias) if tensor.requires_grad]
+    expected_gradients = torch.autograd.grad(expected, trained, retain_graph=True)
+    chunk_size = 5 if case == "ragged" else None
+    loss, fused_stats = scored_loss(hidden, head, targets, scores, estimator, chunk_size=chunk_size, **options)
+    gradients = torch.autograd.grad(loss, trained)
+    torch.testing.assert_close(loss, expected, atol=tolerance, rtol=tolerance)
+    for gradient, wanted in zip(gradients, expected_gradients):
+        torch.testing.assert_close(gradient, wanted, atol=tolerance, rtol=tolerance)
+    for field in TokenStats.__dataclass_fields__:
+        if not field.startswith("gradient"):
+            torch.testing.assert_close(getattr(fused_stats, field), getattr(stats, field), atol=1e-5, rtol=1e-5)
+    assert fused_stats.gradient_variances is None
+
+
+def answer(teacher_logp: torch.Tensor, token: int, k: int) -> dict[str, dict[str, float]]:
+    """A position as vLLM answers: the token that is there, and the top k."""
+    top = teacher_logp.topk(k).indices.tolist()
+    return {str(index): {"logprob": teacher_logp[index].item(), "rank": 1} for index in [token, *top]}
+
+
+def mean_gradient(student, teacher_logp, estimator: Estimator, scores_for) -> torch.Tensor:
+    """Σ_y p(y) g(y) of one position, over every token that could have been sampled."""
+    vocabulary = student.shape[1]
+    targets = torch.arange(vocabulary)
+    logits = student.expand(vocabulary, -1).clone().requires_grad_()
+    parts = [scores_for(teacher_logp[0], token) for token in range(vocabulary)]
+    scores = Scores(*(torch.cat([getattr(part, name) for part in parts]) for name in Scores.__dataclass_fields__))
+    loss, _ = reference_scored_loss(
+        logits, targets, scores, estimator, token_weights=torch.ones(vocabulary, dtype=torch.float64)
+    )
+    (gradient,) = torch.autograd.grad(loss, logits)
+    return (student.softmax(-1).t() * gradient).sum(0)
+
+
+def test_the_support_of_an_answer_does_not_depend_on_the_sampled_token(logits) -> None:
+    """So the gradient's mean over all tokens is that of the KL; with the sampled token left in, it is not."""
+    student, teacher_logp = logits[0][:1], logits[1][:1].log_softmax(-1)
+    differentiable = student.clone().requires_grad_()
+    logp = differentiable.log_softmax(-1)
+    (expected,) = torch.autograd.grad((logp.exp() * (logp - teacher_logp)).sum(), differentiable)
+
+    def parsed(row, token):
+        scores = read_scores([answer(row, token, K)], [token], K)
+        exact = row.double()  # answers are float32 in the trainer; the identity is one of numbers, not of rounding
+        ids = scores.support_ids
+        return Scores(exact[token][None], ids, exact[ids.clamp_min(0)])
+
+    def careless(row, token):
+        ids = torch.tensor([[token, *row.topk(K).indices.tolist()]])
+        return Scores(row[token][None], ids, row[ids])
+
+    for name in ("none", "constant", "teacher"):
+        mean = mean_gradient(student, teacher_logp, ESTIMATORS[name], parsed)
+        torch.testing.assert_close(mean, expected[0], atol=1e-10, rtol=0)
+    biased = mean_gradient(student, teacher_logp, ESTIMATORS["teacher"], careless)
+    assert (biased - expected[0]).norm() > 1e-3
+
+
+def test_the_students_support_is_its_top_k() -> None:
+    generator = torch.Generator().manual_seed(2)
+    hidden, weight = torch.randn(11, 8, generator=generator), torch.randn(40, 8, generator=generator)
+    ids = student_support(hidden, Head(weight), k=6, vocabulary=33, chunk_size=4)
+    assert torch.equal(ids, (hidden @ weight[:33].t()).topk(6).indices)
+    assert student_support(hidden[:0], Head(weight), k=6, vocabulary=33).shape == (0, 6)
+
+
+def test_a_second_backward_is_refused() -> None:
+    hidden = torch.randn(3, 4, requires_grad=True)
+    scores = Scores(torch.zeros(3), torch.zeros(3, 1, dtype=torch.long), torch.zeros(3, 1))
+    loss, _ = scored_loss(hidden, Head(torch.randn(7, 4)), torch.arange(3), scores, ESTIMATORS["none"])
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="already used"):
+        loss.backward()
