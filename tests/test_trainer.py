@@ -13,13 +13,14 @@ from vopd_recipes.config import load_recipe
 from vopd_recipes.models import load_student, load_teacher, load_tokenizer
 from vopd_recipes.packing import pack
 from vopd_recipes.prompts import build_prompts, read_rows
+from vopd_recipes.rollout import Sampling, TransformersRollout
 from vopd_recipes.run import finish_run, start_run
 from vopd_recipes.trainer import TrainingStopped, VOPDTrainer, rollout_seed
 
 LOGGED = {
     "loss", "reverse_kl", "reward/mean", "reward/std", "advantage/mean", "advantage/std", "baseline/mean", "entropy",
     "completion/length", "completion/truncated", "importance/mean", "importance/max", "rollout/logprob_gap",
-    "time/rollout", "time/train", "time/teacher", "time/student", "time/optimizer", "tokens_per_second", "grad_norm",
+    "time/rollout", "time/sync", "time/train", "time/teacher", "time/student", "time/optimizer", "tokens_per_second", "grad_norm",
 }  # fmt: skip
 
 
@@ -278,3 +279,22 @@ def test_half_precision_trains(write_recipe, mixed):
     ours, theirs = log_lines(trainer)[0], log_lines(exact)[0]
     assert ours["reverse_kl"] == pytest.approx(theirs["reverse_kl"], rel=0.2)
     assert ours["rollout/logprob_gap"] < 0.1
+
+
+def test_a_teacher_that_visits_gives_the_same_losses(write_recipe, tmp_path):
+    """`teacher_offload`: hidden states of the whole window at once instead of one micro-batch after the other."""
+    lines = []
+    for offload in (False, True):
+        trainer = build(write_recipe(), teacher_offload=offload, output_dir=tmp_path / str(offload))
+        trainer.train()
+        lines.append([(line["loss"], line["reverse_kl"], line["grad_norm"]) for line in log_lines(trainer)])
+    assert lines[0] == lines[1]
+
+
+def test_a_sampler_that_is_not_the_student_stops_the_run(write_recipe):
+    trainer = build(write_recipe())
+    trainer.rollout = TransformersRollout(
+        lambda: trainer.teacher.model, {256}, trainer.vocabulary, Sampling(), batch_size=8
+    )
+    with pytest.raises(TrainingStopped, match=r"step 1: rollout/logprob_gap is \d.\d\d nats per token: what samples"):
+        trainer.train()
