@@ -20,7 +20,8 @@ from vopd_recipes.trainer import TrainingStopped, VOPDTrainer, rollout_seed
 LOGGED = {
     "loss", "reverse_kl", "reward/mean", "reward/std", "advantage/mean", "advantage/std", "baseline/mean", "entropy",
     "completion/length", "completion/truncated", "importance/mean", "importance/max", "rollout/logprob_gap",
-    "time/rollout", "time/sync", "time/train", "time/teacher", "time/student", "time/optimizer", "tokens_per_second", "grad_norm",
+    "time/rollout", "time/sync", "time/train", "time/teacher", "time/student", "time/optimizer",
+    "tokens_per_second", "grad_norm",
 }  # fmt: skip
 
 
