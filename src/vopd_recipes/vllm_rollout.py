@@ -75,7 +75,7 @@ class VLLMRollout:
         self.sampling = sampling
         self._max_model_len = max_model_len
         self._progress = progress
-        self._asleep = False
+        self._asleep: set[str] = set()  # what has no memory at the moment: weights, kv_cache
         self.stale = False  # the weights of `model` are the student's, until it takes a step
         _prepare_environment(self._on_gpu)
         self._join_group(tensor_parallel_size)
@@ -128,8 +128,9 @@ class VLLMRollout:
         all_seeds = [seed for _, theirs in everyone for seed in theirs]
         before = sum(len(theirs) for theirs, _ in everyone[: self._position])
         with _as_rollout_failed("vLLM could not sample"):
+            self._wake("kv_cache")
             completions = self._generate_all(all_prompts, all_seeds, max_new_tokens)
-        self._sleep()
+            self._sleep()
         return completions[before : before + len(prompts)]
 
     def _generate_all(self, prompts: list[list[int]], seeds: list[int], max_new_tokens: int) -> list[Completion]:
@@ -141,9 +142,6 @@ class VLLMRollout:
             )
         if not prompts:
             return []
-        if self._asleep:
-            self._llm.wake_up(tags=["kv_cache"])
-            self._asleep = False
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         parameters = [
             self._vllm.SamplingParams(
@@ -173,18 +171,23 @@ class VLLMRollout:
             RolloutFailed: they do not fit the engine's model.
         """
         with _as_rollout_failed("vLLM could not take the weights over"):
-            if self._asleep:
-                torch.cuda.empty_cache()
-                self._llm.wake_up(tags=["weights"])
+            self._wake("weights")
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(named_weights)})
             self._llm.reset_prefix_cache()
         self.stale = False
 
     def _sleep(self) -> None:
         """Give the device's memory back; the weights come again with the next `sync`."""
-        if self._on_gpu and not self._asleep:
+        if self._on_gpu:
             self._llm.sleep(level=2)
-            self._asleep = self.stale = True
+            self._asleep = {"weights", "kv_cache"}
+            self.stale = True
+
+    def _wake(self, tag: str) -> None:
+        if tag in self._asleep:
+            torch.cuda.empty_cache()  # what training has freed and PyTorch holds
+            self._llm.wake_up(tags=[tag])
+            self._asleep.remove(tag)
 
     def _gather(self, mine: tuple[list[list[int]], list[int]]) -> list[tuple[list[list[int]], list[int]]]:
         """What each member of the tensor-parallel group asks for: an engine's processes must see the same requests."""
