@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from vopd_recipes.report import compare_runs, plot_comparison
+from vopd_recipes.report import RunError, compare_runs, plot_comparison
 
 
 def main() -> None:
@@ -19,7 +19,10 @@ def main() -> None:
         sys.exit(f"error: {missing[0]} holds no finished run (no trainer_state.json)")
     if words.pair:
         print(f"teacher's held-out accuracy: {json.loads(words.pair.read_text())['teacher']['accuracy']:.1%}\n")
-    print(compare_runs(words.runs))
+    try:
+        print(compare_runs(words.runs))
+    except RunError as error:
+        sys.exit(f"error: {error}")
     if words.picture:
         print(f"\npicture: {plot_comparison(words.runs, words.picture)}")
 

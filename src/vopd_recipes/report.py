@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import matplotlib
@@ -25,6 +26,10 @@ _PANELS = (
 )
 
 
+class RunError(ValueError):
+    """A folder that is not a run, or a run that has nothing to report: one line, what, where and what to do."""
+
+
 def series(history: list[dict[str, Any]], name: str | None) -> tuple[list[int], list[float]]:
     """Steps and values of one metric in a trainer's log history."""
     points = [(line["step"], line[name]) for line in history if name in line]
@@ -37,19 +42,26 @@ def history_of(run: Path) -> list[dict[str, Any]]:
 
 
 def compare_runs(runs: list[Path]) -> str:
-    """A Markdown table: held-out accuracy and reverse KL of each run, at its first and its last evaluation."""
+    """A Markdown table: held-out accuracy and reverse KL of each run, at its first and its last evaluation.
+
+    Raises:
+        RunError: a run that has logged nothing.
+    """
     lines = [
         "| run | steps | accuracy before | after | reverse KL before | after | seconds a step |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for run in runs:
         history = history_of(run)
+        if not history:
+            raise RunError(f"{run}: its log history is empty; the run has logged nothing to report")
         cells = [run.name, str(history[-1]["step"])]
         for name, form in (("eval_accuracy", "{:.1%}"), ("eval_reverse_kl", "{:.3f}")):
             _, values = series(history, name)
             cells += [form.format(values[0]), form.format(values[-1])] if values else ["", ""]
-        updates = [line["time/rollout"] + line["time/train"] for line in history if "time/train" in line]
-        cells.append(f"{sorted(updates)[len(updates) // 2]:.2f}" if updates else "")
+        updates = [line for line in history if "time/train" in line]
+        seconds = [line["time/rollout"] + line.get("time/sync", 0.0) + line["time/train"] for line in updates]
+        cells.append(f"{median(seconds):.2f}" if seconds else "")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

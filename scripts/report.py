@@ -1,0 +1,31 @@
+"""One HTML page from any runs, readable without a network.
+
+    python scripts/report.py RUN_DIR [RUN_DIR …] [--output report.html]
+
+Runs whose recipes differ only in the seed are drawn as one method with a band. A run that has not finished is read at
+its last whole checkpoint. Exit status: 0 written, 2 bad input.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from vopd_recipes.report import RunError
+from vopd_recipes.reporting.page import write_report
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("runs", type=Path, nargs="+", help="output folders of runs")
+    parser.add_argument("--output", type=Path, default=Path("report.html"), help="where the page goes [report.html]")
+    words = parser.parse_args()
+    try:
+        path = write_report(words.runs, words.output)
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()

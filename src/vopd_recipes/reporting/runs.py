@@ -1,0 +1,245 @@
+"""A run's folder becomes a checked record, and records of the same recipe become one method.
+
+Two runs are seeds of one method when their resolved recipes agree in everything but the seed and where the run is
+kept. A run that has not finished is read at its last whole checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import yaml
+
+from vopd_recipes.checkpoints import RECIPE, last_complete_checkpoint
+from vopd_recipes.estimators import Estimator
+from vopd_recipes.methods import method_of
+from vopd_recipes.report import RunError, series
+
+# Fields that tell seeds of one method apart.
+_SEED_FIELDS = frozenset({"seed", "data_seed", "output_dir", "run_name"})
+# Parts of a step that the trainer times, in the order in which they happen.
+TIMES = ("rollout", "sync", "teacher", "student", "optimizer")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run's folder says.
+
+    Args:
+        folder: the run.
+        name: what it is called on the page; unique there.
+        state_folder: where its trainer state and tokenizer are: the run, or its last whole checkpoint.
+        recipe: the resolved recipe.
+        recipe_text: the same as it is on disk.
+        environment: versions and hardware; empty where the run has no such file.
+        history: the trainer's log lines.
+        step: optimiser steps done.
+        planned: optimiser steps that the recipe asks for.
+    """
+
+    folder: Path
+    name: str
+    state_folder: Path
+    recipe: dict[str, Any]
+    recipe_text: str
+    environment: dict[str, Any]
+    history: list[dict[str, Any]]
+    step: int
+    planned: int
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run came to its end."""
+        return self.state_folder == self.folder
+
+    @property
+    def estimator(self) -> Estimator:
+        """The estimator of the recipe."""
+        names = {item.name for item in fields(Estimator)}
+        return Estimator(**{name: value for name, value in self.recipe.items() if name in names})
+
+    @property
+    def method(self) -> str:
+        """The estimator's name in the literature."""
+        return method_of({"divergence": self.estimator.divergence, "baseline": self.estimator.baseline})[0]
+
+    def series(self, name: str) -> dict[int, float]:
+        """Step → value of a metric, where it is a finite number."""
+        steps, values = series(self.history, name)
+        return {
+            step: float(value)
+            for step, value in zip(steps, values)
+            if isinstance(value, (int, float)) and math.isfinite(value)
+        }
+
+    def ends(self, name: str) -> tuple[float | None, float | None]:
+        """A metric at its first and at its last step; the first is `None` where there is only one."""
+        values = list(self.series(name).values())
+        return (values[0] if len(values) > 1 else None, values[-1] if values else None)
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        """The median over log lines of rollout, weight synchronisation and update."""
+        rollout, sync, train = (self.series(f"time/{name}") for name in ("rollout", "sync", "train"))
+        steps = rollout.keys() & train.keys()
+        return median(rollout[step] + sync.get(step, 0.0) + train[step] for step in steps) if steps else None
+
+    @property
+    def time_breakdown(self) -> dict[str, float]:
+        """Mean seconds a step of each of `TIMES`; empty where the run did not log them."""
+        found = {name: self.series(f"time/{name}") for name in TIMES}
+        return {name: fmean(values.values()) for name, values in found.items() if values}
+
+    @property
+    def variance_ratios(self) -> dict[str, float]:
+        """Each estimator's gradient variance over OPD's, both averaged over the log lines; empty if not logged."""
+        prefix = "gradient_variance/"
+        names = sorted({name for line in self.history for name in line if name.startswith(prefix)})
+        means = {name[len(prefix) :]: fmean(self.series(name).values()) for name in names if self.series(name)}
+        opd = means.get("none", 0.0)
+        return {name: mean / opd for name, mean in means.items()} if opd else {}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one recipe that differ in their seeds."""
+
+    label: str
+    method: str
+    runs: tuple[Run, ...]
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The first run's recipe."""
+        return self.runs[0].recipe
+
+
+def read_run(folder: Path) -> Run:
+    """Read and check a run's folder.
+
+    Raises:
+        RunError: not a run, nothing logged yet, or a file in it that does not hold what it should.
+    """
+    if not folder.is_dir():
+        raise RunError(f"{folder}: no such folder; name the output_dir of a run")
+    if not (folder / RECIPE).is_file():
+        raise RunError(f"{folder}: not a run (no {RECIPE} in it); name the output_dir of a run")
+    state_folder = folder if (folder / "trainer_state.json").is_file() else last_complete_checkpoint(folder)
+    if state_folder is None:
+        raise RunError(
+            f"{folder}: the run has no trainer_state.json and no whole checkpoint yet; wait for its first one"
+        )
+    recipe_text = _text(folder / RECIPE)
+    try:
+        recipe = yaml.safe_load(recipe_text)
+    except yaml.YAMLError as error:
+        raise RunError(f"{folder / RECIPE}: not YAML ({str(error).splitlines()[0]})") from error
+    state = _json(state_folder / "trainer_state.json")
+    environment = _json(folder / "environment.json") if (folder / "environment.json").is_file() else {}
+    for path, value in ((RECIPE, recipe), ("trainer_state.json", state), ("environment.json", environment)):
+        if not isinstance(value, dict):
+            raise RunError(f"{folder / path}: holds a {type(value).__name__}, not named values")
+    run = Run(
+        folder=folder,
+        name=folder.resolve().name,
+        state_folder=state_folder,
+        recipe=recipe,
+        recipe_text=recipe_text,
+        environment=environment,
+        history=_history(state, state_folder / "trainer_state.json"),
+        step=_steps(state, "global_step", state_folder),
+        planned=_steps(state, "max_steps", state_folder),
+    )
+    try:
+        _ = run.estimator
+    except (ValueError, TypeError) as error:
+        raise RunError(f"{folder / RECIPE}: {error}") from error
+    return run
+
+
+def _history(state: dict[str, Any], path: Path) -> list[dict[str, Any]]:
+    history = state.get("log_history")
+    if not isinstance(history, list) or not all(
+        isinstance(line, dict) and isinstance(line.get("step"), int) for line in history
+    ):
+        raise RunError(f"{path}: log_history is not a list of log lines with their steps")
+    if not history:
+        raise RunError(f"{path}: log_history is empty; the run has logged nothing to report")
+    return history
+
+
+def _steps(state: dict[str, Any], name: str, folder: Path) -> int:
+    found = state.get(name, 0)
+    if not isinstance(found, int):
+        raise RunError(f"{folder / 'trainer_state.json'}: {name} is no number of steps: {found!r}")
+    return found
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{path}: cannot be read ({error})") from error
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(_text(path))
+    except json.JSONDecodeError as error:
+        raise RunError(f"{path}: not JSON ({error})") from error
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Read runs, each once, under names that tell them apart.
+
+    Raises:
+        RunError: see `read_run`.
+    """
+    runs = [read_run(folder) for folder in {folder.resolve(): folder for folder in folders}.values()]
+    names = [run.name for run in runs]
+    return [
+        run if names.count(run.name) == 1 else _renamed(run, "/".join(run.folder.resolve().parts[-2:])) for run in runs
+    ]
+
+
+def _renamed(run: Run, name: str) -> Run:
+    return Run(**{**vars(run), "name": name})
+
+
+def group_runs(runs: Sequence[Run]) -> list[Group]:
+    """Runs of one recipe together, in the order in which they were named."""
+    members: dict[str, list[Run]] = {}
+    for run in runs:
+        members.setdefault(json.dumps(_identity(run.recipe), sort_keys=True, default=str), []).append(run)
+    kinds = [(found[0].method, tuple(found)) for found in members.values()]
+    return [
+        Group(_label(runs[0], [others[0] for name, others in kinds if name == method]), method, runs)
+        for method, runs in kinds
+    ]
+
+
+def _label(run: Run, same_method: Sequence[Run]) -> str:
+    """The method, and what tells this recipe from others of the same method: a field's value, else the run's name."""
+    if len(same_method) == 1:
+        return run.method
+    for name in differing_fields([other.recipe for other in same_method]):
+        values = [str(other.recipe.get(name)) for other in same_method]
+        if len(set(values)) == len(values) and all(name in other.recipe for other in same_method):
+            return f"{run.method} ({name} {run.recipe[name]})"
+    return f"{run.method} ({run.name})"
+
+
+def _identity(recipe: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in recipe.items() if name not in _SEED_FIELDS}
+
+
+def differing_fields(recipes: Sequence[dict[str, Any]]) -> list[str]:
+    """Fields that are not the same in all recipes, seeds and places left out, in the recipes' order."""
+    names = dict.fromkeys(name for recipe in recipes for name in _identity(recipe))
+    return [name for name in names if any(recipe.get(name) != recipes[0].get(name) for recipe in recipes[1:])]
