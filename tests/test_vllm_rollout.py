@@ -61,6 +61,7 @@ def test_merging_adapters_leaves_the_base_as_it_is(saw) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_completion_depends_on_its_own_seed_alone(saw, kind) -> None:
     assert saw(kind)["alone"] and saw(kind)["reverse"]
+    assert saw(kind)["crowd"]
     assert saw(kind)["none"] == []
 
 

@@ -58,7 +58,7 @@ def main(folder: str, kind: str, output: Path) -> None:
     start = time.perf_counter()
     engine = VLLMRollout(
         model=folder, revision=None, dtype="float32", eos_token_ids={EOS}, vocabulary=VOCABULARY, sampling=Sampling(),
-        max_model_len=64, gpu_memory_utilization=0.1,
+        max_model_len=64, gpu_memory_utilization=0.1, max_num_seqs=128,
     )  # fmt: skip
     seen: dict[str, object] = {"start_seconds": time.perf_counter() - start}
     if kind == "lora":
@@ -76,6 +76,11 @@ def main(folder: str, kind: str, output: Path) -> None:
     tokens = [completion.token_ids for completion in completions]
     seen["alone"] = alone == tokens
     seen["reverse"] = [completion.token_ids for completion in reverse] == tokens
+    # 128 prompts of 50 tokens: more than the engine reads in a step, the 82nd stands across its limit of 4096
+    crowd = [[40 + (i + j) % 200 for j in range(50)] for i in range(128)]
+    together = engine.generate(crowd, list(range(128)), 4)
+    apart = [engine.generate([crowd[i]], [i], 4)[0].token_ids for i in (80, 81, 82)]
+    seen["crowd"] = apart == [together[i].token_ids for i in (80, 81, 82)]
     seen["none"] = engine.generate([], [], NEW_TOKENS)
     # A run of one token over and over ends when that token ends completions.
     common = max(set(sum(tokens, [])), key=sum(tokens, []).count)

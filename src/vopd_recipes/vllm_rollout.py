@@ -97,6 +97,7 @@ class VLLMRollout:
                 enable_sleep_mode=self._on_gpu,
                 trust_remote_code=trust_remote_code,
                 seed=seed,
+                **({} if self._on_gpu else prompts_in_one_piece(max_model_len)),
             )
         size = self._llm.llm_engine.model_config.get_vocab_size()
         self._allowed = list(range(vocabulary)) if vocabulary < size else None
@@ -202,6 +203,14 @@ def _completion(output: Any) -> Completion:
     token_ids = list(output.token_ids)
     logprobs = [position[token].logprob for position, token in zip(output.logprobs, token_ids)]
     return Completion(token_ids, logprobs, finished=output.finish_reason == "stop")
+
+
+def prompts_in_one_piece(max_model_len: int) -> dict[str, Any]:
+    """Settings of an engine on a CPU: a prompt waits rather than be read in pieces.
+
+    vLLM draws a token after each piece and takes the draw back from the request's generator, which only a GPU's can do.
+    """
+    return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(4096, max_model_len)}
 
 
 def _prepare_environment(on_gpu: bool) -> None:
