@@ -1,4 +1,6 @@
-"""A real pre-trained pair through the real command: SmolLM2-135M and the same without three layers, two short steps.
+"""A real pre-trained pair through the real commands: SmolLM2-135M, and the same without three layers.
+
+Two short steps of training, and the teacher on fifty word problems.
 
 Slow: 135 million parameters on a CPU. It is worth it because a real tokenizer, chat template, tied head and peaked
 distributions break things that tiny random models do not.
@@ -9,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from launching import needs_vllm
 from smollm2 import write_smollm2
@@ -48,3 +51,22 @@ def test_smollm2_recipe_trains(smollm2, tmp_path, backend):
         assert line["rollout/logprob_gap"] < 1e-4
         variances = [line[f"gradient_variance/{name}"] for name in ("optimal", "value", "none", "constant")]
         assert variances == sorted(variances)
+
+
+@pytest.mark.slow
+@needs_vllm
+def test_smollm2_is_evaluated(smollm2, tmp_path):
+    words = ["scripts/evaluate.py", smollm2 / "teacher", "--tasks", "word_problems", "--limit", 50, "--samples", 1]
+    words += ["--chat-template", 1, "--max-new-tokens", 128, "--output", tmp_path]
+    run(*words)
+    (path,) = tmp_path.glob("*/*/results.json")
+    first = path.read_text()
+    scores = json.loads(first)["tasks"]["word_problems"]
+    assert (scores["problems"], scores["n"], scores["grading_errors"]) == (50, 1, 0)
+    assert 50 * 60 < scores["tokens"] < 50 * 120  # 90 on average
+    assert 0.1 < scores["truncation_rate"] < 0.6
+    rows = pq.read_table(path.parent / "details" / "word_problems.parquet").to_pylist()
+    assert len({row["completion"] for row in rows}) == 50
+    assert sum(row["question"].split()[0] in row["completion"] for row in rows) > 25  # it speaks of whom it was asked
+    run(*words)  # from the answers that are kept
+    assert path.read_text() == first

@@ -208,7 +208,7 @@ def _completion(output: Any) -> Completion:
 def prompts_in_one_piece(max_model_len: int) -> dict[str, Any]:
     """Settings of an engine on a CPU: a prompt waits rather than be read in pieces.
 
-    vLLM draws a token after each piece and takes the draw back from the request's generator, which only a GPU's can do.
+    vLLM draws a token after each piece and takes the draw back from the request's generator, which a CPU's cannot do.
     """
     return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(4096, max_model_len)}
 

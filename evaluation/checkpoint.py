@@ -1,0 +1,190 @@
+"""What is evaluated: a model on the Hub, a local folder, or a LoRA adapter of either, and a hash of its weights.
+
+The hash names the weights in results files and keys the answers that are kept: it is over the contents of the weight
+files and of the configuration, and of the base model's where there is an adapter. A model that was trained again in
+the same place is another model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+
+from vopd_recipes.recipe_text import RecipeError
+
+_WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "recipe.yaml"]
+_HASHED_BESIDE_WEIGHTS = ("config.json", "adapter_config.json")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights on this machine.
+
+    Args:
+        name: Hub id, or a local folder relative to the working directory (its last two parts where it lies outside).
+        revision: branch, tag or commit; `local` for a folder.
+        folder: where its files are.
+        base: the base model's folder where `folder` holds an adapter.
+        weights_hash: SHA-256, see above.
+    """
+
+    name: str
+    revision: str
+    folder: Path
+    base: Path | None
+    weights_hash: str
+
+    @property
+    def model_folder(self) -> Path:
+        """Of the model that an adapter is applied to, or of the model."""
+        return self.base or self.folder
+
+    def recipe(self) -> dict[str, Any]:
+        """The recipe that the weights were trained by; empty where there is none beside them."""
+        for folder in (self.folder, self.folder.parent):
+            if (folder / "recipe.yaml").is_file():
+                return yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+        return {}
+
+    def adapter_rank(self) -> int:
+        """Of a LoRA adapter."""
+        return int(_read_json(self.folder / "adapter_config.json")["r"])
+
+    def window(self) -> int:
+        """Tokens that prompt and completion may have together.
+
+        Raises:
+            RecipeError: transformers does not know the configuration.
+        """
+        try:
+            config = AutoConfig.from_pretrained(self.model_folder).get_text_config()
+        except Exception as error:
+            raise RecipeError(f"MODEL: {self.name}: its configuration cannot be read: {error}") from error
+        return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The adapter's own where it has one.
+
+        Raises:
+            RecipeError: there is none.
+        """
+        own = any((self.folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+        try:
+            return AutoTokenizer.from_pretrained(self.folder if own else self.model_folder)
+        except Exception as error:
+            raise RecipeError(f"MODEL: {self.name}: its tokenizer cannot be loaded: {error}") from error
+
+    def end_tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+        """Every token that ends a completion: the tokenizer's, and those of the generation settings.
+
+        Raises:
+            RecipeError: there is none.
+        """
+        if (self.model_folder / "generation_config.json").is_file():
+            configured = GenerationConfig.from_pretrained(self.model_folder).eos_token_id
+        else:
+            configured = AutoConfig.from_pretrained(self.model_folder).get_text_config().eos_token_id
+        several = configured if isinstance(configured, list) else [configured]
+        found = sorted({token for token in (*several, tokenizer.eos_token_id) if token is not None})
+        if not found:
+            raise RecipeError(f"MODEL: {self.name}: neither tokenizer nor model names an end-of-sequence token")
+        return found
+
+
+def resolve(model: str, revision: str | None = None) -> Checkpoint:
+    """Find a model or an adapter and its base, fetching what is not here.
+
+    Args:
+        model: Hub id or folder.
+        revision: of a Hub id.
+
+    Raises:
+        RecipeError: it is not there, cannot be reached, or holds no safetensors.
+    """
+    folder, is_local = _locate(model, revision, "MODEL")
+    adapter = folder / "adapter_config.json"
+    base = None
+    if adapter.is_file():
+        settings = _read_json(adapter)
+        named = str(settings["base_model_name_or_path"])
+        base, _ = _locate(named, settings.get("revision"), f"MODEL: {_shown(model)} is an adapter; its base model")
+    parts = [_hash_of(part) for part in (folder, base) if part is not None]
+    weights_hash = parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
+    return Checkpoint(_shown(model), "local" if is_local else revision or "main", folder, base, weights_hash)
+
+
+def _locate(model: str, revision: str | None, what: str) -> tuple[Path, bool]:
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if not any((folder / name).is_file() for name in _HASHED_BESIDE_WEIGHTS):
+            raise RecipeError(
+                f"{what}: {_shown(model)} is no model folder: it has no config.json or adapter_config.json"
+            )
+        return folder, True
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise RecipeError(f"{what}: no such folder: {_shown(model)}")
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=_WANTED)), False
+    except GatedRepoError:
+        reason = f"gated: accept its terms at https://huggingface.co/{model} and run `hf auth login`"
+    except RevisionNotFoundError:
+        reason = f"the Hub has it, but no revision {revision}"
+    except (RepositoryNotFoundError, HFValidationError):
+        reason = "neither a folder here nor a model on the Hub that this machine may read"
+    except LocalEntryNotFoundError:
+        reason = "the Hub cannot be reached and the model is not in the cache; check the network"
+    except Exception as error:  # httpx, disk, …
+        reason = " ".join(str(error).split())[:300]
+    raise RecipeError(f"{what}: {model}: {reason}")
+
+
+def _shown(model: str) -> str:
+    """A name for files and tables: no home folder in it."""
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        return model
+    folder = folder.resolve()
+    if folder.is_relative_to(Path.cwd()):
+        return folder.relative_to(Path.cwd()).as_posix()
+    return "/".join(folder.parts[-2:])
+
+
+def _hash_of(folder: Path) -> str:
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        raise RecipeError(f"MODEL: {_shown(str(folder))} holds no safetensors; other formats may run code: not loaded")
+    files = [*weights, *(folder / name for name in _HASHED_BESIDE_WEIGHTS if (folder / name).is_file())]
+    with ThreadPoolExecutor(8) as pool:  # hashing releases the interpreter's lock
+        digests = pool.map(_digest, files)
+        return hashlib.sha256(
+            "".join(f"{file.name} {digest}\n" for file, digest in zip(files, digests)).encode()
+        ).hexdigest()
+
+
+def _digest(file: Path) -> str:
+    content = file.resolve()
+    if _SHA256.fullmatch(content.name):  # the Hub's cache names large files by their SHA-256
+        return content.name
+    with content.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))

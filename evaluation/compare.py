@@ -1,0 +1,153 @@
+"""Results side by side: a table with paired-bootstrap confidence intervals, and a bar chart.
+
+Two models that answered the same questions are compared question by question. With d_i the difference of the two
+models' mean correctness on question i, the questions are drawn anew, with replacement, 10,000 times; the 2.5th and
+97.5th percentiles of the mean of d are the 95 % interval of the difference. Which questions are hard then cancels out,
+which two separate error bars do not do. An interval that leaves 0 out is marked with a star.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt  # noqa: E402  # the backend is chosen first: no screen is needed
+import numpy as np  # noqa: E402
+import pyarrow.parquet as pq  # noqa: E402
+
+from evaluation.results import read_results  # noqa: E402
+from evaluation.tasks import TASKS  # noqa: E402
+from vopd_recipes.recipe_text import RecipeError  # noqa: E402
+from vopd_recipes.whole import written_whole  # noqa: E402
+
+_REPEATS, _SEED = 10_000, 0
+
+
+def compare(paths: list[Path], output: Path) -> str:
+    """Compare results files with the first; writes `<output>.md` and `<output>.png`, returns the Markdown.
+
+    Raises:
+        RecipeError: fewer than two files, one that is no results file, or no task that the first has as well.
+    """
+    if len(paths) < 2:
+        raise RecipeError("COMPARE: two results files or more make a comparison: COMPARE=a.json,b.json")
+    results = [read_results(path) for path in paths]
+    labels = _labels(results)
+    tasks = [name for name in results[0]["tasks"] if any(name in other["tasks"] for other in results[1:])]
+    if not tasks:
+        raise RecipeError(f"COMPARE: {paths[0]} and the others have no task in common")
+    text = _table(paths, results, labels, tasks)
+    with written_whole(output.with_suffix(".md")) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    _plot(results, labels, tasks, output.with_suffix(".png"))
+    return f"{text}\n\nwritten: {output.with_suffix('.md')}, {output.with_suffix('.png')}"
+
+
+def _labels(results: list[dict[str, Any]]) -> list[str]:
+    """The shortest names that tell the files apart."""
+    forms = (
+        "{model}",
+        "{model} {revision}",
+        "{model} {revision} {protocol}",
+        "{model} {revision} {protocol} {backend}",
+    )
+    for form in forms:
+        labels = [form.format(**content) for content in results]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [f"{number}: {label}" for number, label in enumerate(labels, 1)]
+
+
+def _table(paths: list[Path], results: list[dict[str, Any]], labels: list[str], tasks: list[str]) -> str:
+    head = ["task", f"{labels[0]}: avg@n ± s.e."]
+    for label in labels[1:]:
+        head += [f"{label}: avg@n ± s.e.", "difference [95 %]"]
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "--:|" * (len(head) - 1)]
+    notes: list[str] = []
+    for task in tasks:
+        cells = [TASKS[task].title if task in TASKS else task, _score(results[0], task)]
+        for path, content, label in zip(paths[1:], results[1:], labels[1:]):
+            cells.append(_score(content, task))
+            cells.append(_difference(paths[0], path, task, label, notes) if task in content["tasks"] else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    protocols = {(content["protocol"], content["backend"], content["dtype"]) for content in results}
+    if len(protocols) > 1:
+        listed = "; ".join(" ".join(protocol) for protocol in sorted(protocols))
+        notes.append(f"Measured in different ways ({listed}): a difference may be the way's.")
+    return "\n".join([*lines, "", f"Percent; differences from {labels[0]}, * where 0 is outside.", *notes])
+
+
+def _score(content: dict[str, Any], task: str) -> str:
+    scores = content["tasks"].get(task)
+    return f"{100 * scores['avg']:.1f} ± {100 * scores['stderr']:.1f}" if scores else ""
+
+
+def _difference(first: Path, other: Path, task: str, label: str, notes: list[str]) -> str:
+    ours, theirs = question_means(first, task), question_means(other, task)
+    shared = sorted(ours.keys() & theirs.keys())
+    if not shared:
+        notes.append(f"{task}, {label}: no question in common.")
+        return ""
+    if len(shared) < max(len(ours), len(theirs)):
+        notes.append(f"{task}, {label}: {len(shared)} questions in common, the difference is over these.")
+    differences = np.array([theirs[question] - ours[question] for question in shared])
+    low, high = bootstrap_interval(differences)
+    star = "*" if low > 0 or high < 0 else ""
+    return f"{100 * differences.mean():+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]{star}"
+
+
+def question_means(path: Path, task: str) -> dict[str, float]:
+    """Prompt → share of its samples that are right, from the details beside a results file.
+
+    Raises:
+        RecipeError: the details are not there.
+    """
+    details = path.parent / "details" / f"{task}.parquet"
+    if not details.is_file():
+        raise RecipeError(f"COMPARE: {details} is missing: the comparison goes question by question")
+    grouped = pq.read_table(details, columns=["prompt", "correct"]).group_by("prompt").aggregate([("correct", "mean")])
+    return dict(zip(grouped["prompt"].to_pylist(), grouped["correct_mean"].to_pylist()))
+
+
+def bootstrap_interval(differences: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of a mean, by drawing its [Q] terms anew; the same for the same terms."""
+    generator = np.random.default_rng(_SEED)
+    size = len(differences)
+    chunk = max(1, 4_000_000 // size)  # 32 MB of indices at a time
+    means = [
+        differences[generator.integers(size, size=(min(chunk, _REPEATS - done), size))].mean(axis=1)
+        for done in range(0, _REPEATS, chunk)
+    ]
+    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
+    return float(low), float(high)
+
+
+def _plot(results: list[dict[str, Any]], labels: list[str], tasks: list[str], path: Path) -> None:
+    """Bars of avg@n with 95 % intervals (1.96 standard errors), a group for each task."""
+    figure, axis = plt.subplots(figsize=(max(5.0, 1.6 * len(tasks) + 2), 4.2), layout="constrained")
+    width = 0.8 / len(results)
+    for number, (content, label) in enumerate(zip(results, labels)):
+        there = [(place, content["tasks"][task]) for place, task in enumerate(tasks) if task in content["tasks"]]
+        axis.bar(
+            [place + (number - (len(results) - 1) / 2) * width for place, _ in there],
+            [100 * scores["avg"] for _, scores in there],
+            width,
+            yerr=[196 * scores["stderr"] for _, scores in there],
+            capsize=3,
+            label=label,
+        )
+    titles = [
+        f"{TASKS[task].title if task in TASKS else task}\navg@{results[0]['tasks'][task]['n']}" for task in tasks
+    ]
+    axis.set_xticks(range(len(tasks)), titles, fontsize=8)
+    axis.set_ylabel("accuracy (%)")
+    axis.set_ylim(bottom=0)
+    axis.grid(axis="y", alpha=0.3)
+    axis.legend(fontsize=8)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
+    plt.close(figure)

@@ -1,0 +1,149 @@
+r"""Grades and what is made of them: avg@n, its standard error, pass@n, maj@n, format and truncation rates.
+
+With c_ij = 1 where sample j of question i is right, Q questions and n samples each, and m_i = Σ_j c_ij / n:
+
+    avg@n   mean of m_i over the questions, of all samples (not of a first one, and not of text before `</think>`)
+    stderr  sqrt(Σ_i (m_i - avg)² / (Q - 1) / Q): questions are the sample, so it covers the choice of questions and
+            the drawing of answers; 0 for a single question
+    pass@n  share of questions with a right sample
+    maj@n   share of questions whose commonest answer is right: right answers are one answer however written, wrong
+            ones are told apart by their text, samples without an answer do not vote; where k answers tie, 1/k for a
+            right one
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from lighteval.metrics.metrics_sample import SampleLevelComputation
+from lighteval.metrics.utils.metric_utils import CorpusLevelMetric
+from lighteval.models.model_output import ModelResponse
+from lighteval.tasks.requests import Doc, SamplingMethod
+from tqdm import tqdm
+
+from evaluation.model import Answers, facts
+from vopd_recipes.grading import Grade, MathGrader, grade_choice
+
+METRIC = "grades"
+TIMEOUT = 4.0  # seconds for one comparison; with the worker's end and the next one's start, under five
+
+_AT_A_TIME = 1024  # completions between two moves of the progress bar
+
+
+@dataclass(frozen=True)
+class Graded:
+    """One question's samples, graded.
+
+    Args:
+        doc: the question.
+        answers: what the model said.
+        grades: one of each sample.
+    """
+
+    doc: Doc
+    answers: Answers
+    grades: list[Grade]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The document's `question`, `gold` and `letters`."""
+        return facts(self.doc)
+
+
+class TaskGrades(SampleLevelComputation):
+    """Grade every sample of every question of a task.
+
+    Args:
+        kind: `math` or `choice`.
+        grader: for mathematics.
+    """
+
+    def __init__(self, kind: str, grader: MathGrader) -> None:
+        self._kind, self._grader = kind, grader
+
+    def compute(self, responses: list[ModelResponse], docs: list[Doc]) -> list[Graded]:  # type: ignore[override]
+        """One `Graded` per question: lighteval's batched metrics get all of a task's at once."""
+        texts = [text for response in responses for text in response.text]
+        owners = [doc for doc, response in zip(docs, responses) for _ in response.text]
+        grades: list[Grade] = []
+        bar = tqdm(total=len(texts), desc=f"Grading {docs[0].task_name.split('|')[0]}", unit="", leave=False)
+        for first in range(0, len(texts), _AT_A_TIME):
+            grades += self._grade(texts[first : first + _AT_A_TIME], owners[first : first + _AT_A_TIME])
+            bar.update(min(_AT_A_TIME, len(texts) - first))
+        bar.close()
+        found: list[Graded] = []
+        for doc, response in zip(docs, responses):
+            assert isinstance(response, Answers)
+            found.append(Graded(doc, response, grades[: len(response.text)]))
+            del grades[: len(response.text)]
+        return found
+
+    def _grade(self, texts: list[str], docs: list[Doc]) -> list[Grade]:
+        if self._kind == "choice":
+            return [grade_choice(text, facts(doc)["gold"], facts(doc)["letters"]) for text, doc in zip(texts, docs)]
+        return self._grader.grade(texts, [facts(doc)["gold"] for doc in docs])
+
+
+def metric(kind: str, grader: MathGrader) -> CorpusLevelMetric:
+    """lighteval's metric of a task: grades of all samples at once, and `scores` over the questions."""
+    return CorpusLevelMetric(
+        metric_name=METRIC,
+        higher_is_better=True,
+        category=SamplingMethod.GENERATIVE,
+        sample_level_fn=TaskGrades(kind, grader),
+        corpus_level_fn=scores,
+        batched_compute=True,
+    )
+
+
+def new_grader() -> MathGrader:
+    """A grader on the cores that this process may use."""
+    return MathGrader(num_workers=min(16, len(os.sched_getaffinity(0))), timeout=TIMEOUT)
+
+
+def scores(questions: list[Graded]) -> dict[str, float]:
+    """What a results file says of a task; shares are between 0 and 1."""
+    grades = [grade for question in questions for grade in question.grades]
+    responses = [response for question in questions for response in question.answers.responses]
+    means = [_mean(float(grade.correct) for grade in question.grades) for question in questions]
+    return {
+        "avg": _mean(means),
+        "stderr": standard_error(means),
+        "pass": _mean(float(any(grade.correct for grade in question.grades)) for question in questions),
+        "maj": _mean(majority(question.grades) for question in questions),
+        "n": len(questions[0].grades),
+        "problems": len(questions),
+        "format_rate": _mean(float(grade.formatted) for grade in grades),
+        "truncation_rate": _mean(float(not response.finished) for response in responses),
+        "grading_errors": sum(grade.error is not None for grade in grades),
+        "seconds": round(sum(response.seconds for response in responses), 3),
+        "tokens": sum(response.tokens for response in responses),
+    }
+
+
+def standard_error(means: list[float]) -> float:
+    """Of the mean over questions, from the questions' means."""
+    if len(means) < 2:
+        return 0.0
+    centre = _mean(means)
+    return math.sqrt(math.fsum((mean - centre) ** 2 for mean in means) / (len(means) - 1) / len(means))
+
+
+def majority(grades: list[Grade]) -> float:
+    """1 where the commonest answer is right, 1/k where k answers tie and one is, else 0."""
+    votes: Counter[str | None] = Counter()
+    for grade in grades:
+        if grade.extracted is not None:
+            votes[None if grade.correct else "".join(grade.extracted.split())] += 1
+    most = max(votes.values(), default=0)
+    tied = [answer for answer, count in votes.items() if count == most]
+    return 1 / len(tied) if None in tied else 0.0
+
+
+def _mean(values: Any) -> float:
+    found = list(values)
+    return math.fsum(found) / len(found)

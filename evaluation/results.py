@@ -1,0 +1,185 @@
+"""What an evaluation leaves: `results.json`, `results.md`, and `details/<task>.parquet` with every completion.
+
+A results file says all that its numbers depend on. Tasks that were measured before on the same weights under the same
+protocol, back end and type stay in it; results of other weights or of another protocol are replaced (their answers are
+kept, so that they are soon made again). Nothing in it tells when it was made, so the same evaluation writes the same
+file, but for `seconds`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from evaluation.paper import published_columns
+from evaluation.tasks import TASKS
+from vopd_recipes.recipe_text import RecipeError
+from vopd_recipes.whole import written_whole
+
+if TYPE_CHECKING:  # comparing results needs no lighteval, which takes seconds to import
+    from evaluation.suite import Measured
+
+SCHEMA_VERSION = 1
+
+# What must be equal for two tasks' numbers to stand in one file.
+_SAME = ("schema_version", "model", "revision", "weights_hash", "protocol", "sampling", "backend", "dtype")
+
+DETAILS = pa.schema(
+    {
+        "question_id": pa.int64(),  # row of the data set
+        "question": pa.string(),
+        "prompt": pa.string(),  # before any chat template
+        "gold": pa.string(),
+        "sample": pa.int64(),
+        "seed": pa.int64(),
+        "completion": pa.string(),
+        "extracted": pa.string(),
+        "correct": pa.bool_(),
+        "formatted": pa.bool_(),
+        "truncated": pa.bool_(),
+        "tokens": pa.int64(),
+        "grading_error": pa.string(),
+    }
+)
+
+
+def folder_of(root: Path, model: str, revision: str) -> Path:
+    """`<root>/<model>/<revision>`, with slashes as two dashes."""
+    return root / model.replace("/", "--") / revision.replace("/", "--")
+
+
+def write_results(folder: Path, about: dict[str, Any], measured: dict[str, Measured], recipe: dict[str, Any]) -> Path:
+    """Write results, details and table; the path of `results.json`.
+
+    Args:
+        folder: of this model and revision.
+        about: every field of the file but the tasks.
+        measured: task → what came of it.
+        recipe: that the model was trained by, for the paper's column.
+    """
+    for name, task in measured.items():
+        with written_whole(folder / "details" / f"{name}.parquet") as temporary:
+            pq.write_table(_details(task), temporary, compression="zstd")
+    path = folder / "results.json"
+    kept = _kept(path, about)
+    tasks = {**kept, **{name: task.scores for name, task in measured.items()}}
+    ordered = {name: tasks[name] for name in dict.fromkeys([*TASKS, *tasks]) if name in tasks}
+    content = {"schema_version": SCHEMA_VERSION, **about, "tasks": ordered}
+    _write_text(path, json.dumps(content, indent=2) + "\n")
+    for file in (folder / "details").glob("*.parquet"):
+        if file.stem not in tasks:  # of results that these replace
+            file.unlink()
+    _write_text(folder / "results.md", table(content, recipe) + "\n")
+    return path
+
+
+def _kept(path: Path, about: dict[str, Any]) -> dict[str, Any]:
+    """Tasks of an earlier evaluation of the same thing."""
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        new = {"schema_version": SCHEMA_VERSION, **about}
+        return before["tasks"] if all(before.get(name) == new[name] for name in _SAME) else {}
+    except (OSError, ValueError, KeyError, AttributeError):
+        return {}
+
+
+def _write_text(path: Path, text: str) -> None:
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _details(task: Measured) -> pa.Table:
+    rows = [
+        {
+            "question_id": int(question.doc.id),
+            "question": question.facts["question"],
+            "prompt": question.doc.query,
+            "gold": question.facts["gold"],
+            "sample": response.sample,
+            "seed": question.answers.seed + response.sample,
+            "completion": response.text,
+            "extracted": grade.extracted,
+            "correct": grade.correct,
+            "formatted": grade.formatted,
+            "truncated": not response.finished,
+            "tokens": response.tokens,
+            "grading_error": grade.error,
+        }
+        for question in task.questions
+        for response, grade in zip(question.answers.responses, question.grades)
+    ]
+    return pa.Table.from_pylist(rows, schema=DETAILS)
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Read a results file.
+
+    Raises:
+        RecipeError: it is none, or of another version.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["schema_version"] == SCHEMA_VERSION and content["tasks"]:
+            return content
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise RecipeError(f"COMPARE: {path} is not a results file of `make evaluate` (schema_version {SCHEMA_VERSION})")
+
+
+def table(results: dict[str, Any], recipe: dict[str, Any]) -> str:
+    """A Markdown table in percent, with the paper's numbers where it has this model or this pair."""
+    tasks: dict[str, dict[str, Any]] = results["tasks"]
+    columns = published_columns(results["model"], recipe)
+    lines = [
+        f"{results['model']}, {results['revision']} · protocol {results['protocol']} · {results['backend']} "
+        f"({results['dtype']}) · weights {results['weights_hash'][:12]}",
+        "",
+        "| task | avg@n ± s.e. | pass@n | maj@n | n | problems | answers in form | cut off | tokens per answer |"
+        + "".join(f" {name} |" for name in columns),
+        "|---|--:|--:|--:|--:|--:|--:|--:|--:|" + "--:|" * len(columns),
+    ]
+    for name, scores in tasks.items():
+        cells = [
+            TASKS[name].title if name in TASKS else name,
+            f"{100 * scores['avg']:.1f} ± {100 * scores['stderr']:.1f}",
+            *(f"{100 * scores[key]:.1f}" for key in ("pass", "maj")),
+            str(scores["n"]),
+            str(scores["problems"]),
+            *(f"{100 * scores[key]:.1f}" for key in ("format_rate", "truncation_rate")),
+            f"{scores['tokens'] / scores['problems'] / scores['n']:.0f}",
+            *(column.get(name, "") for column in columns.values()),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines + _combined(tasks, columns))
+
+
+def _combined(tasks: dict[str, dict[str, Any]], columns: dict[str, dict[str, str]]) -> list[str]:
+    """The paper's own columns: AIME 2024 and 2025 together, and the mean of the four."""
+    aime = _mean_of(tasks, ("aime24", "aime25"))
+    if aime is None:
+        return []
+    rows = [("AIME 24/25", aime, "aime")]
+    four = _mean_of({**tasks, "aime": aime}, ("math500", "minerva", "amc23", "aime"))
+    if four is not None:
+        rows.append(("**Avg.** (MATH-500, Minerva, AMC 23, AIME 24/25)", four, "average"))
+    return [
+        "| "
+        + " | ".join(
+            [title, f"{100 * means['avg']:.1f}", f"{100 * means['pass']:.1f}", f"{100 * means['maj']:.1f}", *[""] * 5]
+            + [column.get(key, "") for column in columns.values()]
+        )
+        + " |"
+        for title, means, key in rows
+    ]
+
+
+def _mean_of(tasks: dict[str, dict[str, Any]], names: tuple[str, ...]) -> dict[str, float] | None:
+    if not all(name in tasks for name in names):
+        return None
+    mean: Callable[[str], float] = lambda key: sum(tasks[name][key] for name in names) / len(names)  # noqa: E731
+    return {key: mean(key) for key in ("avg", "pass", "maj")}

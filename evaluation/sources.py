@@ -1,0 +1,103 @@
+"""Where questions come from: the Hub, local files in its place, or a seed.
+
+Only tables are read (`datasets`' own formats, JSON lines, JSON, parquet); a data set's own code is never run.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import huggingface_hub.constants
+import pyarrow.parquet as pq
+from datasets.exceptions import DatasetNotFoundError
+
+from vopd_recipes import arithmetic, sciknoweval
+from vopd_recipes.recipe_text import RecipeError
+
+Row = dict[str, Any]
+Rows = Callable[[Path | None], list[Row]]  # the folder of local files, or None for the Hub → rows
+
+_ARITHMETIC_PROBLEMS = 256
+
+
+def hub(dataset: str, file: str, *, config: str | None = None, split: str = "test") -> Rows:
+    """The rows of a data set on the Hub, or of `file`.jsonl, .json or .parquet in a local folder."""
+    return lambda data_dir: list(_read(dataset, file, config, split, data_dir))
+
+
+def science(domain: str) -> Rows:
+    """SciKnowEval's test questions of a domain; see `vopd_recipes.sciknoweval`."""
+
+    def rows(data_dir: Path | None) -> list[Row]:
+        everything = _read(sciknoweval.DATASET, "sciknoweval", None, "test", data_dir)
+        try:
+            return [dict(row) for row in sciknoweval.split(everything, domain)[1]]
+        except KeyError as error:
+            raise RecipeError(f"{sciknoweval.DATASET}: a row has no {error}") from None
+        except ValueError as error:
+            raise RecipeError(str(error)) from None
+
+    return rows
+
+
+def built_in(kind: str) -> Rows:
+    """The held-out problems of the built-in pair, or others of the same making."""
+
+    def rows(data_dir: Path | None) -> list[Row]:
+        problems = arithmetic.split(kind, train=0, test=_ARITHMETIC_PROBLEMS)[1]
+        return [{"problem": problem.prompt, "answer": problem.answer} for problem in problems]
+
+    return rows
+
+
+@functools.lru_cache(maxsize=2)  # four tasks read SciKnowEval one after the other
+def _read(dataset: str, file: str, config: str | None, split: str, data_dir: Path | None) -> tuple[Row, ...]:
+    rows = _from_hub(dataset, config, split) if data_dir is None else _from_folder(data_dir, file)
+    if not rows:
+        raise RecipeError(f"{dataset if data_dir is None else data_dir / file}: it has no rows")
+    return tuple(rows)
+
+
+def _from_hub(dataset: str, config: str | None, split: str) -> list[Row]:
+    try:
+        return datasets.load_dataset(dataset, config, split=split).to_list()
+    except Exception as error:  # the readers raise dozens of types; each becomes one line
+        if isinstance(error, ConnectionError):
+            # from now on only the cache is asked: the Hub's client tries for half a minute, and there are ten tasks
+            huggingface_hub.constants.HF_HUB_OFFLINE = True
+        raise RecipeError(f"{dataset}: {_reason(dataset, error)}") from error
+
+
+def _reason(dataset: str, error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, DatasetNotFoundError) and "gated" in text:
+        return (
+            f"a gated data set, and this machine has no access: accept its terms at https://huggingface.co/datasets/"
+            f"{dataset} and run `hf auth login`, or give a local file by DATA_DIR"
+        )
+    if isinstance(error, ConnectionError) or "offline" in text.lower():
+        return "the Hub cannot be reached; check the network, or give a local file by DATA_DIR"
+    return f"cannot be read from the Hub: {text[:300]}"
+
+
+def _from_folder(folder: Path, file: str) -> list[Row]:
+    for suffix in (".jsonl", ".json", ".parquet"):
+        path = folder / f"{file}{suffix}"
+        if path.is_file():
+            break
+    else:
+        raise RecipeError(f"DATA_DIR: {folder} holds no {file}.jsonl, {file}.json or {file}.parquet")
+    try:
+        if suffix == ".parquet":
+            return pq.read_table(path).to_pylist()
+        text = path.read_text(encoding="utf-8")
+        return (
+            json.loads(text) if suffix == ".json" else [json.loads(line) for line in text.splitlines() if line.strip()]
+        )
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"DATA_DIR: {path} cannot be read: {' '.join(str(error).split())[:200]}") from None

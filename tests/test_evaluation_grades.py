@@ -1,0 +1,154 @@
+"""Scripted completions with known grades, through lighteval's own pipeline: every metric to the digit."""
+
+import math
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from evaluation.compare import bootstrap_interval
+from evaluation.engines import Request
+from evaluation.grades import new_grader
+from evaluation.model import Asked, EvaluatedModel, facts, seed_of, stores
+from evaluation.protocol import Drawing
+from evaluation.responses import Response
+from evaluation.suite import Measured, Prepared, run_suite
+from evaluation.tasks import TASKS, Question
+
+DRAWING = Drawing(0.6, 0.9, 0, 16)
+
+
+class Script:
+    """An engine whose answers are written down: question → completions; `cut` ones did not end by themselves."""
+
+    def __init__(self, answers: dict[tuple[int, ...], list[str]]) -> None:
+        self.answers, self.drawn = answers, 0
+
+    def run(self, requests: list[Request]) -> Iterator[list[tuple[Request, Response]]]:
+        for request in requests:
+            texts = self.answers[tuple(request.token_ids)][request.first : request.first + request.count]
+            self.drawn += len(texts)
+            yield [
+                (request, Response(request.key, request.first + i, text, len(text), not text.endswith("…"), 0.5))
+                for i, text in enumerate(texts)
+            ]
+
+
+def measure(
+    name: str, answers: dict[Question, list[str]], tokenizer: PreTrainedTokenizerFast, folder: Path
+) -> tuple[Measured, Script]:
+    """Run a task over questions whose completions are given."""
+    task, count = TASKS[name], len(next(iter(answers.values())))
+    ids = {question.text: tokenizer(task.prompt(question))["input_ids"] for question in answers}
+    script = Script({tuple(ids[question.text]): texts for question, texts in answers.items()})
+    model = EvaluatedModel(
+        "scripted",
+        tokenizer,
+        lambda doc: Asked(ids[facts(doc)["question"]], seed_of(name, facts(doc)["question"]), DRAWING, count),
+        stores(folder / "responses", "0" * 64, {}),
+        lambda length: script,
+    )
+    with new_grader() as grader:
+        measured = run_suite(model, [Prepared(task, list(answers), count)], grader, None, folder)
+    return measured[name], script
+
+
+def box(answer: str) -> str:
+    return rf"so \boxed{{{answer}}}"
+
+
+def test_mathematics_to_the_digit(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    answers = {
+        # right 3 of 4 (one written otherwise); votes: right 3, "4" 1
+        Question("q0", "1/2"): [box("0.5"), box(r"\frac{1}{2}"), box("1/2"), box("4")],
+        # right 1 of 4; votes: right 1, "3" 2: the majority is wrong
+        Question("q1", "7"): [box("7"), box("3"), box("3"), "no answer…"],
+        # right 1 of 4; votes: right 1, "8" 1, no vote of two: half
+        Question("q2", "9"): [box("9"), box("8"), "it is 9", ""],
+        # right 2 of 4: what is thought does not count, what is answered does; left open is no answer
+        Question("q3", "x+1"): [
+            f"<think>{box('5')}</think>{box('1+x')}",
+            f"<think>{box('x+1')}</think>{box('2')}",
+            f"<think>{box('x+1')}…",
+            f"hm</think> {box('x+1')}",
+        ],
+        # right 0 of 4, and nobody votes
+        Question("q4", "2"): ["", "", "2", "…"],
+    }
+    measured, _ = measure("minerva", answers, tokenizer, tmp_path)
+    scores = measured.scores
+    means = [Fraction(3, 4), Fraction(1, 4), Fraction(1, 4), Fraction(1, 2), Fraction(0)]
+    average = sum(means) / 5
+    variance = sum((mean - average) ** 2 for mean in means) / 4
+    texts = [text for question in answers.values() for text in question]
+    assert scores["avg"] == pytest.approx(float(average), abs=1e-15)
+    assert scores["stderr"] == pytest.approx(math.sqrt(variance / 5), abs=1e-15)
+    assert scores["pass"] == 0.8
+    assert scores["maj"] == pytest.approx((1 + 0 + 0.5 + 1 + 0) / 5, abs=1e-15)
+    assert (scores["n"], scores["problems"]) == (4, 5)
+    assert scores["format_rate"] == 12 / 20
+    assert scores["truncation_rate"] == 3 / 20
+    assert scores["tokens"] == sum(map(len, texts))
+    assert scores["seconds"] == 10.0
+    assert scores["grading_errors"] == 0
+    assert [[grade.correct for grade in question.grades] for question in measured.questions] == [
+        [True, True, True, False],
+        [True, False, False, False],
+        [True, False, False, False],
+        [True, False, False, True],
+        [False] * 4,
+    ]
+
+
+def test_multiple_choice_to_the_digit(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    answers = {
+        Question("q0", "C", "ABCD"): ['{"answer": "C"}', "The answer is C", '{"answer": "A"} {"answer": "C"}'],
+        Question("q1", "B", "AB"): ['{"answer": "D"}', "C", '{"answer": "A"}'],  # two choices: D is none
+    }
+    measured, _ = measure("gpqa", answers, tokenizer, tmp_path)
+    assert measured.scores["avg"] == 0.5 and measured.scores["pass"] == 0.5 and measured.scores["maj"] == 0.5
+    assert measured.scores["format_rate"] == 3 / 6
+    assert [grade.extracted for grade in measured.questions[1].grades] == [None, None, "A"]
+
+
+def test_a_hostile_answer_changes_no_other_grade(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    hostile = [box("9^{9^{9^9}}"), "{" * 100_000, box(r"\frac{1}{" * 90 + "2" + "}" * 90), box("\x00"), box("\u202e5")]
+    answers = {Question(f"q{i}", "x+1"): [text, box("1+x")] for i, text in enumerate(hostile)}
+    measured, _ = measure("minerva", answers, tokenizer, tmp_path)
+    assert [question.grades[1].correct for question in measured.questions] == [True] * len(hostile)
+    assert not any(question.grades[0].correct for question in measured.questions)
+    assert measured.scores["grading_errors"] >= 1  # the tower
+
+
+def test_answers_are_asked_for_once(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    few = {Question("q0", "7"): [box("7"), box("8")]}
+    more = {Question("q0", "7"): [box("7"), box("8"), box("9"), box("7")], Question("q1", "1"): [box("1")] * 4}
+    _, first = measure("minerva", few, tokenizer, tmp_path)
+    measured, second = measure("minerva", more, tokenizer, tmp_path)
+    _, third = measure("minerva", more, tokenizer, tmp_path)
+    assert (first.drawn, second.drawn, third.drawn) == (2, 2 + 4, 0)
+    assert [response.sample for response in measured.questions[0].answers.responses] == [0, 1, 2, 3]
+    assert measured.scores["avg"] == (0.5 + 1) / 2
+
+
+def test_a_line_cut_short_costs_its_batch_alone(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    answers = {Question(f"q{i}", "7"): [box("7")] * 2 for i in range(4)}
+    measure("minerva", answers, tokenizer, tmp_path)
+    file = next((tmp_path / "responses").rglob("*.jsonl"))
+    file.write_bytes(file.read_bytes()[:-30])  # what kill -9 leaves
+    _, script = measure("minerva", answers, tokenizer, tmp_path)
+    assert script.drawn == 2
+    _, script = measure("minerva", answers, tokenizer, tmp_path)
+    assert script.drawn == 0
+
+
+def test_the_bootstrap_interval_is_the_normal_one_where_it_should_be() -> None:
+    differences = np.random.default_rng(1).choice([-1.0, 0.0, 1.0], size=2_000, p=[0.2, 0.5, 0.3])
+    low, high = bootstrap_interval(differences)
+    half = 1.96 * differences.std(ddof=1) / math.sqrt(len(differences))
+    assert low == pytest.approx(differences.mean() - half, abs=0.05 * half)
+    assert high == pytest.approx(differences.mean() + half, abs=0.05 * half)
+    assert bootstrap_interval(np.array([0.25])) == (0.25, 0.25)

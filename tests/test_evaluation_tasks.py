@@ -1,0 +1,164 @@
+"""Whose questions, in which words: the paper's prompts from records as the Hub has them."""
+
+import json
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from evaluation_records import chemistry, gpqa, write_records
+
+from evaluation.protocol import Drawing, read_protocol
+from evaluation.tasks import GROUPS, TASKS, task_names
+from vopd_recipes import sciknoweval
+from vopd_recipes.recipe_text import RecipeError
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_records(tmp_path_factory.mktemp("records"))
+
+
+@pytest.mark.parametrize("name", GROUPS["math"])
+def test_mathematics(name: str, records: Path) -> None:
+    task = TASKS[name]
+    questions = task.questions(records)
+    assert len(questions) == 3
+    assert task.prompt(questions[0]) == (
+        "What is $2+3$?\n\nPlease reason step by step, and put your final answer within \\boxed{}."
+    )
+    assert questions[0].gold == {"aime25": "17", "amc23": "27.0"}.get(name, "5")
+    assert [question.letters for question in questions] == [""] * 3
+
+
+def test_gpqa(records: Path) -> None:
+    first = TASKS["gpqa"].questions(records)[0]
+    text, *choices = first.text.split("\n\n")
+    assert text == gpqa(3)["Question"]
+    lines = choices[0].split("\n")
+    assert sorted(line[3:] for line in lines) == ["12 N", "3 N", "5 N", "6 N"]
+    assert [line[:3] for line in lines] == ["A. ", "B. ", "C. ", "D. "]
+    assert lines["ABCD".index(first.gold)].endswith("6 N")
+    assert (
+        TASKS["gpqa"]
+        .prompt(first)
+        .endswith(
+            '\n\nReturn only one JSON object with the key "answer". The value must be exactly one choice letter, for '
+            'example: {"answer": "C"}.'
+        )
+    )
+
+
+def test_gpqa_order_is_the_questions_own(tmp_path: Path) -> None:
+    def golds(folder: Path, numbers: list[int]) -> dict[str, str]:
+        folder.mkdir()
+        (folder / "gpqa.jsonl").write_text("".join(json.dumps(gpqa(number)) + "\n" for number in numbers))
+        return {question.text: question.gold for question in TASKS["gpqa"].questions(folder)}
+
+    everything = golds(tmp_path / "all", list(range(5, 405)))
+    random.seed(3)  # a global random state decides nothing
+    some = golds(tmp_path / "some", [300, 7, 42])
+    assert some.items() <= everything.items() and len(some) == 3
+    assert all(60 < count < 140 for count in Counter(everything.values()).values())  # 100 each, 4.6 deviations
+
+
+def test_sciknoweval_is_split_as_documented(records: Path) -> None:
+    rows = [json.loads(line) for line in (records / "sciknoweval.jsonl").read_text().splitlines()]
+    for domain in sciknoweval.DOMAINS:
+        train, test = sciknoweval.split(rows, domain)
+        asked = {question.text for question in TASKS[f"sciknoweval_{domain.lower()}"].questions(records)}
+        assert len(asked) == len(test) == 4 and len(train) == 36
+        assert not asked & {sciknoweval.question_text(row) for row in train}
+        assert {row["details"]["level"] for row in train + test} == {"L3"}
+
+
+def test_sciknoweval_counts_and_order_are_the_communitys() -> None:
+    rows = [chemistry(number) for number in range(2100)]
+    train, test = sciknoweval.split(rows, "Chemistry")
+    assert (len(train), len(test)) == (1890, 210)
+    # train_test_split(0.1, seed=42) permutes by numpy's default_rng(42) and takes the test part first
+    import numpy
+
+    order = numpy.random.default_rng(42).permutation(2100)
+    assert [row["choices"]["text"][0] for row in test] == [str(number) for number in order[:210]]
+
+
+def test_sciknoweval_trains_on_no_test_question() -> None:
+    rows = [chemistry(number % 50) for number in range(500)]  # every question ten times, in other spacing
+    for index, row in enumerate(rows):
+        row["question"] = row["question"].replace(" ", " " * (1 + index % 3))
+    train, test = sciknoweval.split(rows, "Chemistry")
+    assert not {sciknoweval.identity(row) for row in train} & {sciknoweval.identity(row) for row in test}
+
+
+def test_built_in_problems_are_those_held_out_in_training() -> None:
+    from vopd_recipes import arithmetic
+
+    trained_on, held_out = arithmetic.split("chain", train=1000, test=256)
+    asked = [question.text for question in TASKS["arithmetic"].questions(None)]
+    assert asked == [problem.prompt for problem in held_out]
+    assert not set(asked) & {problem.prompt for problem in trained_on}
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("minerva.jsonl", '{"question": "?"}\n', "row 0 is not a question of Minerva Math: KeyError: 'answer'"),
+        ("minerva.jsonl", '{"question": " ", "answer": "1"}\n', "row 0 of Minerva Math has an empty question"),
+        ("minerva.jsonl", "[1]\n", "row 0 is not a question of Minerva Math: TypeError"),
+        ("minerva.jsonl", "", "it has no rows"),
+        ("minerva.jsonl", "{", "minerva.jsonl cannot be read"),
+        ("minerva.parquet", "x", "minerva.parquet cannot be read"),
+        ("other.jsonl", "", "holds no minerva.jsonl, minerva.json or minerva.parquet"),
+    ],
+)
+def test_records_that_are_none(tmp_path: Path, file: str, content: str, message: str) -> None:
+    (tmp_path / file).write_text(content)
+    with pytest.raises(RecipeError, match=".") as refused:
+        TASKS["minerva"].questions(tmp_path)
+    assert message in str(refused.value)
+
+
+def test_task_names() -> None:
+    assert task_names("science, aime24,gpqa") == ([*GROUPS["science"], "aime24"], {})
+    found, unknown = task_names("aime42,math500")
+    assert found == ["math500"] and "did you mean 'aime2" in unknown["aime42"]
+
+
+def test_protocols_are_the_papers() -> None:
+    paper, released, qwen = (read_protocol(name) for name in ("paper", "released", "qwen"))
+    assert paper.drawing("math", None) == paper.drawing("choice", None) == Drawing(0.6, 0.9, 0, 4096)
+    assert [paper.samples_of(task) for task in ("math500", "minerva", "amc23", "aime24", "aime25")] == [
+        8,
+        8,
+        32,
+        32,
+        32,
+    ]
+    assert released.drawing("math", None) == Drawing(0.6, 1.0, 0, 4096)
+    assert released.drawing("choice", None) == Drawing(0.6, 0.95, 20, 4096)
+    assert released.samples_of("aime24") == 8
+    assert not paper.chat_template and qwen.chat_template and not qwen.thinking
+    assert paper.drawing("math", 64).max_new_tokens == 64
+
+
+def test_a_changed_protocol_has_another_name() -> None:
+    changed = read_protocol("paper", samples=2, max_new_tokens=99, chat_template=True)
+    assert changed.name == "paper+chat_template=true+max_new_tokens=99"
+    assert changed.samples_of("aime24") == 2 and changed.drawing("math", None).max_new_tokens == 99
+    assert read_protocol("paper", max_new_tokens=4096, thinking=False).name == "paper"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("papers", {}, "no protocol 'papers'; did you mean 'paper'?"),
+        ("paper", {"samples": 0}, "SAMPLES: 0 is not"),
+        ("paper", {"max_new_tokens": -1}, "MAX_NEW_TOKENS: -1 is not"),
+        ("paper", {"thinking": True}, "set CHAT_TEMPLATE=1"),
+    ],
+)
+def test_no_such_protocol(name: str, changes: dict, message: str) -> None:
+    with pytest.raises(RecipeError) as refused:
+        read_protocol(name, **changes)
+    assert message in str(refused.value)
