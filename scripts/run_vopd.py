@@ -1,6 +1,7 @@
 """Distil a student on its own samples: `accelerate launch scripts/run_vopd.py RECIPE.yaml [--field value …]`.
 
-The same command, started again, continues a run that was cut off.
+The same command, started again, continues a run that was cut off. With `--explain [PROCESSES]` it only says what it
+would do.
 """
 
 import logging
@@ -12,15 +13,17 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from vopd_recipes.checkpoints import check_same_layout, check_same_recipe, last_complete_checkpoint
 from vopd_recipes.config import Recipe, RecipeError, describe_fields, load_recipe
+from vopd_recipes.explain import FLAG, explain, take_flag
+from vopd_recipes.hub import Target, check_write_access
 from vopd_recipes.models import check_models, check_tokenizers, load_student, load_teacher, load_tokenizer
 from vopd_recipes.prompts import Prompts, build_prompts, read_rows
-from vopd_recipes.run import finish_run, start_run
+from vopd_recipes.run import finish_run, publishing, start_run
 from vopd_recipes.sharding import is_sliced, layout
 from vopd_recipes.teacher import ServerTeacher
 from vopd_recipes.teacher_server import TeacherServer
 from vopd_recipes.trainer import TrainingStopped, VOPDTrainer
 
-USAGE = "usage: accelerate launch scripts/run_vopd.py RECIPE.yaml [--field value ...]"
+USAGE = "usage: accelerate launch scripts/run_vopd.py RECIPE.yaml [--explain [PROCESSES]] [--field value ...]"
 
 
 def run(recipe: Recipe) -> None:
@@ -29,6 +32,8 @@ def run(recipe: Recipe) -> None:
     ################
     output_dir = Path(str(recipe.training.output_dir))
     check_same_recipe(output_dir, recipe.resolved())
+    if recipe.training.push_to_hub and int(os.environ.get("RANK", 0)) == 0:
+        check_write_access(Target.of(recipe.resolved()))
     rows = read_rows(recipe.data, recipe.training.seed)
     tokenizer = load_tokenizer(recipe.model)
     local = recipe.training.teacher_backend == "local"
@@ -64,8 +69,9 @@ def run(recipe: Recipe) -> None:
     checkpoint = Path(named) if named else last_complete_checkpoint(output_dir)
     if checkpoint:
         check_same_layout(checkpoint, layout(trainer.accelerator), trainer.accelerator.num_processes)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    finish_run(trainer)
+    with publishing(recipe, trainer):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finish_run(trainer)
 
 
 def connect_to_teacher(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> ServerTeacher:
@@ -92,6 +98,11 @@ def main() -> None:
             print(f"  --{name:32}{text} [{default}]")
         sys.exit(0 if words else 2)
     try:
+        if FLAG in words:
+            processes, words = take_flag(words)
+            if rank == 0:
+                print(explain(Path(words[0]), words[1:], processes))
+            return
         run(load_recipe(words[0], words[1:]))
     except (RecipeError, TrainingStopped) as error:
         print(f"{f'[rank {rank}] ' if rank else ''}error: {error}", file=sys.stderr)

@@ -248,7 +248,7 @@ def test_a_token_is_refused_and_never_written(tmp_path: Path) -> None:
         message = refusal(tmp_path, lines, *flags)
         assert "HF_TOKEN" in message
         assert "hf_secret" not in message
-    assert load(tmp_path, "push_to_hub: true\n").resolved().get("hub_token") is None
+    assert load(tmp_path, "push_to_hub: true\nhub_model_id: someone/model\n").resolved().get("hub_token") is None
 
 
 @pytest.mark.parametrize(

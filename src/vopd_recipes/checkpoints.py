@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from vopd_recipes.config import RecipeError
+from vopd_recipes.recipe_text import RecipeError
 from vopd_recipes.whole import written_whole
 
 logger = logging.getLogger(__name__)

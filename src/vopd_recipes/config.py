@@ -23,6 +23,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import SchedulerType
 
 from vopd_recipes.estimators import Estimator
+from vopd_recipes.hub.queue import is_hub_id
 from vopd_recipes.launch import introduce_deepspeed, prepare_launch
 from vopd_recipes.recipe_text import RecipeError, coerce, describe_type, nearest, read_flags, read_yaml
 
@@ -132,6 +133,9 @@ _MIXTURE_FIELDS = (
 # Fields of TrainingArguments that would be ignored here or would silently change what is trained.
 _UNSUPPORTED = {
     "hub_token": "a recipe is published with the run; log in with `hf auth login` or set HF_TOKEN",
+    "hub_strategy": "every save is uploaded to a branch of its own, in the background",
+    "hub_always_push": "every save is queued, however long the upload before it takes",
+    "hub_revision": "the final model goes to main, and step N to the branch step-0000000N",
     "label_smoothing_factor": "there are no labels to smooth",
     "neftune_noise_alpha": "noise in the student's embeddings makes its samples off-policy",
     "auto_find_batch_size": "a micro-batch is packed by tokens; lower per_device_train_batch_size instead",
@@ -182,6 +186,7 @@ class VOPDConfig(TrainingArguments):
     teacher_server_model: str | None = option(None, "name of the model there; default: the only one")
     teacher_server_timeout: float = option(600.0, "seconds to keep trying before the run stops, resumable")
     log_gradient_variance: bool = option(False, "log every estimator's exact gradient variance")
+    hub_merge: bool = option(False, "push_to_hub of LoRA runs: the merged model too, to <hub_model_id>-merged")
 
     # Other defaults than the Trainer's, from the paper's settings where it states one.
     learning_rate: float = option(1e-5, "peak learning rate (paper, Table 4)")
@@ -213,6 +218,7 @@ class VOPDConfig(TrainingArguments):
         self._check_unbiased_sampling()
         self._check_trackers()
         self._check_backends()
+        self._check_publishing()
         self.baseline = self.estimator.baseline
         prepare_launch(self)
         super().__post_init__()
@@ -237,6 +243,15 @@ class VOPDConfig(TrainingArguments):
             f"divergence: {self.divergence}, baseline: {self.estimator.baseline} need the teacher's whole "
             "distribution, which teacher_backend: server lacks; use divergence: sampled and baseline: none, constant "
             "or value_topk",
+        )
+
+    def _check_publishing(self) -> None:
+        _require(not self.hub_merge or self.push_to_hub, "hub_merge has no effect with push_to_hub: false")
+        if not self.push_to_hub:
+            return
+        _require(bool(self.hub_model_id), "hub_model_id: missing; push_to_hub needs it: the repository, org/name")
+        _require(
+            is_hub_id(self.hub_model_id), f"hub_model_id: '{self.hub_model_id}' is no repository; name one as org/name"
         )
 
     def _check_unbiased_sampling(self) -> None:
@@ -342,6 +357,10 @@ def _check_together(recipe: Recipe) -> None:
     data, training = recipe.data, recipe.training
     if training.teacher_backend == "local" and not recipe.model.teacher_model_name_or_path:
         raise RecipeError(f"{recipe.path}: teacher_model_name_or_path: missing; name a Hub id or a folder")
+    if training.hub_merge and not recipe.model.use_peft:
+        raise RecipeError(
+            f"{recipe.sources['hub_merge']}: hub_merge: only a LoRA run can be merged; set use_peft: true"
+        )
     if training.rollout_backend == "vllm":
         longest = data.max_prompt_length + training.max_completion_length
         if training.vllm_max_model_len is not None and training.vllm_max_model_len < longest:

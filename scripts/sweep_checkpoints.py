@@ -1,0 +1,51 @@
+"""Evaluate every published step and draw accuracy against steps: `python scripts/sweep_checkpoints.py org/name`.
+
+Words after the model go to `make evaluate`: `python scripts/sweep_checkpoints.py org/name TASKS=math500 SAMPLES=8`.
+"""
+
+import argparse
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+from huggingface_hub import HfApi
+
+from vopd_recipes.hub.revisions import limit_waiting
+from vopd_recipes.hub.sweep import plot_sweep, sweep
+from vopd_recipes.recipe_text import RecipeError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("repo_id", help="org/name")
+    parser.add_argument("words", nargs="*", help="NAME=value, for make evaluate")
+    words = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    limit_waiting(60.0)
+    evals = ROOT / "data" / "evals"
+
+    def evaluate(revision: str) -> None:
+        print(f"{revision}: evaluating", flush=True)
+        command = ["make", "evaluate", f"MODEL={words.repo_id}", f"REVISION={revision}", *words.words]
+        if subprocess.run(command, cwd=ROOT).returncode:
+            raise RecipeError(f"{revision}: the evaluation failed; the reason stands above, the same command goes on")
+
+    try:
+        results = sweep(HfApi(), words.repo_id, evals, evaluate)
+    except RecipeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    picture = plot_sweep(results, words.repo_id, evals / f"{words.repo_id.replace('/', '--')}-steps.png")
+    for step, content in results.items():
+        scores = (
+            f"{task} {entry['avg']:.1%} ± {1.96 * entry['stderr']:.1%}" for task, entry in content["tasks"].items()
+        )
+        print(f"step {step}: {', '.join(scores)}")
+    print(f"picture: {picture}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""The model card: a README.md made from the files of one published revision, and from nothing else.
+
+Student, teacher, estimator and hyper-parameters come from its `recipe.yaml`, hardware and versions from its
+`environment.json`, the curves from its `plots/training.png`. Every number under "Results" comes from a results file of
+the evaluation, or is the paper's own and says so; without results files there is no such section.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult
+from huggingface_hub.repocard_data import eval_results_to_model_index
+
+from vopd_recipes.hub.queue import MAIN, is_hub_id
+from vopd_recipes.methods import method_of
+from vopd_recipes.published import PAPER, datasets_of, distilled
+
+_HYPER_PARAMETERS = (
+    "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "num_generations",
+    "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "optim", "dtype", "bf16",
+    "max_prompt_length", "max_completion_length", "temperature", "top_p", "top_k", "support_top_k",
+    "importance_sampling_cap", "seed",
+)  # fmt: skip
+_LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
+
+# Task → Hub id and name of its data set.
+DATASETS = {
+    "aime24": ("math-ai/aime24", "AIME 2024"),
+    "aime25": ("math-ai/aime25", "AIME 2025"),
+    "amc23": ("math-ai/amc23", "AMC 2023"),
+    "minerva": ("math-ai/minervamath", "Minerva"),
+    "math500": ("HuggingFaceH4/MATH-500", "MATH-500"),
+    "gpqa": ("Idavidrein/gpqa", "GPQA Diamond"),
+    "sciknoweval_biology": ("hicai-zju/SciKnowEval", "SciKnowEval Biology L3"),
+    "sciknoweval_chemistry": ("hicai-zju/SciKnowEval", "SciKnowEval Chemistry L3"),
+    "sciknoweval_material": ("hicai-zju/SciKnowEval", "SciKnowEval Material L3"),
+    "sciknoweval_physics": ("hicai-zju/SciKnowEval", "SciKnowEval Physics L3"),
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a card is about.
+
+    Args:
+        folder: the revision's own files, or those that a card reads.
+        repo_id: where it is published.
+        revision: its branch or tag.
+        results: revision → content of its results file; this revision's come first in the table.
+        licence: of the base model, as its own card says; `None` where that is not known.
+    """
+
+    folder: Path
+    repo_id: str
+    revision: str
+    results: dict[str, dict[str, Any]] = field(default_factory=dict)
+    licence: str | None = None
+
+    def read(self, name: str) -> dict[str, Any]:
+        """A JSON or YAML file of the revision; empty where it has none."""
+        path = self.folder / name
+        if not path.is_file():
+            return {}
+        text = path.read_text(encoding="utf-8")
+        return json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the weights are an adapter's."""
+        return (self.folder / "adapter_config.json").is_file()
+
+
+def model_card(about: Published) -> str:
+    """The card's text, metadata included."""
+    recipe, environment = about.read("recipe.yaml"), about.read("environment.json")
+    state = about.read("trainer_state.json")
+    parts = [
+        f"---\n{yaml.safe_dump(_metadata(about, recipe), sort_keys=False, allow_unicode=True)}---\n",
+        f"# {about.repo_id.split('/')[1]}\n",
+        _summary(about, recipe, state),
+        _method(recipe),
+        _results(about, recipe),
+        "## How to load it\n\n" + _loading(about, recipe),
+        _training(about, recipe),
+        _environment(environment),
+        _licence(about, recipe),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _metadata(about: Published, recipe: dict[str, Any]) -> dict[str, Any]:
+    student = recipe.get("model_name_or_path")
+    name = method_of(recipe)[0]
+    metadata: dict[str, Any] = {
+        "library_name": "peft" if about.is_adapter else "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["on-policy-distillation", "reverse-kl", name.split(" ")[0].lower(), "vopd-recipes"],
+    }
+    if about.licence:
+        metadata["license"] = about.licence
+    if is_hub_id(student):
+        metadata |= {"base_model": student, "base_model_relation": "adapter" if about.is_adapter else "finetune"}
+    if datasets := [name for name in datasets_of(recipe) if is_hub_id(name)]:
+        metadata["datasets"] = datasets
+    if own := about.results.get(about.revision):
+        metadata |= _model_index(about, own)
+    return metadata
+
+
+def _model_index(about: Published, results: dict[str, Any]) -> dict[str, Any]:
+    found = []
+    for task, scores in results["tasks"].items():
+        dataset, name = DATASETS.get(task, (task, task))
+        for metric, label in (("avg", "avg"), ("pass", "pass"), ("maj", "maj")):
+            if scores.get(metric) is not None:
+                found.append(
+                    EvalResult(
+                        task_type="text-generation",
+                        dataset_type=dataset,
+                        dataset_name=name,
+                        dataset_split="test",
+                        metric_type="accuracy",
+                        metric_name=f"{label}@{scores['n']}",
+                        metric_value=_percent(scores[metric]),
+                    )
+                )
+    return {"model-index": eval_results_to_model_index(about.repo_id.split("/")[1], found)}
+
+
+def _link(name: str | None, kind: str = "") -> str:
+    return f"[{name}](https://huggingface.co/{kind}{name})" if is_hub_id(name) else f"`{name}`"
+
+
+def _summary(about: Published, recipe: dict[str, Any], state: dict[str, Any]) -> str:
+    student, teacher = recipe.get("model_name_or_path"), recipe.get("teacher_model_name_or_path")
+    teacher = teacher or recipe.get("teacher_server_model") or "a model behind a server"
+    merged = recipe.get("use_peft") and not about.is_adapter
+    form = "LoRA adapter of" if about.is_adapter else "LoRA run merged into" if merged else "Trained from"
+    step = f" This revision (`{about.revision}`) is step {state['global_step']}." if state else ""
+    curves = "\n![Training curves](plots/training.png)\n" if (about.folder / "plots/training.png").is_file() else ""
+    return (
+        f"{form} {_link(student)} by on-policy distillation ({method_of(recipe)[0]}): the student writes, the teacher "
+        f"{_link(teacher)} scores every token.{step} Every saved step is a branch, such as `step-00000100`.\n\n"
+        f"Prompts: {', '.join(_link(name, 'datasets/') for name in datasets_of(recipe))}.\n{curves}"
+    )
+
+
+def _method(recipe: dict[str, Any]) -> str:
+    name, equation = method_of(recipe)
+    return (
+        f"## Method: {name}\n\nStudent $p$, teacher $q$, a completion $y$ sampled from $p$, and the reward of a token "
+        f"$r_t = \\log q(y_t) - \\log p(y_t)$. The gradient of the loss at a position is\n\n$$ {equation} $$\n"
+    )
+
+
+def _percent(share: float) -> float:
+    return round(100 * share, 2)
+
+
+def _results(about: Published, recipe: dict[str, Any]) -> str:
+    if not about.results:
+        return ""
+    own = about.results.get(about.revision, {"tasks": {}, "protocol": None})
+    paper = distilled(recipe) if own["protocol"] == "paper" else {}
+    own_first = sorted(about.results, key=lambda revision: (revision != about.revision, revision))
+    lines = [
+        f"| revision | task | avg ± 95 % | pass | maj | samples | problems | paper ({PAPER}) avg/pass |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for revision in own_first:
+        for task, scores in about.results[revision]["tasks"].items():
+            cells = [
+                f"`{revision}`",
+                DATASETS.get(task, (task, task))[1],
+                f"{_percent(scores['avg'])} ± {_percent(1.96 * scores['stderr'])}",
+                *("" if scores.get(name) is None else str(_percent(scores[name])) for name in ("pass", "maj")),
+                str(scores["n"]),
+                str(scores["problems"]),
+                paper.get(task, "") if revision == about.revision else "",
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    protocols = {str(about.results[revision]["protocol"]) for revision in own_first}
+    notes = f"\nPercent; avg is the mean over samples and problems. Protocol: {', '.join(sorted(protocols))}."
+    if "aime" in paper and {"aime24", "aime25"} & own["tasks"].keys():
+        notes += f" The paper reports AIME 2024 and 2025 together: {paper['aime']}."
+    details = f"https://huggingface.co/datasets/{about.repo_id}-evals"
+    return "## Results\n\n" + "\n".join(lines) + f"\n{notes} Every completion and its grade: {details}\n"
+
+
+def _loading(about: Published, recipe: dict[str, Any]) -> str:
+    at = "" if about.revision == MAIN else f', revision="{about.revision}"'
+    base = recipe.get("model_name_or_path")
+    if about.is_adapter:
+        of_base = f', revision="{recipe["model_revision"]}"' if recipe.get("model_revision") else ""
+        return (
+            f"```python\n# transformers and PEFT\nfrom peft import PeftModel\nfrom transformers import "
+            f'AutoModelForCausalLM, AutoTokenizer\n\nbase = AutoModelForCausalLM.from_pretrained("{base}"{of_base})\n'
+            f'model = PeftModel.from_pretrained(base, "{about.repo_id}"{at})\n'
+            f'tokenizer = AutoTokenizer.from_pretrained("{about.repo_id}"{at})\n\n# vLLM\n'
+            "from huggingface_hub import snapshot_download\nfrom vllm import LLM\n"
+            f"from vllm.lora.request import LoRARequest\n\n"
+            f'llm = LLM("{base}"{of_base}, enable_lora=True, max_lora_rank={about.read("adapter_config.json")["r"]})\n'
+            f'adapter = LoRARequest("{about.repo_id.split("/")[1]}", 1, snapshot_download("{about.repo_id}"{at}))\n'
+            'llm.generate(["…"], lora_request=adapter)\n```\n'
+        )
+    return (
+        "```python\n# transformers\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f'model = AutoModelForCausalLM.from_pretrained("{about.repo_id}"{at})\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("{about.repo_id}"{at})\n\n# vLLM\nfrom vllm import LLM\n\n'
+        f'llm = LLM("{about.repo_id}"{at})\n```\n'
+    )
+
+
+def _training(about: Published, recipe: dict[str, Any]) -> str:
+    if not recipe:
+        return ""
+    names = _HYPER_PARAMETERS + (_LORA if recipe.get("use_peft") else ())
+    rows = [f"| `{name}` | {recipe[name]} |" for name in names if recipe.get(name) is not None]
+    text = (about.folder / "recipe.yaml").read_text(encoding="utf-8")
+    return (
+        "## Training\n\n| hyper-parameter | value |\n|---|---|\n"
+        + "\n".join(rows)
+        + f"\n\nThe whole recipe, with every default:\n\n```yaml\n{text.rstrip()}\n```\n"
+    )
+
+
+def _environment(environment: dict[str, Any]) -> str:
+    if not environment:
+        return ""
+    devices = environment["devices"]
+    counted = [f"{devices.count(name)} × {name}" if "CPU" not in name else name for name in dict.fromkeys(devices)]
+    processes = environment["processes"]
+    packages = ", ".join(f"{name} {version}" for name, version in environment["packages"].items())
+    return (
+        f"## Hardware and versions\n\n{', '.join(counted)}; {processes} process{'es' if processes > 1 else ''} "
+        f"({environment['distributed_type']}), mixed precision: {environment['mixed_precision']}. "
+        f"Python {environment['python']}, {packages}"
+        + (f"; recipes at commit `{environment['git_revision']}`" if environment.get("git_revision") else "")
+        + ".\n"
+    )
+
+
+def _licence(about: Published, recipe: dict[str, Any]) -> str:
+    base = _link(recipe.get("model_name_or_path"))
+    found = f"`{about.licence}`, as " if about.licence else "That of "
+    return f"## Licence\n\n{found}the base model {base}.\n"

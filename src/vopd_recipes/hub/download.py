@@ -1,0 +1,147 @@
+"""Published revisions, back on this machine: listed, fetched, and checked file by file.
+
+Every file is hashed after the download and compared with what the Hub stores (SHA-256 of large files, git's id of
+small ones) and with the manifest that was written where the weights were trained. A revision without its manifest's
+every file is not complete and is not handed out.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+from huggingface_hub import HfApi, RepoFile
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from vopd_recipes.hub.revisions import MANIFEST, git_id_of, reason, remote_files, sha256_of
+from vopd_recipes.recipe_text import RecipeError
+
+_INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Revision:
+    """One branch or tag of a repository.
+
+    Args:
+        name: branch or tag.
+        commit: what it stands at.
+        size: bytes of all its files.
+        missing: files that it should have and does not.
+    """
+
+    name: str
+    commit: str
+    size: int
+    missing: list[str]
+
+
+def list_revisions(api: HfApi, repo_id: str) -> list[Revision]:
+    """Every branch, then every tag, each by name.
+
+    Raises:
+        RecipeError: no such repository, or the Hub is away.
+    """
+    try:
+        refs = api.list_repo_refs(repo_id)
+        return [
+            _described(api, repo_id, ref.name, ref.target_commit)
+            for group in (refs.branches, refs.tags)
+            for ref in sorted(group, key=lambda ref: ref.name)
+        ]
+    except (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled) as error:
+        raise _unreachable(repo_id, None, error) from None
+
+
+def _described(api: HfApi, repo_id: str, name: str, commit: str) -> Revision:
+    remote = remote_files(api, repo_id, commit)
+    manifest = _read_json(Path(api.hf_hub_download(repo_id, MANIFEST, revision=commit))) if MANIFEST in remote else {}
+    expected = {path: entry["sha256"] for path, entry in manifest.get("files", {}).items()}
+    missing = [path for path, sha256 in expected.items() if not _holds(remote.get(path), sha256)]
+    return Revision(name, commit, sum(item.size for item in remote.values()), missing or _without_weights(remote))
+
+
+def _holds(remote: RepoFile | None, sha256: str) -> bool:
+    return remote is not None and (remote.lfs is None or remote.lfs.sha256 == sha256)
+
+
+def _without_weights(files: Any) -> list[str]:
+    return [] if any(name.endswith((".safetensors", ".bin", ".gguf")) for name in files) else ["*.safetensors"]
+
+
+def download(api: HfApi, repo_id: str, revision: str = "main", to: Path | None = None) -> Path:
+    """Fetch a revision, check every file, and return its folder.
+
+    Args:
+        api: the Hub.
+        repo_id: `org/name`.
+        revision: branch, tag or commit.
+        to: folder to write; default: the cache that `from_pretrained(repo_id, revision=…)` reads.
+
+    Raises:
+        RecipeError: no such revision, the Hub is away, the revision is not complete, or a file is damaged even after
+            it was fetched again.
+    """
+    try:
+        commit = str(api.repo_info(repo_id, revision=revision).sha)
+        remote = remote_files(api, repo_id, commit)
+        for _ in range(2):
+            folder = Path(api.snapshot_download(repo_id, revision=revision, local_dir=to))
+            damaged = [name for name, item in remote.items() if not _is_intact(folder / name, item)]
+            if not damaged:
+                break
+            for name in damaged:  # in the cache the name is a link to the content
+                (folder / name).resolve().unlink(missing_ok=True)
+                (folder / name).unlink(missing_ok=True)
+    except (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
+        raise _unreachable(repo_id, revision, error) from None
+    if damaged:
+        raise RecipeError(
+            f"{repo_id}, revision {revision}: {damaged[0]} arrives damaged; is the disk or network sound?"
+        )
+    if missing := _missing(folder):
+        raise RecipeError(
+            f"{repo_id}, revision {revision}: not complete, {missing[0]} is missing or is not what was trained; an "
+            "upload that has not finished goes on with `python scripts/publish.py RUN_DIR` where it was trained"
+        )
+    return folder
+
+
+def _is_intact(path: Path, remote: RepoFile) -> bool:
+    if not path.is_file() or path.stat().st_size != remote.size:
+        return False
+    return sha256_of(path) == remote.lfs.sha256 if remote.lfs else git_id_of(path.read_bytes()) == remote.blob_id
+
+
+def _missing(folder: Path) -> list[str]:
+    """Files of the manifest, or shards of the index, that are not there as they should be."""
+    manifest = _read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {"files": {}}
+    wrong = [
+        name
+        for name, entry in manifest["files"].items()
+        if not (folder / name).is_file() or sha256_of(folder / name) != entry["sha256"]
+    ]
+    shards = set(_read_json(folder / _INDEX)["weight_map"].values()) if (folder / _INDEX).is_file() else set()
+    wrong += sorted(name for name in shards if not (folder / name).is_file())
+    return wrong or _without_weights([path.name for path in folder.iterdir()])
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _unreachable(repo_id: str, revision: str | None, error: Exception) -> RecipeError:
+    if isinstance(error, RevisionNotFoundError):
+        return RecipeError(f"{repo_id} has no revision {revision}; python scripts/download.py {repo_id} --list")
+    if isinstance(error, RepositoryNotFoundError):
+        return RecipeError(f"{repo_id}: no such model repository, or it is private and this token may not read it")
+    return RecipeError(f"{repo_id}: the Hub is away ({reason(error)}); try again later")

@@ -1,0 +1,253 @@
+"""One revision becomes one commit on a branch of its own, or is found to be there already.
+
+A branch starts from the repository's first commit, which holds nothing: until its one commit is made nobody can load
+it, and nothing of another revision can be taken for it. The commit adds what is ours and deletes what is not, so that
+the branch holds exactly the files of the manifest and the card. Doing it again compares hashes and changes nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    RepoFile,
+    is_offline_mode,
+    set_client_factory,
+)
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
+
+from vopd_recipes.hub.queue import MAIN, OF_THE_RUN, is_hub_id
+from vopd_recipes.recipe_text import RecipeError
+from vopd_recipes.whole import written_whole
+
+MANIFEST = "manifest.json"
+CARD = "README.md"
+EVAL_RESULTS = ".eval_results/"
+_KEPT = (".gitattributes",)
+
+
+def limit_waiting(seconds: float) -> None:
+    """Bound every answer of the Hub: huggingface_hub's own client waits for ever. For this whole process."""
+    timeout = httpx.Timeout(seconds, connect=min(seconds, 15.0))
+    hooks = {"request": [_refuse_offline]}
+    set_client_factory(lambda: httpx.Client(follow_redirects=True, timeout=timeout, event_hooks=hooks))
+
+
+def _refuse_offline(request: httpx.Request) -> None:
+    if is_offline_mode():
+        raise OfflineModeIsEnabled("HF_HUB_OFFLINE is set")
+
+
+def hub_is_away(error: Exception) -> bool:
+    """Whether it may work later as it is: no connection, no answer in time, 5xx, a rate limit."""
+    if isinstance(error, HfHubHTTPError):
+        return error.response.status_code in (408, 425, 429) or error.response.status_code >= 500
+    return isinstance(error, (httpx.TransportError, OfflineModeIsEnabled))
+
+
+def reason(error: Exception) -> str:
+    """One line without addresses: the Hub's upload addresses are signed."""
+    if isinstance(error, HfHubHTTPError):
+        return f"HTTP {error.response.status_code} {error.server_message or ''}".strip()[:200]
+    first = (str(error).splitlines() or [""])[0]
+    return re.sub(r"https?://\S+", "…", f"{type(error).__name__}: {first}".rstrip(": "))[:200]
+
+
+def check_access(api: HfApi, repo_id: str, private: bool) -> str | None:
+    """Make sure, before training, that this token may write there; the repository is created if there is none.
+
+    Returns:
+        `None`, or why nobody can tell at the moment: a Hub that is away is no reason not to train.
+
+    Raises:
+        RecipeError: no token, a token that may not write, or a repository of another type.
+    """
+    try:
+        _check_token(api)
+        _check_repository(api, repo_id, private)
+    except (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled) as error:
+        if hub_is_away(error):
+            return reason(error)
+        raise RecipeError(
+            f"hub_model_id: the token may not write to {repo_id} ({reason(error)}); log in with a token that has "
+            "write access to it, name a repository of yours, or set push_to_hub: false"
+        ) from None
+    return None
+
+
+def _check_token(api: HfApi) -> None:
+    try:
+        role = api.whoami().get("auth", {}).get("accessToken", {}).get("role")
+    except LocalTokenNotFoundError:
+        raise RecipeError("push_to_hub: no Hub token; log in with `hf auth login` or set HF_TOKEN") from None
+    except HfHubHTTPError as error:
+        if error.response.status_code == 401:
+            raise RecipeError(
+                "push_to_hub: the Hub does not know this token; log in again with `hf auth login` or set HF_TOKEN"
+            ) from None
+        raise
+    if role == "read":
+        raise RecipeError(
+            "push_to_hub: the Hub token may only read; make one with write access at "
+            "https://huggingface.co/settings/tokens"
+        )
+
+
+def _check_repository(api: HfApi, repo_id: str, private: bool) -> None:
+    api.create_repo(repo_id, private=private, exist_ok=True)
+    try:
+        api.auth_check(repo_id, write=True)
+    except RepositoryNotFoundError:
+        for other in ("dataset", "space"):
+            if api.repo_exists(repo_id, repo_type=other):
+                raise RecipeError(f"hub_model_id: {repo_id} is a {other}; name a model repository") from None
+        raise
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def git_id_of(content: bytes) -> str:
+    """The id that git gives a file's content."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+
+
+def write_manifest(files: Path, path: Path) -> dict[str, Any]:
+    """Path, size in bytes and SHA-256 of every file below `files`; read instead where it is written already."""
+    if path.is_file():
+        return json.loads(path.read_text(encoding="utf-8"))
+    found = sorted(item for item in files.rglob("*") if item.is_file())
+    manifest = {
+        "schema_version": 1,
+        "files": {
+            item.relative_to(files).as_posix(): {"size": item.stat().st_size, "sha256": sha256_of(item)}
+            for item in found
+        },
+    }
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    return manifest
+
+
+def remote_files(api: HfApi, repo_id: str, revision: str, repo_type: str = "model") -> dict[str, RepoFile]:
+    """The files of a revision, by path."""
+    tree = api.list_repo_tree(repo_id, recursive=True, revision=revision, repo_type=repo_type)
+    return {item.path: item for item in tree if isinstance(item, RepoFile)}
+
+
+def is_same(remote: RepoFile | None, path: Path, sha256: str) -> bool:
+    """Whether the Hub's file has this file's content."""
+    if remote is None or remote.size != path.stat().st_size:
+        return False
+    return remote.lfs.sha256 == sha256 if remote.lfs else remote.blob_id == git_id_of(path.read_bytes())
+
+
+def put_revision(
+    api: HfApi, repo_id: str, revision: str, folder: Path, card: str, message: str, private: bool
+) -> bool:
+    """Make a branch hold what `folder/files` holds, its manifest and the card: one commit; `False` if it did already.
+
+    What a checkpoint itself consists of decides: the run's curves and environment may have moved on since it was
+    published. The card and the evaluation results of these weights stay as they are.
+    """
+    files = folder / "files"
+    manifest = write_manifest(files, folder / MANIFEST)
+    _make_branch(api, repo_id, revision, private)
+    remote = remote_files(api, repo_id, revision)
+    ours = {name: (files / name, entry["sha256"]) for name, entry in manifest["files"].items()}
+    ours[MANIFEST] = (folder / MANIFEST, sha256_of(folder / MANIFEST))
+    extra = [name for name in remote if name not in (*ours, *_KEPT, CARD) and not name.startswith(EVAL_RESULTS)]
+    changed = [name for name, item in ours.items() if not is_same(remote.get(name), *item)]
+    if CARD in remote and ours.keys() <= remote.keys() and not extra and {*changed} <= {MANIFEST, *OF_THE_RUN}:
+        return False
+    operations: list[CommitOperationAdd | CommitOperationDelete] = []
+    for name in changed:
+        addition = CommitOperationAdd(name, str(ours[name][0]))
+        addition.upload_info.sha256 = bytes.fromhex(ours[name][1])  # else every file is read a second time
+        operations.append(addition)
+    other_weights = any(name.endswith(".safetensors") for name in [*changed, *extra])
+    if other_weights:
+        extra += [name for name in remote if name.startswith(EVAL_RESULTS)]
+    if other_weights or CARD not in remote:
+        operations.append(CommitOperationAdd(CARD, card.encode()))
+    operations += [CommitOperationDelete(name) for name in extra]
+    api.create_commit(repo_id, operations, commit_message=message, revision=revision)
+    return True
+
+
+def _make_branch(api: HfApi, repo_id: str, revision: str, private: bool) -> None:
+    try:
+        refs = api.list_repo_refs(repo_id)
+    except RepositoryNotFoundError:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        refs = api.list_repo_refs(repo_id)
+    if revision not in [branch.name for branch in refs.branches]:
+        first = api.list_repo_commits(repo_id, revision=MAIN)[-1].commit_id
+        api.create_branch(repo_id, branch=revision, revision=first, exist_ok=True)
+
+
+def release(api: HfApi, repo_id: str, tag: str | None) -> str:
+    """Tag what `main` holds, unless it is tagged: with `tag`, or the next free of `v1`, `v2`, ….
+
+    Raises:
+        RecipeError: `tag` stands at other weights.
+    """
+    tags = [ref.name for ref in api.list_repo_refs(repo_id).tags]
+    numbers = sorted(int(name[1:]) for name in tags if re.fullmatch(r"v\d+", name))
+    weights = _weights(api, repo_id, MAIN)
+    if tag is not None and tag in tags:
+        if _weights(api, repo_id, tag) != weights:
+            raise RecipeError(f"{repo_id}: tag {tag} is another release's; name a new one")
+        return tag
+    if tag is None and numbers and _weights(api, repo_id, f"v{numbers[-1]}") == weights:
+        return f"v{numbers[-1]}"
+    name = tag or f"v{numbers[-1] + 1 if numbers else 1}"
+    api.create_tag(repo_id, tag=name, revision=MAIN, exist_ok=True)
+    return name
+
+
+def release_of(api: HfApi, repo_id: str, revision: str) -> str:
+    """The release tag whose weights `main` holds, `main` if there is none; any other revision is its own name."""
+    if revision != MAIN:
+        return revision
+    weights = _weights(api, repo_id, MAIN)
+    tags = [ref.name for ref in api.list_repo_refs(repo_id).tags]
+    return next((name for name in reversed(tags) if _weights(api, repo_id, name) == weights), MAIN)
+
+
+def _weights(api: HfApi, repo_id: str, revision: str) -> dict[str, str]:
+    files = remote_files(api, repo_id, revision).values()
+    return {
+        item.path: item.lfs.sha256 if item.lfs else item.blob_id
+        for item in files
+        if item.path.endswith(".safetensors")
+    }
+
+
+def licence_of(api: HfApi, base: str | None) -> str | None:
+    """What a base model's own card says; `None` where there is none."""
+    if not is_hub_id(base):
+        return None
+    try:
+        data = api.model_info(str(base)).card_data
+    except HfHubHTTPError as error:
+        if hub_is_away(error):
+            raise
+        return None
+    return data.license if data is not None and isinstance(data.license, str) else None

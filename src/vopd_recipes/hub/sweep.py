@@ -1,0 +1,86 @@
+"""Accuracy against steps: every published step evaluated once, and a picture of all."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt  # noqa: E402  # the backend is chosen first: no screen is needed
+from huggingface_hub import HfApi  # noqa: E402
+
+from vopd_recipes.hub.download import list_revisions  # noqa: E402
+from vopd_recipes.recipe_text import RecipeError  # noqa: E402
+from vopd_recipes.whole import written_whole  # noqa: E402
+
+logger = logging.getLogger(__name__)
+
+_STEP = re.compile(r"step-(\d{8})")
+
+
+def sweep(api: HfApi, repo_id: str, evals: Path, evaluate: Callable[[str], None]) -> dict[int, dict[str, Any]]:
+    """Evaluate every complete step; step → results, in order.
+
+    Args:
+        api: the Hub.
+        repo_id: `org/name`.
+        evals: folder below which results files lie.
+        evaluate: evaluates one revision, which leaves a results file there. It is asked for every step: what is
+            measured already, on which weights and which tasks, the evaluation knows.
+
+    Raises:
+        RecipeError: there is no complete step.
+    """
+    revisions = [revision for revision in list_revisions(api, repo_id) if _STEP.fullmatch(revision.name)]
+    for revision in revisions:
+        if revision.missing:
+            logger.warning("%s is not complete (%s): left out", revision.name, revision.missing[0])
+    complete = [revision.name for revision in revisions if not revision.missing]
+    if not complete:
+        raise RecipeError(f"{repo_id}: no step is published there; python scripts/download.py {repo_id} --list")
+    for name in complete:
+        evaluate(name)
+    found = local_results(evals, repo_id)
+    if missing := [name for name in complete if name not in found]:
+        raise RecipeError(f"{repo_id}: no results of {missing[0]} came out below {evals}")
+    return {int(name.removeprefix("step-")): found[name] for name in complete}
+
+
+def local_results(evals: Path, repo_id: str) -> dict[str, dict[str, Any]]:
+    """Revision → results of a model, of all results files below a folder."""
+    contents = (json.loads(path.read_text(encoding="utf-8")) for path in sorted(evals.rglob("results.json")))
+    return {str(content["revision"]): content for content in contents if content["model"] == repo_id}
+
+
+def plot_sweep(results: dict[int, dict[str, Any]], title: str, path: Path) -> Path:
+    """Draw avg@n of each task against steps, with 95 % intervals (1.96 standard errors)."""
+    tasks = sorted({task for content in results.values() for task in content["tasks"]})
+    figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for task in tasks:
+        points = [(step, content["tasks"][task]) for step, content in results.items() if task in content["tasks"]]
+        axis.errorbar(
+            [step for step, _ in points],
+            [100 * scores["avg"] for _, scores in points],
+            yerr=[196 * scores["stderr"] for _, scores in points],
+            marker="o",
+            markersize=4,
+            linewidth=1.4,
+            capsize=3,
+            label=f"{task} (avg@{points[0][1]['n']})",
+        )
+    axis.set_title(title, fontsize=10)
+    axis.set_xlabel("step")
+    axis.set_ylabel("accuracy (%)")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
+    plt.close(figure)
+    return path

@@ -1,0 +1,201 @@
+"""The card says what the run's files say, and no number that no results file has."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vopd_recipes.hub.card import Published, model_card
+from vopd_recipes.hub.queue import is_hub_id
+from vopd_recipes.hub.scrub import scrub, scrub_file
+from vopd_recipes.methods import method_of
+from vopd_recipes.published import distilled, undistilled
+
+RECIPE = {
+    "model_name_or_path": "Qwen/Qwen3-1.7B-Base", "teacher_model_name_or_path": "Qwen/Qwen3-1.7B",
+    "dataset_name": "open-r1/DAPO-Math-17k-Processed", "divergence": "sampled", "baseline": "value",
+    "learning_rate": 1e-5, "use_peft": False, "lora_r": 64, "max_steps": 223,
+}  # fmt: skip
+ENVIRONMENT = {
+    "python": "3.11.7", "packages": {"torch": "2.13.0", "vllm": "0.32.0"}, "devices": ["NVIDIA H200"] * 2,
+    "processes": 2, "distributed_type": "MULTI_GPU", "mixed_precision": "bf16", "git_revision": "abc123",
+}  # fmt: skip
+
+
+def task(avg, stderr, n=8, problems=500, **others):
+    return {"avg": avg, "stderr": stderr, "pass": 0.848, "maj": 0.7012, "n": n, "problems": problems, **others}
+
+
+RESULTS = {
+    "schema_version": 1, "model": "org/name", "revision": "main", "weights_hash": "w1", "protocol": "paper",
+    "sampling": {"math": {"temperature": 0.6}}, "backend": "vllm", "dtype": "bfloat16",
+    "tasks": {"math500": task(0.6413, 0.0123), "aime24": task(0.0525, 0.0313, 32, 30), "house": task(0.5, 0.25, 4, 7)},
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE, sort_keys=False))
+    (tmp_path / "environment.json").write_text(json.dumps(ENVIRONMENT))
+    (tmp_path / "trainer_state.json").write_text(
+        json.dumps({"global_step": 223, "log_history": [{"eval_accuracy": 0.9}]})
+    )
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "plots" / "training.png").write_bytes(b"\x89PNG")
+    return tmp_path
+
+
+def metadata_of(card):
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def test_metadata(folder):
+    metadata = metadata_of(model_card(Published(folder, "org/name", "main", {"main": RESULTS}, "apache-2.0")))
+    index = metadata.pop("model-index")
+    assert metadata == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["on-policy-distillation", "reverse-kl", "vopd", "vopd-recipes"],
+        "license": "apache-2.0",
+        "base_model": "Qwen/Qwen3-1.7B-Base",
+        "base_model_relation": "finetune",
+        "datasets": ["open-r1/DAPO-Math-17k-Processed"],
+    }
+    assert [entry["name"] for entry in index] == ["name"]
+    by_dataset = {entry["dataset"]["type"]: entry["metrics"] for entry in index[0]["results"]}
+    assert by_dataset.keys() == {"HuggingFaceH4/MATH-500", "math-ai/aime24", "house"}
+    values = {metric["name"]: metric["value"] for metric in by_dataset["HuggingFaceH4/MATH-500"]}
+    assert values == {"avg@8": 64.13, "pass@8": 84.8, "maj@8": 70.12}
+
+
+def test_results_are_those_of_the_results_files_and_the_papers_stand_beside_them(folder):
+    step = {**RESULTS, "revision": "step-00000100", "tasks": {"math500": task(0.61, 0.01)}}
+    card = model_card(Published(folder, "org/name", "main", {"step-00000100": step, "main": RESULTS}))
+    rows = [line for line in card.splitlines() if line.startswith("| `main`") or line.startswith("| `step")]
+    assert rows[0] == "| `main` | MATH-500 | 64.13 ± 2.41 | 84.8 | 70.12 | 8 | 500 | 64.0/84.6 |"
+    assert rows[1] == "| `main` | AIME 2024 | 5.25 ± 6.13 | 84.8 | 70.12 | 32 | 30 |  |"
+    assert rows[3] == "| `step-00000100` | MATH-500 | 61.0 ± 1.96 | 84.8 | 70.12 | 8 | 500 |  |"
+    assert "The paper reports AIME 2024 and 2025 together: 6.2/25.0." in card
+    other_protocol = {**RESULTS, "protocol": "paper+max_new_tokens=64"}
+    assert "64.0/84.6" not in model_card(Published(folder, "org/name", "main", {"main": other_protocol}))
+    other_pair = yaml.safe_dump({**RECIPE, "teacher_model_name_or_path": "Qwen/Qwen3-8B"})
+    (folder / "recipe.yaml").write_text(other_pair)
+    assert "64.0/84.6" not in model_card(Published(folder, "org/name", "main", {"main": RESULTS}))
+
+
+def test_without_results_there_is_no_claim(folder):
+    """Not even of what the trainer's own log says, nor of the paper."""
+    card = model_card(Published(folder, "org/name", "step-00000100"))
+    assert "## Results" not in card and "model-index" not in card and "90" not in card and "64.0" not in card
+    prose = re.sub(r"```.*?```", "", card.split("---\n", 2)[2], flags=re.S)
+    known = json.dumps([RECIPE, ENVIRONMENT, "step-00000100", "223", "Qwen3-1.7B", "1 × 2 ×", "17k"])
+    assert [number for number in re.findall(r"\d+\.\d+|\d{2,}", prose) if number not in known] == []
+
+
+def test_recipe_stands_verbatim_and_loading_names_the_revision(folder):
+    card = model_card(Published(folder, "org/name", "step-00000100"))
+    assert (folder / "recipe.yaml").read_text().strip() in card
+    assert 'AutoModelForCausalLM.from_pretrained("org/name", revision="step-00000100")' in card
+    assert 'LLM("org/name", revision="step-00000100")' in card and "plots/training.png" in card
+    assert "2 × NVIDIA H200; 2 processes (MULTI_GPU)" in card and "torch 2.13.0" in card and "`abc123`" in card
+    code = re.search(r"```python\n(.*?)```", card, re.S)
+    compile(code[1], "card", "exec")
+
+
+def test_adapters_say_what_they_adapt(folder):
+    (folder / "adapter_config.json").write_text(json.dumps({"r": 64}))
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({**RECIPE, "use_peft": True, "model_revision": "v2"}))
+    card = model_card(Published(folder, "org/name", "main"))
+    metadata = metadata_of(card)
+    assert metadata["library_name"] == "peft" and metadata["base_model_relation"] == "adapter"
+    assert 'from_pretrained("Qwen/Qwen3-1.7B-Base", revision="v2")' in card and "max_lora_rank=64" in card
+    (folder / "adapter_config.json").unlink()
+    assert "LoRA run merged into" in model_card(Published(folder, "org/name-merged", "main"))
+
+
+def test_local_folders_are_no_base_models(folder):
+    local = {**RECIPE, "model_name_or_path": "./data/student", "dataset_name": "./data/prompts"}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(local))
+    metadata = metadata_of(model_card(Published(folder, "org/name", "main")))
+    assert not {"base_model", "base_model_relation", "datasets", "license"} & metadata.keys()
+    assert is_hub_id("a/b") and not any(is_hub_id(name) for name in ("./a/b", "a", "a/b/c", "../b", None))
+
+
+@pytest.mark.parametrize("divergence", ["sampled", "full", "topk"])
+@pytest.mark.parametrize("baseline", ["none", "constant", "value", "value_topk", "optimal"])
+def test_every_estimator_has_a_name_and_an_equation(divergence, baseline):
+    name, equation = method_of({"divergence": divergence, "baseline": baseline})
+    assert "OPD" in name and equation.count("{") == equation.count("}")
+
+
+def run_of(teacher, student, data="data/dapo-math-17k", **fields):
+    return {"teacher_model_name_or_path": teacher, "model_name_or_path": student, "dataset_name": data, **fields}
+
+
+def test_the_papers_numbers_are_found_by_pair_method_and_data():
+    pair = ("Qwen/Qwen3-1.7B", "Qwen/Qwen3-1.7B-Base")
+    assert distilled(run_of("Qwen/Qwen3-4B", "Qwen/Qwen3-4B-Base", divergence="full"))["aime"] == "14.3/40.0"
+    science = {"sciknoweval_chemistry": "34.7", "gpqa": "28.4"}
+    assert distilled(run_of(*pair, data="hicai-zju/SciKnowEval")) == science
+    assert distilled(run_of(*pair, baseline="value_topk"))["math500"] == "64.9/84.8"
+    for other in (
+        run_of("Qwen/Qwen3-8B", "Qwen/Qwen3-4B-Base"),
+        run_of(*pair, data="me/prompts"),
+        run_of(*pair, baseline="optimal"),
+        run_of(*pair, baseline="value_topk", support_top_k=100),
+        run_of(*pair, baseline="value_topk", baseline_support="teacher"),
+    ):
+        assert distilled(other) == {}
+    assert undistilled("Qwen/Qwen3-1.7B-Base")["gpqa"] == "20.4" and undistilled("me/mine") == {}
+
+
+def test_the_papers_averages_are_the_means_of_its_columns():
+    """Its last column, to its rounding: whoever copies a number wrong moves a mean."""
+    numbers = json.loads((Path(__file__).parent.parent / "evaluation" / "paper.json").read_text())
+    for model, average in numbers["average"].items():
+        mean = sum(float(cell.split("/")[0]) for cell in numbers["models"][model]) / 4
+        assert abs(mean - float(average)) < 0.11, model
+
+
+# What may leave this machine -----------------------------------------------------------------------------------------
+
+
+def test_private_text_is_taken_out_and_the_rest_left_alone(tmp_path, monkeypatch):
+    home = tmp_path / "home" / "alicesmith"
+    (home / "project" / "data" / "student").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("LOGNAME", "alicesmith")
+    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
+    monkeypatch.chdir(home / "project")
+    assert scrub(
+        {
+            "model_name_or_path": "data/student",
+            "teacher_model_name_or_path": f"{home}/models/teacher",
+            "dataset_name": "org/prompts",
+            "dataset_mixture": [{"dataset_name": "~/sets/b", "weight": 0.5}],
+            "deepspeed": str(home / "project" / "zero2.json"),
+            "run_name": "alicesmith-7",
+            "output_dir": "data/alicesmith/run",
+            "prompt_template": "/think {problem}\nSee the root of /home/bob/notes and hf_abcdefghijklmn",
+            "note": "key 0123456789abcdef",
+            "resume": None,
+        }
+    ) == {
+        "model_name_or_path": "./data/student",
+        "teacher_model_name_or_path": "./teacher",
+        "dataset_name": "org/prompts",
+        "dataset_mixture": [{"dataset_name": "./b", "weight": 0.5}],
+        "deepspeed": "./zero2.json",
+        "run_name": "user-7",
+        "output_dir": "data/user/run",
+        "prompt_template": "/think {problem}\nSee the root of notes and [removed]",
+        "note": "key [removed]",
+        "resume": None,
+    }
+    untouched = b'{"b": 1.50, "a": "1/2 and \\u00e9"}'
+    assert scrub_file(untouched, "config.json") is untouched
+    assert json.loads(scrub_file(b'{"x": "/etc/models/y"}', "config.json")) == {"x": "./y"}
+    shutil.rmtree(home)

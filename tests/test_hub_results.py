@@ -1,0 +1,282 @@
+"""Results go up and come back; revisions are listed, fetched, checked and evaluated.
+
+Slow where another process imports transformers or datasets to read what was published as anybody would.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from fake_hub import WRITER
+from huggingface_hub import HfApi, parse_eval_result_entries
+from safetensors.torch import save_file
+from test_card import ENVIRONMENT, RECIPE, metadata_of, task
+from transformers import AutoModelForCausalLM
+from using_fake_hub import fake_hub_in_use
+
+from vopd_recipes import tiny
+from vopd_recipes.checkpoints import mark_complete
+from vopd_recipes.config import load_recipe
+from vopd_recipes.hub import publish_run
+from vopd_recipes.hub.download import download, list_revisions
+from vopd_recipes.hub.queue import Target
+from vopd_recipes.hub.results import published_results, push_results, read_results
+from vopd_recipes.hub.revisions import release_of
+from vopd_recipes.hub.sweep import plot_sweep, sweep
+from vopd_recipes.hub.upload import Pace
+from vopd_recipes.models import load_student
+from vopd_recipes.recipe_text import RecipeError
+
+ROOT = Path(__file__).parent.parent
+STEP = "step-00000100"
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    with fake_hub_in_use(monkeypatch, tmp_path) as hub:
+        yield hub
+
+
+@pytest.fixture
+def api(hub):
+    return HfApi(endpoint=hub.url, token=WRITER)
+
+
+def save(seed, tokenizer, folder):
+    """A model of its own weights into a folder that may hold one."""
+    tiny.tiny_qwen3(32, 1, seed=seed).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.fixture
+def published(hub, api, tmp_path, tokenizer):
+    """A run of two steps with real models, on the Hub: steps 100 and 200, and the final one."""
+    run = tmp_path / "run"
+    for index, folder in enumerate((run / "checkpoint-100", run / "checkpoint-200", run)):
+        save(min(index, 1), tokenizer, folder)
+        (folder / "trainer_state.json").write_text(json.dumps({"global_step": 100 * min(index + 1, 2)}))
+        if folder != run:
+            mark_complete(folder)
+    (run / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    (run / "environment.json").write_text(json.dumps(ENVIRONMENT))
+    (run / "plots").mkdir()
+    (run / "plots" / "training.png").write_bytes(b"curves")
+    base = hub.create("model", "Qwen/Qwen3-1.7B-Base", False)
+    base.commit("main", {"README.md": hub.store(b"---\nlicense: apache-2.0\n---\n")}, "card")
+    publish_run(run, Target("org/name"), api, Pace(0.1, 0.5, 3.0))
+    return run
+
+
+def evaluated(folder, revision, tasks, **fields):
+    """A results file and its details, as the evaluation leaves them."""
+    content = {
+        "schema_version": 1, "model": "org/name", "revision": revision, "weights_hash": f"w-{revision}",
+        "protocol": "paper", "sampling": {}, "backend": "vllm", "dtype": "bfloat16",
+        "versions": {"lighteval": "0.13.0"}, "tasks": tasks, **fields,
+    }  # fmt: skip
+    (folder / "details").mkdir(parents=True, exist_ok=True)
+    for name, scores in tasks.items():
+        rows = {"question": ["1+1=?"], "completion": ["2"], "correct": [True], "avg": [scores["avg"]]}
+        pq.write_table(pa.table(rows), folder / "details" / f"{name}.parquet")
+    (folder / "results.json").write_text(json.dumps(content))
+    return read_results(folder / "results.json")
+
+
+# Results -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_results_go_up_and_come_back(hub, api, published, tmp_path):
+    first = evaluated(tmp_path / "a", STEP, {"math500": task(0.5, 0.01), "gpqa": task(0.25, 0.02, problems=198)})
+    final = evaluated(tmp_path / "b", "main", {"math500": task(0.6413, 0.02)})
+    assert push_results(api, first) == STEP
+    before = hub.files("org/name-evals", "main", "dataset")
+    assert push_results(api, final) == "v1"
+    files = hub.files("org/name-evals", "main", "dataset")
+    assert {name: files[name] for name in before if name != "README.md"} == {
+        name: content for name, content in before.items() if name != "README.md"
+    }
+    assert hub.repositories["dataset", "org/name-evals"].private
+    known = published_results(api, "org/name")
+    assert known.keys() == {STEP, "v1"} and known[STEP]["tasks"] == first.content["tasks"]
+
+    on_main, on_step = (hub.files("org/name", revision) for revision in ("main", STEP))
+    card, step_card = on_main["README.md"].decode(), on_step["README.md"].decode()
+    assert "| `main` | MATH-500 | 64.13 ± 3.92 |" in card and f"| `{STEP}` | MATH-500 | 50.0 ± 1.96 |" in card
+    values = [
+        metric["value"] for entry in metadata_of(card)["model-index"][0]["results"] for metric in entry["metrics"]
+    ]
+    assert values == [64.13, 84.8, 70.12]
+    assert len(metadata_of(step_card)["model-index"][0]["results"]) == 2
+    (entry,) = parse_eval_result_entries(yaml.safe_load(on_step[".eval_results/gpqa.yaml"]))
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("Idavidrein/gpqa", "diamond", 25.0)
+    assert ".eval_results/gpqa.yaml" not in on_main  # nothing of another revision's weights
+
+    # Publishing the run again leaves the results, also where its curves have moved on and its state was rewritten.
+    (published / "plots" / "training.png").write_bytes(b"newer curves")
+    (published / "trainer_state.json").write_text(json.dumps({"global_step": 200, "log_history": []}))
+    publish_run(published, Target("org/name"), api, Pace(0.1, 0.5, 3.0))
+    assert hub.files("org/name", "main")["README.md"].decode() == card
+    assert b"log_history" in hub.files("org/name", "main")["trainer_state.json"]
+    assert hub.files("org/name", STEP).keys() == on_step.keys()
+    assert ".eval_results/gpqa.yaml" in hub.files("org/name", STEP)
+    code = (
+        "from datasets import load_dataset\n"
+        "for split in ('step_00000100', 'v1'):\n"
+        "    print(load_dataset('org/name-evals', 'math500', split=split)['avg'][:])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ)
+    assert done.stdout.split() == ["[0.5]", "[0.6413]"], done.stderr[-3000:]
+
+
+def test_results_are_added_and_never_overwritten(api, published, tmp_path):
+    push_results(api, evaluated(tmp_path / "a", STEP, {"math500": task(0.5, 0.01)}))
+    push_results(api, evaluated(tmp_path / "b", STEP, {"aime24": task(0.1, 0.01)}))
+    assert published_results(api, "org/name")[STEP]["tasks"].keys() == {"math500", "aime24"}
+    for other in ({"weights_hash": "other"}, {"protocol": "released"}, {"dtype": "float32"}):
+        with pytest.raises(RecipeError, match=f"results of {STEP} are there with {next(iter(other))}"):
+            push_results(api, evaluated(tmp_path / "c", STEP, {"math500": task(0.9, 0.01)}, **other))
+    assert published_results(api, "org/name")[STEP]["tasks"]["math500"]["avg"] == 0.5
+
+
+def test_a_new_final_model_does_not_inherit_results(hub, api, published, tmp_path, tokenizer):
+    push_results(api, evaluated(tmp_path / "a", "main", {"gpqa": task(0.5, 0.01)}))
+    assert ".eval_results/gpqa.yaml" in hub.files("org/name", "main")
+    save(9, tokenizer, published)
+    publish_run(published, Target("org/name"), api, Pace(0.1, 0.5, 3.0))
+    files = hub.files("org/name", "main")
+    assert ".eval_results/gpqa.yaml" not in files and b"## Results" not in files["README.md"]
+    assert release_of(api, "org/name", "main") == "v2"
+    push_results(api, evaluated(tmp_path / "b", "main", {"gpqa": task(0.6, 0.01)}, weights_hash="new"))
+    assert published_results(api, "org/name").keys() == {"v1", "v2"}
+    publish_run(published, Target("org/name"), api, Pace(0.1, 0.5, 3.0), tag="paper")
+    assert {"v1", "v2", "paper"} == hub.repositories["model", "org/name"].tags.keys()
+
+
+def test_someone_else_commits_at_the_same_time(hub, api, published, tmp_path):
+    """Between our reading and our writing: the Hub refuses, we read again, and both are there."""
+    model = hub.repositories["model", "org/name"]
+
+    def commit():
+        files = {**model.find("main").files, "NOTES.md": hub.store(b"by hand")}
+        model.commit("main", files, "by hand")
+
+    hub.fail("POST .*models/.*/commit/main", 1, status=412, then=commit)
+    push_results(api, evaluated(tmp_path / "a", "main", {"math500": task(0.5, 0.01)}))
+    files = hub.files("org/name", "main")
+    assert files["NOTES.md"] == b"by hand" and b"50.0" in files["README.md"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 2}, "not a results file"),
+        ({"model": "data/runs/x/y"}, "is no model on the Hub"),
+        ({"revision": "local"}, "is no model on the Hub"),
+        ({"revision": "refs/pr/1"}, "cannot name a split"),
+        ({"tasks": {"amc23": {}}}, "amc23.parquet is missing; evaluate amc23 again"),
+        ({"tasks": {"math500": {"limit": 10}}}, "math500 was cut to 10 questions; evaluate it without LIMIT"),
+    ],
+)
+def test_what_is_no_publishable_results_file(tmp_path, change, message):
+    results = evaluated(tmp_path, STEP, {"math500": task(0.5, 0.01)})
+    results.path.write_text(json.dumps({**results.content, **change}))
+    with pytest.raises(RecipeError, match=message):
+        read_results(results.path)
+
+
+# Back ----------------------------------------------------------------------------------------------------------------
+
+
+def script(name, *words):
+    command = [sys.executable, str(ROOT / "scripts" / name), *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ, cwd=ROOT)
+
+
+@pytest.mark.slow
+def test_scripts_publish_list_and_download(hub, api, published, tmp_path):
+    listed = script("download.py", "org/name", "--list")
+    lines = listed.stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["main", STEP, "step-00000200", "v1"], listed.stderr
+    assert all(line.endswith("  complete") for line in lines)
+    fetched = script("download.py", "org/name", "--revision", STEP, "--to", tmp_path / "fetched")
+    folder = Path(fetched.stdout.strip())
+    assert (folder / "model.safetensors").read_bytes() == (published / "checkpoint-100/model.safetensors").read_bytes()
+    wrong = script("download.py", "org/name", "--revision", "step-7")
+    assert wrong.returncode == 2 and wrong.stderr.startswith("error: org/name has no revision step-7")
+
+    again = script("publish.py", published, "--hub-model-id", "org/again")
+    assert again.returncode == 0 and "main published, release v1" in again.stderr
+    assert WRITER not in again.stderr
+
+
+def test_a_training_run_starts_from_a_published_revision(hub, api, published, write_recipe, monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(
+        huggingface_hub.constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+    )
+    recipe = load_recipe(write_recipe(model_name_or_path="org/name", model_revision=STEP))
+    loaded = load_student(recipe.model).state_dict()
+    for name, weight in AutoModelForCausalLM.from_pretrained(published / "checkpoint-100").state_dict().items():
+        assert loaded[name].equal(weight), name
+
+
+def test_damage_and_gaps_are_found(hub, api, published, tmp_path):
+    folder = download(api, "org/name", STEP)
+    good = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").resolve().write_bytes(good[:-1] + b"!")  # the cache's own copy, same length
+    assert (download(api, "org/name", STEP) / "model.safetensors").read_bytes() == good
+
+    repository = hub.repositories["model", "org/name"]
+    whole = repository.find(STEP).files
+    repository.commit(STEP, {name: oid for name, oid in whole.items() if name != "tokenizer.json"}, "gap")
+    with pytest.raises(RecipeError, match="not complete, tokenizer.json is missing"):
+        download(api, "org/name", STEP, tmp_path / "a")
+    save_file({}, tmp_path / "other.safetensors")
+    other = (tmp_path / "other.safetensors").read_bytes()
+    repository.commit(STEP, {**whole, "model.safetensors": hub.store(other)}, "other weights under our manifest")
+    with pytest.raises(RecipeError, match="model.safetensors is missing or is not what was trained"):
+        download(api, "org/name", STEP, tmp_path / "b")
+    repository.branches["step-00000300"] = next(iter(repository.commits))  # an upload that has only begun
+    with pytest.raises(RecipeError, match="not complete"):
+        download(api, "org/name", "step-00000300", tmp_path / "c")
+    missing = {revision.name: revision.missing for revision in list_revisions(api, "org/name")}
+    assert missing["step-00000300"] == ["*.safetensors"] and missing["step-00000200"] == []
+    oid = repository.find("step-00000200").files["model.safetensors"]
+    hub.blobs[oid] = hub.blobs[oid][:-1] + b"!"
+    with pytest.raises(RecipeError, match="model.safetensors arrives damaged"):
+        download(api, "org/name", "step-00000200", tmp_path / "d")
+    with pytest.raises(RecipeError, match="no such model repository"):
+        download(api, "org/nothing")
+    hub.fail(".", 50)
+    with pytest.raises(RecipeError, match="the Hub is away"):
+        download(api, "org/name")
+
+
+def test_a_sweep_evaluates_each_complete_step_and_draws_them(hub, api, published, tmp_path):
+    seen = []
+
+    def evaluate(revision):
+        seen.append(revision)
+        evaluated(tmp_path / "evals" / "name" / revision, revision, {"math500": task(len(seen) / 10, 0.01)})
+
+    hub.repositories["model", "org/name"].branches["step-00000300"] = next(
+        iter(hub.repositories["model", "org/name"].commits)
+    )
+    results = sweep(api, "org/name", tmp_path / "evals", evaluate)
+    assert seen == [STEP, "step-00000200"]
+    assert {step: content["tasks"]["math500"]["avg"] for step, content in results.items()} == {100: 0.1, 200: 0.2}
+    assert plot_sweep(results, "org/name", tmp_path / "steps.png").stat().st_size > 10_000
+    hub.create("model", "org/empty", True)
+    with pytest.raises(RecipeError, match="no step is published there"):
+        sweep(api, "org/empty", tmp_path / "evals", evaluate)
