@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ from torch import Tensor
 from vopd_recipes.estimators import Estimator
 from vopd_recipes.fused import fused_loss
 
-TABLES = ("time", "memory", "growth", "chunks")
+TABLES = ("time", "memory", "growth", "chunks", "variances")
 CHUNK_SIZES = (64, 128, 192, 256, 384, 512)
 HEADS = ("frozen", "trained")
 ESTIMATORS = {
@@ -251,6 +251,20 @@ def time_table(options: argparse.Namespace) -> list[list[str]]:
     return [header, *rows]
 
 
+def variances_table(options: argparse.Namespace) -> list[list[str]]:
+    """What `log_gradient_variance` adds to the loss, every round a pair: the ratio's median and its quartiles."""
+    inputs = Inputs.make(options, options.tokens)
+    runs = {name: (fused(name, options.chunk_size), inputs) for name in ("value", "value, variances")}
+    rows = []
+    for head in HEADS:
+        without, with_variances = time_rounds(runs, options.rounds, head).values()
+        ratios = [b / a for a, b in zip(without, with_variances)]
+        low, middle, high = quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+        times = [f"{1e3 * median(values):.0f}" for values in (without, with_variances)]
+        rows.append([f"{head} head", *times, f"{middle:.3f}", f"{low:.3f} to {high:.3f}"])
+    return [["", "without: ms", "with: ms", "ratio", "quartiles"], *rows]
+
+
 def memory_table(options: argparse.Namespace) -> list[list[str]]:
     """Peaks over the inputs and, where the head is trained, over its gradient, which is a result."""
     rows = {name: [name] for name in contenders(None)}
@@ -352,7 +366,10 @@ def main() -> None:
     if not importlib.util.find_spec("trl"):
         print("trl is not installed (pip install --no-deps trl==1.16.0): going on without it")
     report = [machine(options)]
-    tables = {"time": time_table, "memory": memory_table, "growth": growth_table, "chunks": chunks_table}
+    tables = {
+        "time": time_table, "memory": memory_table, "growth": growth_table, "chunks": chunks_table,
+        "variances": variances_table,
+    }  # fmt: skip
     for name in options.tables:
         say(f"table: {name}")
         report += [f"**{name}**", markdown(tables[name](options))]

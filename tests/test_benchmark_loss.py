@@ -27,5 +27,17 @@ def test_every_contender_is_timed_and_every_ratio_is_a_number(tmp_path):
             assert ("TRL" in title and not cell) or math.isfinite(float(cell)), (row[0], title)
 
 
+def test_what_the_variances_add_is_a_ratio_with_its_quartiles():
+    rows = [
+        line.split("|")[1:-1]
+        for line in benchmark("--tables", "variances", "--rounds=3").splitlines()
+        if "head" in line
+    ]
+    assert [row[0].strip() for row in rows] == ["frozen head", "trained head"]
+    for *_, ratio, quartiles in rows:
+        low, high = map(float, quartiles.split(" to "))
+        assert 0 < low <= float(ratio) <= high < math.inf
+
+
 def test_a_peak_is_measured_in_a_process_of_its_own():
     assert int(benchmark("--peak", "value", "trained")) >= 300 * 16 * 4  # at least the gradient of the head

@@ -202,6 +202,56 @@ def test_a_run_leaves_what_it_promises(write_recipe, tmp_path):
     assert resolved == trainer.recipe.resolved()
 
 
+def test_logged_variances_are_the_closed_form_on_the_steps_own_tokens(write_recipe, tmp_path):
+    """Σ p A² s - ‖p∘A - (Σ p A) p‖² by hand, in float64, over the contexts that the step's own file names."""
+    trainer = build(write_recipe(max_completion_length=12), log_gradient_variance=True, max_steps=1, support_top_k=5)
+    student, teacher = load_student(trainer.recipe.model), load_teacher(trainer.recipe.model)
+    prompts = {row["prompt_id"]: row["input_ids"] for row in trainer.train_dataset}
+    trainer.train()
+    rows = pq.read_table(tmp_path / "run" / "completions" / "step-00000001.parquet").to_pylist()
+    logp, logq = [], []
+    for row in rows:
+        tokens = torch.tensor([prompts[row["prompt_id"]] + row["token_ids"]])
+        first = len(prompts[row["prompt_id"]]) - 1
+        with torch.no_grad():
+            for model, found in ((student, logp), (teacher, logq)):
+                found.append(model(tokens).logits[0, first:-1].double().log_softmax(-1))
+    logp, logq = torch.cat(logp), torch.cat(logq)
+    p, r = logp.exp(), logq - logp
+    s = 1 - 2 * p + p.square().sum(-1, keepdim=True)
+    top = logp.topk(5).indices
+    top_p, top_q = (values.gather(1, top).log_softmax(-1) for values in (logp, logq))
+    baselines = {
+        "none": torch.zeros(len(p), 1),
+        "constant": torch.ones(len(p), 1),
+        "value": (p * r).sum(-1, keepdim=True),
+        "value_topk": (top_p.exp() * (top_q - top_p)).sum(-1, keepdim=True),
+        "optimal": (p * r * s).sum(-1, keepdim=True) / (p * s).sum(-1, keepdim=True),
+    }
+    expected = {"full": 0.0, "topk": 0.0}
+    for name, baseline in baselines.items():
+        a = r - baseline
+        mean = p * a - (p * a).sum(-1, keepdim=True) * p
+        expected[name] = ((p * a.square() * s).sum(-1) - mean.square().sum(-1)).mean().item()
+    (line,) = log_lines(trainer)
+    for name, variance in expected.items():
+        assert line[f"gradient_variance/{name}"] == pytest.approx(variance, rel=1e-4), name
+        ratio = line[f"gradient_variance_ratio/{name}"]
+        assert ratio == pytest.approx(variance / expected["none"], rel=1e-4), name
+    assert expected["optimal"] < expected["value"] < expected["none"] < expected["constant"]
+
+
+def test_equal_models_have_variances_and_no_ratio(write_recipe, tiny_pair):
+    trainer = build(
+        write_recipe(teacher_model_name_or_path=str(tiny_pair.student)), log_gradient_variance=True, max_steps=1
+    )
+    trainer.train()
+    (line,) = log_lines(trainer)
+    assert line["gradient_variance/none"] == line["gradient_variance/value"] == 0
+    assert line["gradient_variance/constant"] > 0.1
+    assert not [name for name in line if name.startswith("gradient_variance_ratio/")]
+
+
 def test_evaluation_repeats_itself_and_leaves_no_trace(write_recipe):
     trainer = build(write_recipe(dataset_test_split="test"))
     state = torch.get_rng_state()

@@ -122,7 +122,7 @@ def _log_line(totals: dict[str, float], largest_importance: float, processes: in
         "completion/length": totals["completion_length"] / completions,
         "completion/truncated": totals["truncated"] / completions,
     }
-    line |= {name: value for name, value in mean.items() if name.startswith("gradient_variance/")}
+    line |= _variances(mean)
     steps = totals["steps"] / processes
     seconds = {name: totals.get(f"time/{name}", 0.0) / processes / steps for name in _TIMES}
     line["time/rollout"], line["time/sync"] = seconds["rollout"], seconds["sync"]
@@ -132,6 +132,16 @@ def _log_line(totals: dict[str, float], largest_importance: float, processes: in
     step_seconds = seconds["rollout"] + seconds["sync"] + seconds["train"]
     line["tokens_per_second"] = totals["tokens"] / steps / max(step_seconds, 1e-9)
     return line
+
+
+def _variances(mean: dict[str, float]) -> dict[str, float]:
+    """The mean over tokens of each estimator's variance, and its ratio to OPD's where that is not zero."""
+    variances = {name: value for name, value in mean.items() if name.startswith("gradient_variance/")}
+    opd = variances.get("gradient_variance/none", 0.0)
+    if opd == 0:
+        return variances
+    ratios = {name.replace("variance", "variance_ratio", 1): value / opd for name, value in variances.items()}
+    return variances | ratios
 
 
 def _deviation(mean: dict[str, float], name: str) -> float:

@@ -1,0 +1,37 @@
+"""Error of the top-k baseline against k, reward against advantage: `python scripts/measure_baselines.py RECIPE`.
+
+Completes the recipe's first prompts once with the frozen student, and writes `baselines.json` and `baselines.png`. Any
+field of the recipe can follow as `--field value`.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from vopd_recipes.config import load_recipe
+from vopd_recipes.evidence.baselines import measure_baselines, write_baselines
+from vopd_recipes.recipe_text import RecipeError
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("recipe", type=Path, help="YAML file")
+    parser.add_argument("--checkpoint", type=Path, help="folder of a student that a run saved [the recipe's student]")
+    parser.add_argument("--prompts", type=int, default=256, help="the recipe's first training prompts [256]")
+    parser.add_argument("--output", type=Path, help="folder of the results [baselines/ in the recipe's output_dir]")
+    words, overrides = parser.parse_known_args()
+    try:
+        recipe = load_recipe(words.recipe, overrides)
+        found = measure_baselines(recipe, words.checkpoint, words.prompts)
+    except RecipeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(write_baselines(found, words.output or Path(str(recipe.training.output_dir)) / "baselines"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""Variance and bias of every estimator's parameter gradient: `python scripts/measure_variance.py RECIPE --draws 64`.
+
+Freezes the student, completes the recipe's first prompts again and again, and writes `variance.json`, `variance.md`
+and `variance.png`. Any field of the recipe can follow as `--field value`.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from vopd_recipes.config import load_recipe
+from vopd_recipes.evidence.measurement import measure_variance
+from vopd_recipes.evidence.variance_report import report, write_report
+from vopd_recipes.recipe_text import RecipeError
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("recipe", type=Path, help="YAML file")
+    parser.add_argument("--checkpoint", type=Path, help="folder of a student that a run saved [the recipe's student]")
+    parser.add_argument("--draws", type=int, default=64, help="rollouts of the same prompts, an even number [64]")
+    parser.add_argument("--prompts", type=int, default=64, help="the recipe's first training prompts [64]")
+    parser.add_argument("--output", type=Path, help="folder of the results [variance/ in the recipe's output_dir]")
+    words, overrides = parser.parse_known_args()
+    try:
+        recipe = load_recipe(words.recipe, overrides)
+        found = measure_variance(recipe, words.checkpoint, words.draws, words.prompts)
+    except RecipeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    paths = write_report(found, words.output or Path(str(recipe.training.output_dir)) / "variance")
+    print(report(found))
+    print("", *paths, sep="\n")
+
+
+if __name__ == "__main__":
+    main()

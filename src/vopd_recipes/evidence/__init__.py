@@ -1,0 +1,1 @@
+"""What the README claims about the estimators, measured on real models."""

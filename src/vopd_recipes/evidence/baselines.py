@@ -1,0 +1,143 @@
+"""How near a top-k baseline comes to the value function, and what a baseline does to the reward.
+
+On tokens that a frozen student sampled: the mean of |b̂_k − V| over positions for growing k (the paper's Figure 2),
+where V = −KL(p‖q) over the whole vocabulary and b̂_k = −KL(p̄‖q̄) on k tokens, the student's likeliest or the teacher's;
+and how rewards r and advantages r − V are distributed over the same tokens (its Figure 3).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt  # noqa: E402  # the backend is chosen first: no screen is needed
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from vopd_recipes.config import Recipe  # noqa: E402
+from vopd_recipes.estimators import Estimator, baseline_value  # noqa: E402
+from vopd_recipes.evidence.measurement import check_measurable, freeze  # noqa: E402
+from vopd_recipes.models import head_of, scale_logits  # noqa: E402
+from vopd_recipes.packing import MicroBatch  # noqa: E402
+from vopd_recipes.teacher import completion_states  # noqa: E402
+from vopd_recipes.whole import written_whole  # noqa: E402
+
+_KS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
+_ROWS = 256  # positions whose [rows, V] distributions are held at a time
+_SUPPORTS = (("student", "the student's top k"), ("teacher", "the teacher's top k"))
+
+
+def measure_baselines(recipe: Recipe, checkpoint: Path | None, prompts: int) -> dict[str, Any]:
+    """One rollout of the recipe's first prompts, looked at with whole distributions.
+
+    Args:
+        recipe: names student, teacher, prompts and lengths.
+        checkpoint: folder of the student; default: where the recipe starts.
+        prompts: completed once each.
+
+    Returns:
+        `tokens`; `value`, the mean of |V|; `errors`, support → [[k, mean |b̂_k − V|], …]; `rewards` and `advantages`
+        of every token. In nats.
+
+    Raises:
+        RecipeError: see `measurement.check_measurable` and `measurement.freeze`.
+    """
+    check_measurable(recipe, checkpoint, 4, prompts)
+    frozen = freeze(recipe, checkpoint, prompts)
+    parts = [
+        _positions(frozen.student, frozen.teacher, batch.to(recipe.training.device))
+        for batch in frozen.micro_batches(0)
+    ]
+    joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    value = joined.pop("value")
+    reward = joined.pop("reward")
+    errors: dict[str, list[list[float]]] = {name: [] for name, _ in _SUPPORTS}
+    for name, baseline in joined.items():
+        support, k = name.split("/")
+        errors[support].append([int(k), (baseline - value).abs().mean().item()])
+    return {
+        "recipe": str(recipe.path),
+        "student": str(checkpoint or recipe.model.model_name_or_path),
+        "tokens": len(value),
+        "value": value.abs().mean().item(),
+        "errors": errors,
+        "rewards": reward.tolist(),
+        "advantages": (reward - value).tolist(),
+    }
+
+
+@torch.no_grad()
+def _positions(student: nn.Module, teacher: nn.Module, batch: MicroBatch) -> dict[str, Tensor]:
+    """`value`, `reward` and `<support>/<k>` of each position of a micro-batch: [N] each."""
+    found: dict[str, list[Tensor]] = {}
+    states = [completion_states(model, batch) for model in (student, teacher)]
+    for first in range(0, len(batch.targets), _ROWS):
+        rows = slice(first, first + _ROWS)
+        logits = [_logits(model, hidden[rows]) for model, hidden in zip((student, teacher), states)]
+        shared = min(part.shape[1] for part in logits)
+        logp, teacher_logp = (part[:, :shared].log_softmax(-1) for part in logits)
+        chosen = batch.targets[rows, None]
+        values = {
+            "value": baseline_value(logp, teacher_logp, Estimator(), "value"),
+            "reward": (teacher_logp - logp).gather(1, chosen)[:, 0],
+        }
+        for support, _ in _SUPPORTS:
+            estimator = Estimator(baseline="value_topk", baseline_support=support)  # type: ignore[arg-type]
+            for k in (k for k in _KS if k < shared):
+                top_k = replace(estimator, support_top_k=k)
+                values[f"{support}/{k}"] = baseline_value(logp, teacher_logp, top_k, "value_topk")
+        for name, part in values.items():
+            found.setdefault(name, []).append(part)
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+def _logits(model: nn.Module, hidden: Tensor) -> Tensor:
+    head = head_of(model)
+    return scale_logits(nn.functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias).double(), head)
+
+
+def write_baselines(found: dict[str, Any], folder: Path) -> str:
+    """Write `baselines.json` (without the tokens' own values) and `baselines.png`; returns a Markdown table."""
+    rewards, advantages = torch.tensor(found["rewards"]), torch.tensor(found["advantages"])
+    spread = {"reward": rewards.std().item(), "advantage": advantages.std().item()}
+    kept = {name: value for name, value in found.items() if name not in ("rewards", "advantages")}
+    with written_whole(folder / "baselines.json") as temporary:
+        temporary.write_text(json.dumps({**kept, "std": spread}, indent=2) + "\n", encoding="utf-8")
+    _plot(found, folder / "baselines.png")
+    errors = {support: dict(map(tuple, pairs)) for support, pairs in found["errors"].items()}
+    lines = ["| k | " + " | ".join(title for _, title in _SUPPORTS) + " |", "|--:|--:|--:|"]
+    lines += [
+        f"| {k:g} | " + " | ".join(f"{errors[name][k]:.2e}" for name, _ in _SUPPORTS) + " |" for k in errors["student"]
+    ]
+    return (
+        f"Mean |b̂_k − V| over {found['tokens']} tokens, nats (mean |V|: {found['value']:.4f}):\n\n"
+        + "\n".join(lines)
+        + f"\n\nStandard deviation of the reward {spread['reward']:.3f}, of the advantage {spread['advantage']:.3f}."
+    )
+
+
+def _plot(found: dict[str, Any], path: Path) -> None:
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for (name, title), style in zip(_SUPPORTS, ("o-", "s--")):
+        left.plot(*zip(*found["errors"][name]), style, label=title, markersize=4)
+    left.axhline(found["value"], color="grey", linewidth=1, linestyle=":", label="mean |V|: no baseline at all")
+    left.set(
+        xscale="log", yscale="log", xlabel="k", ylabel="mean |b̂ₖ − V| (nats)", title="Error of the top-k baseline"
+    )
+    edges = torch.linspace(-6, 6, 97).tolist()
+    for name, title in (("rewards", "reward r (OPD)"), ("advantages", "advantage r + KL (vOPD)")):
+        clipped = torch.tensor(found[name]).clamp(-6, 6).tolist()
+        right.hist(clipped, edges, alpha=0.55, label=f"{title}, std {torch.tensor(found[name]).std():.2f}")
+    right.set(yscale="log", xlabel="nats (ends hold what lies beyond)", ylabel="tokens", title="Reward and advantage")
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
+    plt.close(figure)

@@ -1,0 +1,150 @@
+"""Every estimator's parameter gradient on one draw of completions, projected; student and teacher read it once.
+
+The forward pass of a micro-batch is kept while all estimators go back through it, one after the other: the sampled
+ones with the tokens that the rollout drew, the same with tokens drawn anew at the same contexts, `full` and `topk`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import get_args
+
+import torch
+from torch import Tensor, nn
+
+from vopd_recipes.estimators import Baseline, Estimator, TokenStats
+from vopd_recipes.evidence.projection import WIDTH, Projection, trained_leaves
+from vopd_recipes.fused import Head, fused_loss
+from vopd_recipes.models import head_of, scale_logits, vocabulary_of
+from vopd_recipes.packing import MicroBatch
+from vopd_recipes.rollout import Sampling, draw
+from vopd_recipes.teacher import completion_states
+
+SAMPLED: tuple[Baseline, ...] = get_args(Baseline)
+METHODS: tuple[str, ...] = (*SAMPLED, "full", "topk")
+
+# Rows of [rows, V] float64 probabilities that are drawn from at a time.
+_ROWS = 256
+
+
+@dataclass
+class DrawGradients:
+    """One draw's gradients of the mean loss over its N tokens, projected to [layer types, K] each.
+
+    Args:
+        own: of every method, with the rollout's tokens; what training would step on.
+        redrawn: of the sampled methods, with other tokens at the same contexts.
+        logit_variance: Σ_t V_t / N², the closed form's prediction with respect to the logits.
+        head_variance: Σ_t ‖h_t‖² V_t / N², which is exact for the head's weight.
+        squared_advantage: Σ_t A_t² / N² of the redrawn tokens.
+        tokens: N.
+    """
+
+    own: dict[str, Tensor] = field(default_factory=dict)
+    redrawn: dict[str, Tensor] = field(default_factory=dict)
+    logit_variance: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SAMPLED, 0.0))
+    head_variance: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SAMPLED, 0.0))
+    squared_advantage: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SAMPLED, 0.0))
+    tokens: int = 0
+
+
+class GradientProbe:
+    """Takes the gradients of a frozen student under a frozen teacher.
+
+    Args:
+        student: in evaluation mode; its trained parameters are differentiated.
+        teacher: in evaluation mode.
+        estimator: gives `support_top_k`, `baseline_support` and `baseline_constant`.
+        seed: of the projection's signs.
+        width: of the projection.
+    """
+
+    def __init__(
+        self, student: nn.Module, teacher: nn.Module, estimator: Estimator, seed: int, width: int = WIDTH
+    ) -> None:
+        self._student, self._teacher = student, teacher
+        self._shared = min(vocabulary_of(student), vocabulary_of(teacher))
+        leaves, weight = trained_leaves(student)
+        self._leaves = [leaf.tensor for leaf in leaves]
+        self._head = replace(head_of(student), weight=weight)
+        self.projection = Projection(leaves, seed, width)
+        self._estimators: dict[str, Estimator] = {
+            "full": replace(estimator, divergence="full", baseline="none"),
+            "topk": replace(estimator, divergence="topk", baseline="none"),
+        }
+        for name in SAMPLED:
+            self._estimators[name] = replace(estimator, divergence="sampled", baseline=name)
+
+    @property
+    def head_is_exact(self) -> bool:
+        """Whether `head_variance` predicts the head's variance: its weight is trained and no tanh follows."""
+        return self._head.weight.requires_grad and self._head.softcap is None
+
+    def measure(self, batches: Sequence[MicroBatch], generator: torch.Generator) -> DrawGradients:
+        """All gradients of one draw; `generator` (of the CPU) draws the tokens anew."""
+        result = DrawGradients(tokens=sum(len(batch.targets) for batch in batches))
+        for batch in batches:
+            self._add(result, batch.to(self._leaves[0].device), generator)
+        return result
+
+    def _add(self, result: DrawGradients, batch: MicroBatch, generator: torch.Generator) -> None:
+        hidden = completion_states(self._student, batch).to(self._head.weight.dtype)  # [N, H], graph kept
+        with torch.no_grad():
+            teacher_hidden = completion_states(self._teacher, batch).to(head_of(self._teacher).weight.dtype)
+            redrawn = self._draw(hidden, generator)
+        for name in METHODS:
+            gradient, _ = self._gradient(hidden, teacher_hidden, batch.targets, name, result.tokens)
+            _accumulate(result.own, name, gradient)
+        for name in SAMPLED:
+            gradient, stats = self._gradient(hidden, teacher_hidden, redrawn, name, result.tokens)
+            _accumulate(result.redrawn, name, gradient)
+            self._predict(result, name, stats, hidden.detach())
+
+    def _draw(self, hidden: Tensor, generator: torch.Generator) -> Tensor:
+        """Tokens [N] from the student's distribution at each context."""
+        drawn = []
+        for rows in hidden.split(_ROWS):
+            logits = scale_logits(_products(rows, self._head).float(), self._head)[:, : self._shared]
+            uniforms = torch.rand(len(rows), generator=generator, dtype=torch.float64).to(rows.device)
+            drawn.append(draw(logits, uniforms, Sampling())[0])
+        return torch.cat(drawn)
+
+    def _gradient(
+        self, hidden: Tensor, teacher_hidden: Tensor, targets: Tensor, name: str, tokens: int
+    ) -> tuple[Tensor, TokenStats]:
+        teacher = head_of(self._teacher)
+        loss, stats = fused_loss(
+            hidden,
+            self._head.weight,
+            teacher_hidden,
+            teacher.weight,
+            targets,
+            self._estimators[name],
+            student_bias=self._head.bias,
+            teacher_bias=teacher.bias,
+            token_weights=torch.full(targets.shape, 1 / tokens, device=hidden.device),
+            student_logit_scale=self._head.logit_scale,
+            teacher_logit_scale=teacher.logit_scale,
+            student_softcap=self._head.softcap,
+            teacher_softcap=teacher.softcap,
+            gradient_variance=name in SAMPLED,
+        )
+        gradients = torch.autograd.grad(loss, self._leaves, retain_graph=True, allow_unused=True)
+        return self.projection(gradients), stats
+
+    def _predict(self, result: DrawGradients, name: str, stats: TokenStats, hidden: Tensor) -> None:
+        assert stats.gradient_variance is not None
+        variance, scale = stats.gradient_variance.double(), self._head.logit_scale / result.tokens
+        lengths = hidden.double().square().sum(-1)
+        result.logit_variance[name] += variance.sum().item() / result.tokens**2
+        result.head_variance[name] += (variance * lengths).sum().item() * scale**2
+        result.squared_advantage[name] += stats.advantage.double().square().sum().item() / result.tokens**2
+
+
+def _products(hidden: Tensor, head: Head) -> Tensor:
+    return torch.nn.functional.linear(hidden, head.weight, head.bias)
+
+
+def _accumulate(totals: dict[str, Tensor], name: str, part: Tensor) -> None:
+    totals[name] = totals[name] + part if name in totals else part

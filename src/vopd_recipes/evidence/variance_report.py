@@ -1,0 +1,157 @@
+"""A measured variance as files: all figures (JSON), a page to paste (Markdown) and a picture (PNG)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt  # noqa: E402  # the backend is chosen first: no screen is needed
+from matplotlib.axes import Axes  # noqa: E402
+
+from vopd_recipes.evidence.gradients import METHODS, SAMPLED  # noqa: E402
+from vopd_recipes.whole import written_whole  # noqa: E402
+
+
+def write_report(found: dict[str, Any], folder: Path) -> list[Path]:
+    """Write `variance.json`, `variance.md` and `variance.png`, each whole."""
+    paths = [folder / f"variance.{suffix}" for suffix in ("json", "md", "png")]
+    for path, text in zip(paths, (json.dumps(found, indent=2, allow_nan=False), report(found))):
+        with written_whole(path) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+    draw_report(found, paths[-1])
+    return paths
+
+
+def report(found: dict[str, Any]) -> str:
+    """What was measured, in a sentence and two tables."""
+    heading = (
+        f"{found['draws']} draws of completions of {found['prompts']} prompts "
+        f"({found['tokens_per_draw']:.0f} tokens a draw), k = {found['support_top_k']} on the "
+        f"{found['baseline_support']}'s support. Variances are ratios to OPD's (`none`); 95 % intervals in brackets."
+    )
+    return "\n\n".join([heading, overview(found), by_layer_type(found)])
+
+
+def overview(found: dict[str, Any]) -> str:
+    """Per estimator: variance given the contexts, both predictions of it, variance in total, bias."""
+    rows = [
+        [
+            "estimator",
+            "given the contexts",
+            "predicted, logits",
+            "predicted, reward",
+            "head / exact",
+            "in total",
+            "bias² / ‖∇‖²",
+        ],
+        ["---", *["--:"] * 6],
+    ]
+    for name in METHODS:
+        method = found["methods"][name]
+        predicted = method.get("predicted")
+        rows.append(
+            [
+                f"`{name}`",
+                _with_interval(method["conditional"]["ratio"]["total"]) if predicted else "0",
+                f"{predicted['logits']:.2f}" if predicted else "0",
+                f"{predicted['reward']:.2f}" if predicted else "0",
+                _with_interval(method["head"]) if "head" in method else "",
+                _with_interval(method["total"]["ratio"]["total"]),
+                _with_interval(method["squared_bias"]["total"], ".2g") if "squared_bias" in method else "0",
+            ]
+        )
+    return _table(rows)
+
+
+def by_layer_type(found: dict[str, Any]) -> str:
+    """Per estimator and layer type: variance given the contexts / in total."""
+    kinds = [*found["parameters"], "total"]
+    rows = [["given the contexts / in total", *kinds], ["---", *["--:"] * len(kinds)]]
+    for name in METHODS:
+        method = found["methods"][name]
+        given = method.get("conditional")
+        cells = [
+            f"{given['ratio'][kind]['value'] if given else 0:.2f} / {method['total']['ratio'][kind]['value']:.2f}"
+            for kind in kinds
+        ]
+        rows.append([f"`{name}`", *cells])
+    return _table(rows)
+
+
+def _with_interval(measured: dict[str, float], form: str = ".2f") -> str:
+    value, low, high = (f"{measured[name]:{form}}" for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def _table(rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def draw_report(found: dict[str, Any], path: Path) -> Path:
+    """Three panels: variance against its prediction, the same by layer type, and bias."""
+    figure, axes = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
+    _draw_variances(axes[0], found)
+    _draw_layer_types(axes[1], found)
+    _draw_bias(axes[2], found)
+    figure.suptitle(
+        f"{found['draws']} draws, {found['tokens_per_draw']:.0f} tokens each, k = {found['support_top_k']}; "
+        "bars: 95 % intervals",
+        fontsize=10,
+    )
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
+    plt.close(figure)
+    return path
+
+
+def _points(axis: Axes, places: list[float], measured: list[dict[str, float]], style: str, label: str) -> None:
+    values = [one["value"] for one in measured]
+    below = [max(one["value"] - one["low"], 0) for one in measured]
+    above = [max(one["high"] - one["value"], 0) for one in measured]
+    axis.errorbar(places, values, yerr=[below, above], fmt=style, markersize=5, capsize=3, label=label)
+
+
+def _draw_variances(axis: Axes, found: dict[str, Any]) -> None:
+    methods = found["methods"]
+    given = [methods[name]["conditional"]["ratio"]["total"] for name in SAMPLED]
+    _points(axis, [place - 0.12 for place in range(len(SAMPLED))], given, "o", "given the contexts")
+    predicted = [methods[name]["predicted"]["logits"] for name in SAMPLED]
+    axis.plot(range(len(SAMPLED)), predicted, "k_", markersize=22, label="predicted from the logits")
+    total = [methods[name]["total"]["ratio"]["total"] for name in METHODS]
+    _points(axis, [place + 0.12 for place in range(len(METHODS))], total, "s", "in total")
+    axis.set_xticks(range(len(METHODS)), METHODS, rotation=30)
+    axis.set_title("variance of the parameter gradient / OPD's", fontsize=10)
+    _finish(axis)
+
+
+def _draw_layer_types(axis: Axes, found: dict[str, Any]) -> None:
+    kinds = [*found["parameters"], "total"]
+    shown = [name for name in SAMPLED if name != "none"]
+    for index, name in enumerate(shown):
+        ratios = found["methods"][name]["conditional"]["ratio"]
+        places = [place + 0.15 * (index - (len(shown) - 1) / 2) for place in range(len(kinds))]
+        _points(axis, places, [ratios[kind] for kind in kinds], "o", name)
+    axis.set_xticks(range(len(kinds)), kinds, rotation=30)
+    axis.set_title("given the contexts, by layer type", fontsize=10)
+    _finish(axis)
+
+
+def _draw_bias(axis: Axes, found: dict[str, Any]) -> None:
+    shown = [name for name in METHODS if "squared_bias" in found["methods"][name]]
+    biases = [found["methods"][name]["squared_bias"]["total"] for name in shown]
+    _points(axis, list(range(len(shown))), biases, "o", "total")
+    axis.axhline(0, color="black", linewidth=0.8)
+    axis.set_xticks(range(len(shown)), shown, rotation=30)
+    axis.set_title("squared bias / squared length of the gradient", fontsize=10)
+    axis.grid(alpha=0.3)
+
+
+def _finish(axis: Axes) -> None:
+    axis.set_ylim(0, 1.3 * axis.get_ylim()[1])  # room for the legend
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8, ncols=2, loc="upper right")

@@ -1,0 +1,304 @@
+"""Measured variances meet the closed forms, sampled gradients have no bias, and the projection keeps lengths."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from peft import LoraConfig, get_peft_model
+from PIL import Image
+
+from vopd_recipes.config import load_recipe
+from vopd_recipes.estimators import Estimator, reference_loss
+from vopd_recipes.evidence.gradients import METHODS, SAMPLED, GradientProbe
+from vopd_recipes.evidence.measurement import check_measurable, load_checkpoint, measure_variance
+from vopd_recipes.evidence.projection import Projection, layer_type, trained_leaves
+from vopd_recipes.evidence.variance import VarianceStudy, bootstrap, student_quantile, summarize
+from vopd_recipes.evidence.variance_report import report
+from vopd_recipes.models import load_student, load_teacher
+from vopd_recipes.packing import Sample, pack
+from vopd_recipes.recipe_text import RecipeError
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "measure_variance.py"
+WIDE = 100_003  # wider than any layer type of the pair: nothing is lost
+
+
+@pytest.fixture(scope="module", params=["tied", "untied"])
+def measured(request, tmp_path_factory, tiny_pair, problem_folder):
+    """32 draws of 16 completions by the tied student; by the untied teacher, with the student as its teacher."""
+    models = [str(tiny_pair.student), str(tiny_pair.teacher)][:: 1 if request.param == "tied" else -1]
+    path = tmp_path_factory.mktemp("variance") / "recipe.yaml"
+    fields = {
+        "model_name_or_path": models[0], "teacher_model_name_or_path": models[1], "dataset_name": str(problem_folder),
+        "max_completion_length": 6, "per_device_train_batch_size": 16, "support_top_k": 3, "report_to": "none",
+        "output_dir": str(path.parent / "run"), "use_cpu": True, "disable_tqdm": True,
+    }  # fmt: skip
+    path.write_text(yaml.safe_dump(fields))
+    return measure_variance(load_recipe(path), None, draws=32, prompts=16)
+
+
+def ratio(measured, name, which="conditional", kind="total"):
+    return measured["methods"][name][which]["ratio"][kind]["value"]
+
+
+def test_variances_are_ordered_as_the_closed_form_orders_them(measured):
+    for kind in (*measured["parameters"], "total"):
+        opd = ratio(measured, "none", kind=kind)
+        assert opd == pytest.approx(1)
+        assert ratio(measured, "optimal", kind=kind) <= 1.02 * ratio(measured, "value", kind=kind)
+        assert ratio(measured, "value", kind=kind) < opd < ratio(measured, "constant", kind=kind)
+    assert ratio(measured, "full", "total") < ratio(measured, "value", "total")
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_the_heads_variance_is_its_exact_prediction(measured, name):
+    """An interval of 95 % misses once in twenty; half as wide again, once in three hundred."""
+    head = measured["methods"][name]["head"]
+    assert abs(head["value"] - 1) < 1.5 * (head["high"] - head["low"]) / 2
+    assert head["high"] - head["low"] < 0.5
+
+
+@pytest.mark.parametrize("name", SAMPLED)
+def test_other_layers_vary_as_the_logits_do(measured, name):
+    """No identity there, but the same Jacobians for all estimators: the ratio is the logits' within a quarter."""
+    predicted = measured["methods"][name]["predicted"]["logits"]
+    assert ratio(measured, name) == pytest.approx(predicted, rel=0.25)
+
+
+def test_sampled_estimators_have_no_bias_and_topk_has_one(measured):
+    for name in SAMPLED:
+        bias = measured["methods"][name]["squared_bias"]["total"]
+        assert bias["low"] < 0 < bias["high"], name
+    topk = measured["methods"]["topk"]["squared_bias"]
+    assert topk["total"]["low"] > 0.01
+    assert all(bias["value"] > 0 for bias in topk.values())
+
+
+def test_a_report_lists_every_estimator_and_layer_type(measured):
+    text = report(measured)
+    for name in METHODS:
+        assert text.count(f"| `{name}` |") == 2
+    assert all(f" {kind} |" in text for kind in measured["parameters"])
+    assert json.loads(json.dumps(measured, allow_nan=False)) == measured
+
+
+# The gradients -------------------------------------------------------------------------------------------------------
+
+
+def probe_and_batch(write_recipe, width=WIDE, **fields):
+    """The pair's probe, and three fixed completions."""
+    recipe = load_recipe(write_recipe(**fields))
+    student, teacher = load_student(recipe.model).eval(), load_teacher(recipe.model)
+    probe = GradientProbe(student, teacher, Estimator(support_top_k=3), seed=0, width=width)
+    samples = [
+        Sample(i, [72 + i, 101, 108], [108, 111 + i, 44, 32][: 4 - i], [0.0] * (4 - i), False) for i in range(3)
+    ]
+    return probe, student, teacher, samples
+
+
+@pytest.mark.parametrize("swapped", [False, True], ids=["tied", "untied"])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_gradient_is_the_dense_one_whatever_the_micro_batches(write_recipe, tiny_pair, name, swapped):
+    """By layer type and in total, against autograd through each completion's own logits."""
+    names = ("teacher_model_name_or_path", "model_name_or_path") if swapped else ("unused", "unused")
+    fields = dict(zip(names, (str(tiny_pair.student), str(tiny_pair.teacher)))) if swapped else {}
+    probe, student, teacher, samples = probe_and_batch(write_recipe, **fields)
+    baseline = name if name in SAMPLED else "none"
+    estimator = Estimator("sampled" if name in SAMPLED else name, baseline, support_top_k=3)
+    tokens = sum(len(sample.completion_ids) for sample in samples)
+    loss = 0.0
+    for sample in samples:
+        row = torch.tensor([sample.prompt_ids + sample.completion_ids])
+        first = len(sample.prompt_ids) - 1
+        ours, theirs = (model(row).logits[0, first:-1] for model in (student, teacher))
+        loss = (
+            loss
+            + reference_loss(
+                ours, theirs, row[0, first + 1 :], estimator, token_weights=torch.full((len(ours),), 1 / tokens)
+            )[0]
+        )
+    loss.backward()
+    for batches in (pack(samples, 1), pack(samples, 2)):
+        found = probe.measure(batches, torch.Generator().manual_seed(0))
+        squares = probe.projection.inner(found.own[name], found.own[name])
+        whole = sum(parameter.grad.double().square().sum() for parameter in student.parameters())
+        torch.testing.assert_close(squares[-1], whole, rtol=1e-4, atol=1e-10)
+        for kind in ("attention", "mlp", "norm", *(["head"] if swapped else [])):
+            expected = sum(
+                parameter.grad.double().square().sum()
+                for key, parameter in student.named_parameters()
+                if ("head" if key == "lm_head.weight" else layer_type(key)) == kind
+            )
+            actual = squares[probe.projection.layer_types.index(kind)]
+            torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-10)
+
+
+def test_redrawn_tokens_have_the_mean_of_the_full_gradient(write_recipe):
+    """Many draws at the same three contexts: the mean error shrinks as the root of their number says."""
+    probe, *_, samples = probe_and_batch(write_recipe, width=1009)
+    generator, batches = torch.Generator().manual_seed(0), pack(samples, 1)
+    draws = [probe.measure(batches, generator) for _ in range(40)]
+    for name in SAMPLED:
+        errors = torch.stack([draw.redrawn[name] - draw.own["full"] for draw in draws])
+        mean_square = probe.projection.inner(errors, errors)[:, -1].mean()
+        of_the_mean = probe.projection.inner(errors.mean(0), errors.mean(0))[-1]
+        assert of_the_mean < 3 * mean_square / len(draws)
+        predicted = draws[0].logit_variance[name]
+        assert predicted == pytest.approx(draws[-1].logit_variance[name], rel=1e-6)  # the tokens do not enter
+
+
+def test_lora_gradients_are_those_of_the_adapters(write_recipe, tmp_path):
+    recipe = load_recipe(write_recipe(use_peft=True, lora_r=2))
+    student, teacher = load_student(recipe.model), load_teacher(recipe.model)
+    probe = GradientProbe(student.eval(), teacher, Estimator(), seed=0)
+    assert probe.projection.layer_types == ["attention", "mlp"]
+    assert not probe.head_is_exact
+    trained = sum(parameter.numel() for parameter in student.parameters() if parameter.requires_grad)
+    assert sum(probe.projection.parameters.values()) == trained
+    student.save_pretrained(tmp_path / "adapter")
+    again = load_checkpoint(recipe.model, tmp_path / "adapter")
+    assert sum(parameter.numel() for parameter in again.parameters() if parameter.requires_grad) == trained
+
+
+# The projection ------------------------------------------------------------------------------------------------------
+
+
+def test_a_projection_keeps_inner_products(write_recipe):
+    """Narrow, over many signs: right in the mean, and scattered by √(2/K)."""
+    model = load_student(load_recipe(write_recipe()).model)
+    leaves, _ = trained_leaves(model)
+    torch.manual_seed(0)
+    left, right = ([torch.randn_like(leaf.tensor) for leaf in leaves] for _ in range(2))
+    exact = Projection(leaves, seed=0, width=WIDE)
+    one, two = exact(left), exact(left) + exact(right)
+    squares, products = exact.inner(one, one), exact.inner(one, two)
+    narrow = []
+    for seed in range(60):
+        projection = Projection(leaves, seed, width=211)
+        narrow.append(projection.inner(projection(left), projection(left)) / squares)
+    narrow = torch.stack(narrow)
+    deviation = (2 / 211) ** 0.5
+    assert (narrow.mean(0) - 1).abs().max() < 4 * deviation / 60**0.5
+    assert narrow.std(0).max() < 1.5 * deviation
+    torch.testing.assert_close(products[-1], squares[-1] + exact.inner(one, exact(right))[-1])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("model.embed_tokens.weight", "embedding"), ("transformer.wte.weight", "embedding"),
+        ("model.layers.0.self_attn.q_proj.weight", "attention"), ("model.layers.0.self_attn.q_norm.weight", "norm"),
+        ("base_model.model.model.layers.1.mlp.up_proj.lora_A.default.weight", "mlp"),
+        ("model.layers.0.mlp.experts.3.down_proj.weight", "mlp"), ("transformer.h.0.ln_1.weight", "norm"),
+        ("model.norm.weight", "norm"), ("something.else", "other"),
+    ],
+)  # fmt: skip
+def test_layer_types(name, kind):
+    assert layer_type(name) == kind
+
+
+# The statistics ------------------------------------------------------------------------------------------------------
+
+
+def test_memory_does_not_grow_with_the_draws(write_recipe):
+    """But for the scalars of each draw: six of variance per sampled method and layer type, three predictions."""
+    probe, *_, samples = probe_and_batch(write_recipe, width=1009)
+    study, generator = VarianceStudy(probe.projection), torch.Generator().manual_seed(0)
+    kept = []
+    for _ in range(20):
+        study.add(probe.measure(pack(samples, 1), generator))
+        kept.append(sum(blocks.numel() for blocks in study._blocks.values()))
+    assert len(set(kept)) == 1
+    scalars = sum(row.numel() for rows in study._pairs.values() for row in rows)
+    assert scalars / 20 < len(METHODS) * 15
+    assert study._previous is None  # the twentieth draw completed a pair
+
+
+def test_intervals():
+    rows = torch.randn(400, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    (mean,) = bootstrap(rows)
+    half = student_quantile(399) * rows.std().item() / 20
+    assert (mean.low, mean.high) == pytest.approx((mean.value - half, mean.value + half), abs=0.02)
+    (same,) = bootstrap(3 * rows.abs(), rows.abs())
+    assert (same.value, same.low, same.high) == pytest.approx((3, 3, 3))
+    assert student_quantile(3) == pytest.approx(3.18, abs=0.13)
+    assert student_quantile(15) == pytest.approx(2.131, abs=0.002)
+
+
+def test_layers_that_the_loss_does_not_reach_have_no_ratio(write_recipe):
+    """Everything is finite, so that it can be written."""
+    recipe = load_recipe(write_recipe())
+    student, teacher = load_student(recipe.model), load_teacher(recipe.model)
+    student.requires_grad_(False)
+    lora = get_peft_model(student, LoraConfig(r=2, target_modules=["q_proj", "up_proj"], task_type="CAUSAL_LM"))
+    for name, parameter in lora.named_parameters():
+        parameter.requires_grad_("q_proj" in name and "lora_A" in name or "up_proj" in name)  # B is zero: A has none
+    probe = GradientProbe(lora.eval(), teacher, Estimator(), seed=0)
+    study, generator = VarianceStudy(probe.projection), torch.Generator().manual_seed(0)
+    samples = probe_and_batch(write_recipe)[-1]
+    for _ in range(4):
+        study.add(probe.measure(pack(samples, 1), generator))
+    found = summarize(study, probe.head_is_exact)
+    assert found["methods"]["value"]["conditional"]["ratio"]["attention"]["value"] == 0
+    assert found["methods"]["value"]["conditional"]["ratio"]["mlp"]["value"] > 0
+    json.dumps(found, allow_nan=False)
+
+
+# Refusals ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "options", "message"),
+    [
+        ({}, {"draws": 1}, "--draws: 1: .* an even number, 4 or more"),
+        ({}, {"draws": 7}, "--draws: 7: .* pairs of draws"),
+        ({}, {"prompts": 0}, "--prompts must be at least 1"),
+        ({}, {"checkpoint": Path("nowhere")}, "--checkpoint: nowhere holds no model"),
+        ({"reward_clip_lambda": 0.1}, {}, r"recipe.yaml:\d+: reward_clip_lambda: 0.1 changes the mean"),
+        ({"temperature": 0.7, "allow_biased_sampling": True}, {}, "allow_biased_sampling: True changes the mean"),
+        (
+            {
+                "teacher_backend": "server", "teacher_server_url": "http://127.0.0.1:1", "baseline": "none",
+                "teacher_model_name_or_path": None,
+            },
+            {},
+            "teacher_backend: server .* whole distribution",
+        ),
+    ],
+    ids=["one draw", "odd draws", "no prompts", "no checkpoint", "clipped", "biased", "server"],
+)  # fmt: skip
+def test_what_cannot_be_measured_is_refused(write_recipe, fields, options, message):
+    settings = {"checkpoint": None, "draws": 4, "prompts": 2, **options}
+    with pytest.raises(RecipeError, match=message):
+        check_measurable(load_recipe(write_recipe(**fields)), **settings)
+
+
+def test_a_teacher_that_is_the_student_is_refused(write_recipe, tiny_pair):
+    recipe = load_recipe(write_recipe(teacher_model_name_or_path=str(tiny_pair.student)))
+    with pytest.raises(RecipeError, match="agrees with the student everywhere"):
+        measure_variance(recipe, None, draws=4, prompts=2)
+
+
+def run(*words):
+    return subprocess.run([sys.executable, SCRIPT, *map(str, words)], capture_output=True, text=True)
+
+
+@pytest.mark.slow  # two processes that import everything: the command, its exit status and its files
+def test_the_command(write_recipe, tmp_path, tiny_pair):
+    path, folder = write_recipe(), tmp_path / "found"
+    refused = run(path, "--draws", 1)
+    assert refused.returncode == 2
+    assert len(refused.stderr.strip().splitlines()) == 1 and "error: --draws: 1" in refused.stderr
+    words = ["--draws", 4, "--prompts", 4, "--checkpoint", tiny_pair.student, "--output", folder]
+    done = run(path, *words, "--support_top_k", 2)
+    assert done.returncode == 0, done.stderr
+    assert sorted(file.name for file in folder.iterdir()) == ["variance.json", "variance.md", "variance.png"]
+    found = json.loads((folder / "variance.json").read_text())
+    assert (found["draws"], found["prompts"], found["support_top_k"]) == (4, 4, 2)
+    assert (folder / "variance.md").read_text().strip() in done.stdout
+    with Image.open(folder / "variance.png") as image:
+        image.load()
+        assert image.width > 1000
