@@ -1,0 +1,48 @@
+"""Make a training set: `python scripts/prepare_data.py recipes/data/<name>.yaml [--push org/name] [--field value]`."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from huggingface_hub import HfApi
+
+from vopd_recipes.data.prepare import prepare, prepared
+from vopd_recipes.data.push import check_access, push
+from vopd_recipes.data.recipe import load_data_recipe
+from vopd_recipes.hub.revisions import limit_waiting
+from vopd_recipes.recipe_text import RecipeError
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("recipe", type=Path, help="a data recipe; --field value changes a field of it")
+    parser.add_argument("--push", metavar="org/name", help="upload as a private data set")
+    words, overrides = parser.parse_known_args()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    limit_waiting(300.0)
+    api = HfApi()
+    try:
+        recipe = load_data_recipe(words.recipe, overrides)
+        if words.push:
+            check_access(api, words.push)
+        summary = prepared(recipe)
+        if summary is None:
+            summary = prepare(recipe)
+        else:
+            print(f"{recipe.output_dir} was made by this recipe before; delete it to make it anew", file=sys.stderr)
+        removed = ", ".join(f"{count:,} {name}" for name, count in summary["rows_removed"].items() if count)
+        print(f"{recipe.output_dir}: {summary['rows_written']:,} of {summary['rows_read']:,} rows", end="")
+        print(f"; left out: {removed}" if removed else "")
+        for name, known in summary["evaluation_sets"].items():
+            if "not_checked" in known:
+                print(f"not compared with {name}: {known['not_checked']}", file=sys.stderr)
+        if words.push:
+            print(push(api, Path(recipe.output_dir), words.push))
+    except RecipeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

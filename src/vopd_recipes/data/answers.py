@@ -1,0 +1,87 @@
+r"""Has a row an answer that a completion can be graded against?
+
+Asked of `vopd_recipes.grading` itself: a completion that gives the gold answer must be right. In mathematics it is
+given with a space in front (`\quad`), because equal text is right without being read, and the question is whether
+math-verify can read it. Numbers and fractions of numbers need no asking. Prose parses too, as a product of its
+letters, and is refused before: two words in a row (`no solution`) are no answer that another wording could equal.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from types import TracebackType
+from typing import Self
+
+from vopd_recipes.data.rows import Problem
+from vopd_recipes.grading import MathGrader, extract_boxed, grade_choice
+
+_PLAIN = re.compile(
+    r"\$?[+-]?(?:[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?|\\[dt]?frac\{[0-9]+\}\{0*[1-9][0-9]*\}|[0-9]+/0*[1-9][0-9]*)\$?"
+)
+_COMMAND = re.compile(r"\\(?:text|mathrm|textbf|mbox)\s*\{[^{}]*\}|\\[A-Za-z]+")
+_PROSE = re.compile(r"[^\W\d_]{2,}\s+[^\W\d_]{2,}")
+_CHOICE_LINE = re.compile(r"^[ \t(*]{0,4}([A-Z])[.):]", re.MULTILINE)
+_LONGEST = 1000  # characters; the grader compares longer answers as text only
+_REMEMBERED = 100_000
+
+
+class AnswerCheck:
+    """Whether answers can be verified; a context that holds the grading processes.
+
+    Args:
+        answer_format: `math` or `choice`.
+        num_workers: processes that run math-verify.
+    """
+
+    def __init__(self, answer_format: str, num_workers: int) -> None:
+        self._is_math = answer_format == "math"
+        self._grader = MathGrader(num_workers)
+        self._known: OrderedDict[str, bool] = OrderedDict()  # gold answers repeat: each is asked once
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._grader.close()
+
+    def __call__(self, problems: list[Problem]) -> list[str | None]:
+        """For each problem `None`, or why its answer cannot be verified."""
+        if not self._is_math:
+            return [_choice_problem(problem) for problem in problems]
+        self._ask({problem.answer: None for problem in problems})
+        readable = [_PLAIN.fullmatch(problem.answer) or self._known.get(problem.answer) for problem in problems]
+        self._forget()
+        return [None if known else "math-verify cannot read the answer" for known in readable]
+
+    def _ask(self, golds: dict[str, None]) -> None:
+        unknown = [gold for gold in golds if not _PLAIN.fullmatch(gold) and gold not in self._known]
+        asked = [gold for gold in unknown if _may_be_mathematics(gold)]
+        grades = self._grader.grade([rf"\boxed{{\quad {gold}}}" for gold in asked], asked)
+        self._known.update(dict.fromkeys(unknown, False))
+        self._known.update((gold, grade.correct) for gold, grade in zip(asked, grades))
+
+    def _forget(self) -> None:
+        while len(self._known) > _REMEMBERED:
+            self._known.popitem(last=False)
+
+
+def _may_be_mathematics(gold: str) -> bool:
+    if len(gold) > _LONGEST or extract_boxed(rf"\boxed{{{gold}}}") is None:
+        return False
+    return not _PROSE.search(_COMMAND.sub(" ", gold))
+
+
+def _choice_problem(problem: Problem) -> str | None:
+    """A letter must be one of the question's choices, and one that training grades (A to D)."""
+    letters = problem.letters or "".join(_CHOICE_LINE.findall(problem.prompt))
+    gold = problem.answer.strip().upper()
+    if len(gold) != 1 or gold not in letters.upper():
+        return f"the answer is none of the choices {letters!r}"
+    try:
+        right = grade_choice(f'{{"answer": "{gold}"}}', gold).correct
+    except ValueError:
+        right = False
+    return None if right else "the answer is a letter that is not graded"

@@ -1,0 +1,246 @@
+"""Rows in, a training set out: read, filter, write, count.
+
+Rows pass the filters in batches and in this order, and each is counted by the first that leaves it out:
+
+    malformed → unverifiable → language → overlong → contaminated → duplicate → near_duplicate
+
+Contamination comes before duplicates, so that every copy of an evaluation question is named as one. What stays is
+written at once, in row groups, so that memory grows only by the duplicate indices. The same input gives the same
+bytes: nothing depends on the number of cores or on Python's hash seed, and on time only whether an answer is one that
+math-verify reads within seconds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm import tqdm
+
+from vopd_recipes.data.answers import AnswerCheck
+from vopd_recipes.data.card import data_card
+from vopd_recipes.data.contamination import Contamination, Question
+from vopd_recipes.data.duplicates import ExactDuplicates, NearDuplicates
+from vopd_recipes.data.language import not_english
+from vopd_recipes.data.lengths import LengthOf, length_of, too_long
+from vopd_recipes.data.recipe import DataRecipe, EvaluationSet
+from vopd_recipes.data.rows import Left, Problem, problem_of, question_of
+from vopd_recipes.data.sources import Numbered, Unreachable, numbered_rows
+from vopd_recipes.hub.scrub import scrub
+from vopd_recipes.recipe_text import RecipeError
+from vopd_recipes.whole import written_whole
+
+Filter = Callable[[list[Problem]], list[str | None]]
+
+FILTERS = ("malformed", "unverifiable", "language", "overlong", "contaminated", "duplicate", "near_duplicate")
+TABLE, REMOVED, SUMMARY = "train.parquet", "removed.jsonl", "summary.json"
+
+_BATCH_ROWS, _BATCH_CHARACTERS = 1024, 1 << 20
+_GROUP_ROWS, _GROUP_CHARACTERS = 10_000, 8 << 20
+_SCHEMA = pa.schema([("prompt", pa.string()), ("answer", pa.string())])
+
+
+@dataclass
+class Counts:
+    """What happened to the rows."""
+
+    read: int = 0
+    written: int = 0
+    removed: Counter[str] = field(default_factory=Counter)  # filter → rows
+    malformed: Counter[str] = field(default_factory=Counter)  # reason → rows
+    characters: int = 0
+    longest: int = 0
+
+
+def prepare(recipe: DataRecipe) -> dict[str, Any]:
+    """Make the training set in the recipe's output folder, which is whole or not there.
+
+    Returns:
+        The summary, as it stands in `summary.json`.
+
+    Raises:
+        RecipeError: a source that cannot be read, or no row is left.
+    """
+    output = Path(recipe.output_dir)
+    if output.exists():
+        raise RecipeError(f"output_dir: {output} is there already; delete it or name another")
+    rows = _peeked(recipe)
+    lengths = length_of(recipe.tokenizer_name_or_path)
+    questions, sets = _questions(recipe.evaluation_sets)
+    contamination = Contamination(questions, recipe.contamination_ngram, recipe.contamination_overlap)
+    exact = ExactDuplicates()
+    with written_whole(output) as folder, ExitStack() as stack:
+        folder.mkdir()
+        answers = stack.enter_context(AnswerCheck(recipe.answer_format, len(os.sched_getaffinity(0))))
+        filters = _filters(recipe, answers, lengths, contamination, exact)
+        counts = _write(rows, recipe, filters, folder)
+        if not counts.written:
+            raise RecipeError(_nothing_left(recipe, counts))
+        for name, known in sets.items():
+            known["hits"] = contamination.hits[name]
+        summary = _summary(recipe, counts, sets, exact.contradictions, folder)
+        (folder / SUMMARY).write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(data_card(summary), encoding="utf-8")
+    return summary
+
+
+def prepared(recipe: DataRecipe) -> dict[str, Any] | None:
+    """The summary of a folder that this recipe has made before; `None` if there is none, or another recipe's."""
+    path = Path(recipe.output_dir) / SUMMARY
+    if not path.is_file():
+        return None
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    return summary if summary.get("recipe") == _published(recipe) else None
+
+
+def _published(recipe: DataRecipe) -> dict[str, Any]:
+    return scrub(recipe.plain())
+
+
+def _peeked(recipe: DataRecipe) -> Iterator[Numbered]:
+    """The rows, once the first of them is there: a source that cannot be read ends here."""
+    rows = numbered_rows(recipe)
+    first = next(rows, None)
+    if first is None:
+        raise RecipeError(f"dataset_name: {recipe.dataset_name} has no rows")
+    return itertools.chain([first], rows)
+
+
+def _questions(sets: list[EvaluationSet]) -> tuple[list[Question], dict[str, dict[str, Any]]]:
+    """Every evaluation question, and for each set what the summary says of it."""
+    questions: list[Question] = []
+    said: dict[str, dict[str, Any]] = {}
+    for known in sets:
+        try:
+            texts = [(number, question_of(row, known)) for number, row in numbered_rows(known)]
+        except RecipeError as error:
+            if known.optional and isinstance(error, Unreachable):
+                said[known.name] = {"questions": 0, "not_checked": str(error)}
+                continue
+            raise RecipeError(f"evaluation_sets, {known.name}: {error}") from None
+        own = [Question(known.name, number, text) for number, text in texts if isinstance(text, str)]
+        if not own:
+            why = next((text.why for _, text in texts if isinstance(text, Left)), "it has no rows")
+            raise RecipeError(f"evaluation_sets, {known.name}: no question in {known.dataset_name}: {why}")
+        said[known.name] = {"questions": len(own), "malformed": len(texts) - len(own)}
+        questions += own
+    return questions, said
+
+
+def _filters(
+    recipe: DataRecipe, answers: AnswerCheck, lengths: LengthOf, contamination: Contamination, exact: ExactDuplicates
+) -> list[tuple[str, Filter]]:
+    found: list[tuple[str, Filter]] = [("unverifiable", answers)]
+    if recipe.language:
+        found.append(("language", not_english))
+    if recipe.max_prompt_length is not None:
+        found.append(("overlong", too_long(recipe.max_prompt_length, lengths)))
+    found += [("contaminated", contamination), ("duplicate", exact)]
+    if recipe.near_duplicate_similarity is not None:
+        found.append(("near_duplicate", NearDuplicates(recipe.near_duplicate_similarity)))
+    return found
+
+
+def _write(rows: Iterator[Numbered], recipe: DataRecipe, filters: list[tuple[str, Filter]], folder: Path) -> Counts:
+    counts, waiting, size = Counts(), [], 0
+    with (
+        (folder / REMOVED).open("w", encoding="utf-8") as removed,
+        pq.ParquetWriter(folder / TABLE, _SCHEMA, compression="zstd") as table,
+        tqdm(unit=" rows", desc="Reading", mininterval=1.0) as bar,
+    ):
+        for batch in _batches(rows, recipe, counts, removed):
+            for name, judge in filters:
+                batch = _judged(batch, name, judge, counts, removed)
+            waiting += batch
+            size += sum(len(problem.prompt) for problem in batch)
+            if len(waiting) >= _GROUP_ROWS or size >= _GROUP_CHARACTERS:
+                _write_group(table, waiting, counts)
+                waiting, size = [], 0
+            bar.update(counts.read - bar.n)
+        _write_group(table, waiting, counts)
+    return counts
+
+
+def _batches(rows: Iterator[Numbered], recipe: DataRecipe, counts: Counts, removed: TextIO) -> Iterator[list[Problem]]:
+    """Well-formed problems, a bounded number of characters at a time."""
+    batch: list[Problem] = []
+    size = 0
+    for number, row in rows:
+        counts.read += 1
+        problem = problem_of(number, row, recipe)
+        if isinstance(problem, Left):
+            _leave(number, problem, counts, removed)
+            continue
+        batch.append(problem)
+        size += len(problem.prompt)
+        if len(batch) == _BATCH_ROWS or size >= _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    yield batch
+
+
+def _judged(batch: list[Problem], name: str, judge: Filter, counts: Counts, removed: TextIO) -> list[Problem]:
+    kept = []
+    for problem, why in zip(batch, judge(batch)):
+        if why is None:
+            kept.append(problem)
+        else:
+            _leave(problem.number, Left(name, why), counts, removed)
+    return kept
+
+
+def _leave(number: int, left: Left, counts: Counts, removed: TextIO) -> None:
+    counts.removed[left.by] += 1
+    if left.by == "malformed":
+        counts.malformed[left.why] += 1
+    removed.write(json.dumps({"row": number, "filter": left.by, "why": left.why}, ensure_ascii=False) + "\n")
+
+
+def _write_group(table: pq.ParquetWriter, problems: list[Problem], counts: Counts) -> None:
+    if problems:
+        columns = [[problem.prompt for problem in problems], [problem.answer for problem in problems]]
+        table.write_table(pa.table(columns, schema=_SCHEMA), row_group_size=len(problems))
+        counts.written += len(problems)
+        counts.characters += sum(map(len, columns[0]))
+        counts.longest = max(counts.longest, *map(len, columns[0]))
+
+
+def _nothing_left(recipe: DataRecipe, counts: Counts) -> str:
+    """Why no row stayed; a column that no row has is the likeliest reason and has a line of its own."""
+    reason, often = (counts.malformed.most_common(1) or [("", 0)])[0]
+    if often == counts.read:
+        return f"{recipe.dataset_name}: every one of its {counts.read} rows is malformed: {reason}"
+    said = ", ".join(f"{counts.removed[name]} {name}" for name in FILTERS if counts.removed[name])
+    return f"{recipe.dataset_name}: none of {counts.read} rows is left: {said}"
+
+
+def _summary(
+    recipe: DataRecipe, counts: Counts, sets: dict[str, dict[str, Any]], contradictions: int, folder: Path
+) -> dict[str, Any]:
+    return {
+        "schema_version": 1,
+        "recipe": _published(recipe),
+        "rows_read": counts.read,
+        "rows_removed": {name: counts.removed[name] for name in FILTERS},
+        "rows_written": counts.written,
+        "malformed": dict(sorted(counts.malformed.items())),
+        "duplicates_with_another_answer": contradictions,
+        "evaluation_sets": sets,
+        "prompt_characters": {"mean": round(counts.characters / counts.written, 1), "longest": counts.longest},
+        "files": {name: _facts(folder / name) for name in (TABLE, REMOVED)},
+    }
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

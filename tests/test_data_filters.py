@@ -1,0 +1,291 @@
+"""Each filter alone: whether an answer can be graded, the language, the length, duplicates, evaluation questions."""
+
+import random
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+from vopd_recipes.data.answers import AnswerCheck
+from vopd_recipes.data.contamination import Contamination, Question
+from vopd_recipes.data.duplicates import ExactDuplicates, NearDuplicates, SortedIndex, minhash, similarities
+from vopd_recipes.data.language import not_english
+from vopd_recipes.data.lengths import length_of, too_long
+from vopd_recipes.data.recipe import DataRecipe
+from vopd_recipes.data.rows import Left, Problem, problem_of
+from vopd_recipes.data.words import hashed, words_of
+
+NOUNS = [
+    "apple", "river", "engine", "window", "garden", "letter", "bottle", "planet", "market", "violin", "ladder",
+    "castle", "forest", "pencil", "magnet",
+]  # fmt: skip
+
+
+def problems(texts: list[str], answer: str = "1") -> list[Problem]:
+    return [Problem(number, text, answer) for number, text in enumerate(texts)]
+
+
+# Answers -------------------------------------------------------------------------------------------------------------
+
+
+def test_mathematics_must_be_readable() -> None:
+    readable = [
+        "5",
+        "-1,234.5",
+        "$7$",
+        r"\frac{3}{4}",
+        "2/3",
+        "x^2+1",
+        "(1,2)",
+        "[0,1)",
+        r"(-\infty, 3]",
+        "x=3",
+        "10\\%",
+    ]
+    readable += [r"5 \text{ cm}", r"\begin{pmatrix}1\\2\end{pmatrix}", r"\{1,2\}", "A"]
+    unreadable = [
+        "no solution",
+        "the answer is not known",
+        "???",
+        r"\frac{1",
+        "}",
+        "1{",
+        r"\text{even}",
+        "题目",
+        "See it.",
+    ]
+    unreadable += ["all x such that x>3", "1" * 2000 + "x", r"\sqrt{2"]
+    with AnswerCheck("math", num_workers=1) as check:
+        verdicts = check([Problem(0, "p", answer) for answer in readable + unreadable])
+    wrong = [answer for answer, why in zip(readable + unreadable, verdicts) if (why is None) != (answer in readable)]
+    assert wrong == []
+
+
+def test_choices_must_hold_the_letter() -> None:
+    listed = "Which?\n\nA. red\nB. blue\nC. green"
+    check = AnswerCheck("choice", num_workers=1)
+    cases = [
+        (Problem(0, "Which?", "b", "AB"), True), (Problem(0, "Which?", "C", "AB"), False),
+        (Problem(0, "Which?", "AB", "AB"), False), (Problem(0, "Which?", "E", "ABCDE"), False),  # A to D are graded
+        (Problem(0, listed, "C"), True), (Problem(0, listed, "D"), False), (Problem(0, "Which?", "A"), False),
+    ]  # fmt: skip
+    assert [why is None for why in check([problem for problem, _ in cases])] == [right for _, right in cases]
+
+
+def test_choices_column_is_written_under_the_prompt() -> None:
+    recipe = DataRecipe(dataset_name="x", output_dir="y", choices_column="options", answer_format="choice")
+    found = problem_of(3, {"prompt": "Which?", "options": ["red", "blue"], "answer": "B"}, recipe)
+    assert found == Problem(3, "Which?\n\nA. red\nB. blue", "B", "AB")
+    for broken in (None, "red", ["red"], ["red", None], {"text": ["red", "blue"], "label": ["A"]}):
+        assert isinstance(problem_of(0, {"prompt": "Which?", "options": broken, "answer": "B"}, recipe), Left)
+
+
+# Language and length -------------------------------------------------------------------------------------------------
+
+
+def test_language() -> None:
+    english = [
+        "Find the sum of all integers $n$ such that $\\frac{n^2}{3}$ is prime.",
+        "Let $\\alpha, \\beta$ be roots; αβ = γ. Compute α² + β².",
+        "In Poincaré's café, Erdős and Gödel share a naïve pie. How much is left?",
+        "$x^2 + 1 = 0$", "12 + 30 = ?", "Compute $\\int_0^1 x\\,dx$.",
+        "Given that a, b and c are the sides of a triangle, find the area for a = 3.",
+    ]  # fmt: skip
+    foreign = [
+        "求满足下列条件的所有整数 $n$ 的和。", "整数nの和を求めよ。", "Найдите сумму всех целых чисел.",
+        "أوجد مجموع الأعداد",
+        "Bestimme die Summe der Zahlen, für die das Produkt von zwei Zahlen eine Primzahl ist.",
+        "Trouver la somme des entiers pour lesquels le produit est premier.",
+        "Encuentra la suma de todos los números para los que el producto es primo.",
+        "Trova la somma di tutti i numeri per cui il prodotto è primo.",
+        "Determine a soma de todos os números inteiros para os quais o produto não é primo.",
+        "Bepaal de som van alle getallen waarvoor het product niet priem is.",
+    ]  # fmt: skip
+    verdicts = not_english(problems(english + foreign))
+    assert [text for text, why in zip(english + foreign, verdicts) if (why is None) != (text in english)] == []
+
+
+def test_overlong_prompts_in_characters_and_tokens(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    texts = problems(["é" * length for length in (9, 10, 11, 20, 21)])
+    assert too_long(10, length_of(None))(texts) == [None, None, "11 long", "20 long", "21 long"]
+    tokenizer.save_pretrained(tmp_path)
+    in_tokens = too_long(21, length_of(str(tmp_path)))
+    assert in_tokens(texts) == [None, None, "22 long", "40 long", "42 long"]  # two bytes a character
+    assert in_tokens([]) == []
+
+
+# Words ---------------------------------------------------------------------------------------------------------------
+
+
+def test_words() -> None:
+    assert words_of(r"Let $\dfrac{1}{2}x_1 \le \left( y^{2}-1 \right)$.") == "let frac 1 2 x 1 le y 2 - 1"
+    assert words_of(r"Let \( \frac{1}{2} x_{1} \le (y^2 \u2212 1) \)".replace(r"\u2212", "\u2212")) == words_of(
+        r"let $\tfrac{1}{2}x_1\le(y^2-1)$"
+    )
+    assert words_of("A well-known ½ x-1") == "a well known 1 2 x - 1"
+    assert words_of("所有整数n") == "所 有 整 数 n"
+    assert words_of("?!") == ""
+
+
+def test_ngrams_are_equal_where_words_are() -> None:
+    """Against tuples of words, over random texts, empty ones included."""
+    generator = random.Random(5)
+    known = ["ab", "bc", "1", "2", "+", "é"]
+    texts = [words_of(" ".join(generator.choices(known, k=generator.randint(0, 12)))) for _ in range(400)]
+    for n in (1, 2, 3, 8):
+        grams, starts = hashed(texts).ngrams(n)
+        seen: dict[int, tuple[str, ...]] = {}
+        for text, first, last in zip(texts, starts[:-1], starts[1:]):
+            words = text.split()
+            expected = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+            assert last - first == len(expected)
+            for gram, window in zip(grams[first:last].tolist(), expected):
+                assert seen.setdefault(gram, window) == window
+        assert len(set(seen.values())) == len(seen)
+    sequences = dict(zip(hashed(texts).sequences().tolist(), texts))
+    assert len(sequences) == len(set(texts))
+    numbers = hashed(["a 1 b 2", "2 c 1", "1 1 2", "a - 1", "a + 1", "", "b"]).numbers().tolist()
+    assert numbers[0] == numbers[1] and len({*numbers}) == 5 and numbers[5] == numbers[6] == 0
+
+
+# Duplicates ----------------------------------------------------------------------------------------------------------
+
+
+def test_exact_duplicates_and_contradictions() -> None:
+    """Whether the rows come in one call or one by one."""
+    rows = [("a b", "1"), ("a  b\n", "1"), ("A b", "1"), ("a b", "2"), ("c", "1"), (" a b", "1")]
+    texts = [Problem(10 + number, text, answer) for number, (text, answer) in enumerate(rows)]
+    expected = [None, "row 10", None, "row 10, which has another answer", None, "row 10"]
+    together, apart = ExactDuplicates(), ExactDuplicates()
+    assert together(texts) == expected == [why for text in texts for why in apart([text])]
+    assert together.contradictions == apart.contradictions == 1
+    assert together([]) == []
+
+
+def test_near_duplicates() -> None:
+    text = (
+        "A farmer has 17 sheep and $\\frac{1}{3}$ of them are black, while every other sheep in the two fields is "
+        "white or grey. How many of the sheep that the farmer has are neither black nor grey at all?"
+    )
+    same = [
+        text.replace("$\\frac", "\\(\\dfrac").replace("}$", "}\\)"),
+        text.upper(),
+        text.replace("sheep and", "sheep, and"),
+    ]
+    same.append("Problem. " + text)
+    other = [text.replace("17", "18"), text.replace("1}{3", "3}{1") + " Add 2.", "Of " + " ".join(text.split()[20:])]
+    found = NearDuplicates(0.8)([*problems([text, *same, *other]), Problem(99, text + "?", "another answer")])
+    assert found[0] is None and found[5:] == [None] * 4
+    assert [why.split(":")[0] for why in found[1:5]] == ["row 0"] * 4
+    assert NearDuplicates(0.8)(problems(["two words"] * 2)) == [None, None]  # no shingle: for ExactDuplicates
+
+
+@pytest.mark.parametrize("similarity", [0.6, 0.7, 0.8, 0.9, 1.0])
+def test_minhash_estimates_the_jaccard_similarity(similarity: float) -> None:
+    """On pairs of known similarity: no bias beyond three standard errors of the mean, spread √(J(1-J)/96)."""
+    generator = random.Random(6)
+    estimates, exact = [], []
+    for _ in range(200):
+        words = [f"w{generator.randrange(10**6)}x" for _ in range(120)]
+        words = [re.sub(r"\d", lambda digit: "abcdefghij"[int(digit[0])], word) for word in words]
+        cut = round(2 + 236 * similarity / (1 + similarity))  # J = (cut - 2) / (236 - (cut - 2))
+        other = words[:cut] + [word + "q" for word in words[cut:]]
+        sets = [{tuple(text[i : i + 3]) for i in range(118)} for text in (words, other)]
+        exact.append(len(sets[0] & sets[1]) / len(sets[0] | sets[1]))
+        signatures = minhash(hashed([" ".join(words), " ".join(other)]), np.zeros(2, np.uint64))[1]
+        estimates.append(float(similarities(signatures[0], signatures[1])))
+    assert abs(np.mean(exact) - similarity) < 0.01
+    spread = np.sqrt(similarity * (1 - similarity) / 96) + 0.002
+    assert abs(np.mean(estimates) - np.mean(exact)) < 3 * spread / np.sqrt(200)
+    assert np.std(np.subtract(estimates, exact)) < 1.3 * spread
+
+
+def test_near_duplicates_are_found_and_strangers_are_not() -> None:
+    """Of pairs at 0.9 nearly all are found, at 0.5 none; whether the two come in one call or in two."""
+    generator = random.Random(7)
+    pairs = []
+    for changed in (2, 25):  # of 100 words, at the end: similarities 0.96 and 0.59
+        for _ in range(150):
+            words = [f"{generator.choice(NOUNS)}{generator.choice(NOUNS)}" for _ in range(100)]
+            pairs.append((" ".join(words), " ".join(words[: 100 - changed] + generator.choices(NOUNS, k=changed))))
+    first, second = problems([one for one, _ in pairs]), problems([other for _, other in pairs])
+    index = NearDuplicates(0.8)
+    assert index(first) == [None] * 300
+    apart = [why is not None for why in index(second)]
+    together = [why is not None for why in NearDuplicates(0.8)([p for pair in zip(first, second) for p in pair])][1::2]
+    assert apart == together
+    assert sum(apart[:150]) >= 148
+    assert sum(apart[150:]) == 0
+
+
+def test_sorted_index_is_a_dictionary_of_first_places() -> None:
+    generator = np.random.default_rng(0)
+    index, expected = SortedIndex(), {}
+    for step in range(60):
+        keys = generator.integers(0, 500, generator.integers(0, 40)).astype(np.uint64)
+        places = np.arange(step * 100, step * 100 + len(keys), dtype=np.int32)
+        for key, place in zip(keys.tolist(), places.tolist()):
+            expected.setdefault(key, place)
+        index.add(keys, places)
+        asked = np.arange(600, dtype=np.uint64)
+        assert index.find(asked).tolist() == [expected.get(key, -1) for key in asked.tolist()]
+
+
+# Contamination -------------------------------------------------------------------------------------------------------
+
+QUESTION = (
+    "Let $x$, $y$ and $z$ be positive real numbers with $xyz = 8$. The least value of $x^{2} + 4y + \\frac{z}{3}$ can "
+    "be written as $\\frac{m}{n}$, where $m$ and $n$ are relatively prime positive integers. Find $m+n$."
+)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "holds"),
+    [
+        (QUESTION, True),
+        (QUESTION.upper().replace("$", ""), True),
+        ("Solve this. " + QUESTION + " Please think step by step and answer with an integer.", True),
+        (QUESTION.replace("\\frac", "\\dfrac").replace("$x$", "\\(x\\)"), True),
+        (QUESTION.replace("least", "smallest"), True),
+        (QUESTION[:120], True),
+        (QUESTION[-100:], False),  # only the boilerplate
+        (
+            "A die falls. Its chance is m/n, where $m$ and $n$ are relatively prime positive integers. Find $m+n$.",
+            False,
+        ),
+        ("What is 2 + 3?", True),
+        ("what is $2+3$", True),
+        ("What is 2 + 4?", False),
+        ("What is 2 + 3 + 7?", False),
+        ("!!!", False),
+    ],
+)
+def test_contamination(prompt: str, holds: bool) -> None:
+    index = Contamination([Question("a", 4, QUESTION), Question("b", 9, "What is $2 + 3$?")], n=8, overlap=0.5)
+    (why,) = index(problems([prompt]))
+    assert (why is not None) == holds
+    assert why is None or why.startswith("b, row 9" if "2" in prompt[:12] else "a, row 4")
+    assert sum(index.hits.values()) == holds
+
+
+@pytest.mark.parametrize("overlap", [0.2, 0.5, 1.0])
+def test_contamination_is_the_share_of_the_questions_ngrams(overlap: float) -> None:
+    """Against sets of tuples of words."""
+    generator = random.Random(8)
+    texts = [" ".join(generator.choices(NOUNS[:4], k=generator.randint(0, 30))) for _ in range(150)]
+    asked = [" ".join(generator.choices(NOUNS[:4], k=generator.randint(1, 12))) for _ in range(40)]
+    asked += [texts[3][:60], texts[7]]
+
+    def grams(text: str) -> set[tuple[str, ...]]:
+        words = text.split()
+        return {tuple(words[i : i + 4]) for i in range(len(words) - 3)}
+
+    found = Contamination([Question("a", n, text) for n, text in enumerate(asked)], 4, overlap)(problems(texts))
+    assert any(found) and not all(found)
+    for text, why in zip(texts, found):
+        shares = [len(grams(q) & grams(text)) / len(grams(q)) if grams(q) else float(q == text) for q in asked]
+        assert (why is not None) == (max(shares) >= overlap)
+        if why is not None:
+            assert shares[int(why.split("row ")[1].split(":")[0])] == max(shares)

@@ -1,0 +1,582 @@
+"""Training sets: what is left out is counted and named, what is evaluated is not trained on, same input same bytes.
+
+Slow where another process imports everything, as a person at a terminal does.
+"""
+
+import itertools
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from evaluation_records import MATH, write_records
+from fake_hub import READER, WRITER, FakeHub
+from huggingface_hub import HfApi
+from using_fake_hub import fake_hub_in_use
+
+from evaluation.tasks import GROUPS
+from vopd_recipes import sciknoweval
+from vopd_recipes.config import DataConfig
+from vopd_recipes.data import prepare as preparation
+from vopd_recipes.data.prepare import prepare, prepared
+from vopd_recipes.data.push import check_access, push
+from vopd_recipes.data.recipe import DataRecipe, EvaluationSet, load_data_recipe
+from vopd_recipes.prompts import read_rows
+from vopd_recipes.recipe_text import RecipeError
+
+ROOT = Path(__file__).parent.parent
+NOUNS = [
+    "apple", "river", "engine", "window", "garden", "letter", "bottle", "planet", "market", "violin", "ladder",
+    "castle", "forest", "pencil", "magnet",
+]  # fmt: skip
+
+
+def sentence(generator: random.Random, length: int = 24) -> str:
+    return " ".join(generator.choice(NOUNS) for _ in range(length))
+
+
+def write_rows(path: Path, rows: list[Any]) -> str:
+    """A file of the form that its name says; in JSON lines, bytes stay as they are."""
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+    else:
+        path.write_bytes(b"".join(row if isinstance(row, bytes) else json.dumps(row).encode() + b"\n" for row in rows))
+    return str(path)
+
+
+def recipe_of(folder: Path, rows: list[Any], name: str = "rows.jsonl", **fields: Any) -> DataRecipe:
+    return DataRecipe(dataset_name=write_rows(folder / name, rows), output_dir=str(folder / "made"), **fields)
+
+
+def prompts_in(folder: Path) -> list[str]:
+    return pq.read_table(folder / "made" / "train.parquet")["prompt"].to_pylist()
+
+
+def removed_in(folder: Path) -> dict[int, tuple[str, str]]:
+    """Row number → filter and reason."""
+    lines = (folder / "made" / "removed.jsonl").read_text(encoding="utf-8").splitlines()
+    return {line["row"]: (line["filter"], line["why"]) for line in map(json.loads, lines)}
+
+
+# What comes out ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.parquet"])
+def test_every_form_gives_the_same_training_set_and_a_run_reads_it(tmp_path: Path, name: str) -> None:
+    generator = random.Random(0)
+    rows = [{"q": f"  {sentence(generator)} {n}\n", "gold": n, "other": [n]} for n in range(30)]
+    summary = prepare(recipe_of(tmp_path, rows, name, prompt_column="q", answer_column="gold"))
+    assert (summary["rows_read"], summary["rows_written"]) == (30, 30)
+    assert set(summary["rows_removed"].values()) == {0}
+    train, held_out = read_rows(DataConfig(dataset_name=str(tmp_path / "made"), answer_column="answer"), seed=0)
+    assert held_out is None
+    assert list(train["prompt"]) == [row["q"].strip() for row in rows]
+    assert list(train["answer"]) == [str(n) for n in range(30)]
+
+
+def test_answers_and_prompts_inside_columns(tmp_path: Path) -> None:
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"How many are {n} apples?"}],
+            "reward_model": {"ground_truth": f"words \\boxed{{1}} then \\boxed{{{n}/7}}"},
+        }
+        for n in range(3)
+    ] + [{"prompt": [{"role": "system", "content": "x"}, {"role": "user", "content": "y"}], "reward_model": {}}]
+    recipe = recipe_of(tmp_path, rows, answer_column="reward_model.ground_truth", answer_in="boxed")
+    assert prepare(recipe)["malformed"] == {"'prompt' is not text": 1}
+    table = pq.read_table(tmp_path / "made" / "train.parquet")
+    assert table.to_pylist() == [{"prompt": f"How many are {n} apples?", "answer": f"{n}/7"} for n in range(3)]
+
+
+def test_answers_after_hashes(tmp_path: Path) -> None:
+    rows = [{"prompt": "one two", "answer": "2 #### no\n#### 1,234"}, {"prompt": "three", "answer": "no hashes"}]
+    summary = prepare(recipe_of(tmp_path, rows, answer_in="hashes"))
+    assert pq.read_table(tmp_path / "made" / "train.parquet")["answer"].to_pylist() == ["1,234"]
+    assert summary["rows_removed"]["unverifiable"] == 1
+
+
+@pytest.mark.slow
+def test_same_input_same_bytes(tmp_path: Path) -> None:
+    """Whatever Python's hash seed, which only a new process changes."""
+    generator = random.Random(1)
+    rows: list[Any] = [{"prompt": sentence(generator, 12), "answer": n % 7} for n in range(300)]
+    rows += [{**row, "prompt": row["prompt"].upper()} for row in rows[::3]] + [{"prompt": "求所有整数"}, b"{\n"]
+    generator.shuffle(rows)
+    write_rows(tmp_path / "known.jsonl", [{"question": rows[5]["prompt"]}])
+    known = EvaluationSet(name="known", dataset_name=str(tmp_path / "known.jsonl"), prompt_column="question")
+    recipe = recipe_of(tmp_path, rows, language="english", evaluation_sets=[known])
+    made = []
+    for seed in ("1", "2"):
+        code = (
+            "import sys, json; from vopd_recipes.data.prepare import prepare;"
+            "from vopd_recipes.data.recipe import load_data_recipe; prepare(load_data_recipe(sys.argv[1]))"
+        )
+        text = yaml.safe_dump(
+            {**recipe.plain(), "output_dir": recipe.output_dir, "evaluation_sets": [vars(known)]}, sort_keys=False
+        )
+        (tmp_path / "recipe.yaml").write_text(text)
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / "recipe.yaml")], check=True, env=environment)
+        made.append({path.name: path.read_bytes() for path in (tmp_path / "made").iterdir()})
+        (tmp_path / "made").rename(tmp_path / f"made-{seed}")
+    assert made[0] == made[1]
+    assert made[0].keys() == {"train.parquet", "removed.jsonl", "summary.json", "README.md"}
+    assert json.loads(made[0]["summary.json"])["rows_removed"]["near_duplicate"] > 50
+
+
+def test_the_batch_size_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = random.Random(2)
+    rows = [{"prompt": sentence(generator, 10), "answer": n % 3} for n in range(200)]
+    rows = generator.choices(rows, k=300) + [{**row, "prompt": row["prompt"].replace("e", "E")} for row in rows[:50]]
+    found = []
+    for size in (1, 7, 1024):
+        monkeypatch.setattr(preparation, "_BATCH_ROWS", size)
+        prepare(recipe_of(tmp_path, rows))
+        found.append((prompts_in(tmp_path), sorted(removed_in(tmp_path).items())))
+        (tmp_path / "made").rename(tmp_path / f"made-{size}")
+    assert found[0] == found[1] == found[2]
+    assert len(found[0][1]) > 100
+
+
+@pytest.mark.parametrize(("limit", "value"), [("_GROUP_ROWS", 50), ("_GROUP_CHARACTERS", 5000)])
+def test_row_groups_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, value: int) -> None:
+    """In rows, and in characters: 50 rows of 100."""
+    monkeypatch.setattr(preparation, limit, value)
+    monkeypatch.setattr(preparation, "_BATCH_ROWS", 10)
+    prepare(recipe_of(tmp_path, [{"prompt": f"{number:0100}", "answer": 1} for number in range(120)]))
+    metadata = pq.ParquetFile(tmp_path / "made" / "train.parquet").metadata
+    assert [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)] == [50, 50, 20]
+
+
+def test_the_card_and_the_summary_say_what_happened(tmp_path: Path) -> None:
+    generator = random.Random(4)
+    rows = [{"prompt": sentence(generator), "answer": 1} for _ in range(5)]
+    evaluated = write_rows(tmp_path / "known.jsonl", [{"question": rows[2]["prompt"]}, {"question": None}])
+    recipe = recipe_of(
+        tmp_path, [*rows, rows[0]], language="english",
+        evaluation_sets=[EvaluationSet(name="known", dataset_name=evaluated, prompt_column="question")],
+    )  # fmt: skip
+    summary = prepare(recipe)
+    assert summary == json.loads((tmp_path / "made" / "summary.json").read_text(encoding="utf-8"))
+    assert summary["rows_removed"] == dict.fromkeys(preparation.FILTERS, 0) | {"contaminated": 1, "duplicate": 1}
+    assert summary["evaluation_sets"] == {"known": {"questions": 1, "malformed": 1, "hits": 1}}
+    assert removed_in(tmp_path) == {
+        2: ("contaminated", "known, row 0: 100% of its 8-grams"),
+        5: ("duplicate", "row 0"),
+    }
+    card = (tmp_path / "made" / "README.md").read_text(encoding="utf-8")
+    metadata = yaml.safe_load(card.split("---")[1])
+    assert metadata["configs"][0]["data_files"] == [{"split": "train", "path": "train.parquet"}]
+    assert metadata["size_categories"] == ["n<1K"] and metadata["language"] == ["en"]
+    assert "4 of 6 rows" in card and "| known | 1 | 1 |" in card and "| contaminated | 1 |" in card
+    assert str(tmp_path) not in card  # a folder of this machine is nobody else's business
+    assert prepared(recipe) == summary
+    assert prepared(DataRecipe(**{**vars(recipe), "language": None})) is None
+
+
+# Malformed rows ------------------------------------------------------------------------------------------------------
+
+MALFORMED: list[tuple[Any, str]] = [
+    ({"answer": "1"}, "no column 'prompt'"),
+    ({"prompt": "a b"}, "no column 'answer'"),
+    ({"prompt": None, "answer": "1"}, "'prompt' is null"),
+    ({"prompt": "a b", "answer": None}, "'answer' is null"),
+    ({"prompt": 7, "answer": "1"}, "'prompt' is not text"),
+    ({"prompt": {"a": 1}, "answer": "1"}, "'prompt' is not text"),
+    ({"prompt": "a b", "answer": ["1"]}, "'answer' is not text"),
+    ({"prompt": "a b", "answer": True}, "'answer' is not text"),
+    ({"prompt": "a b", "answer": float("nan")}, "'answer' is not a finite number"),
+    ({"prompt": " \n", "answer": "1"}, "'prompt' is empty"),
+    ({"prompt": "a \ud800 b", "answer": "1"}, "'prompt' is broken Unicode"),
+    ({"prompt": "a b", "answer": "\udfff"}, "'answer' is broken Unicode"),
+    ({"prompt": "caf\ufffd", "answer": "1"}, "'prompt' is broken Unicode"),
+    ({"prompt": "x" * 10_000_000, "answer": "1"}, "'prompt' is over 1,000,000 characters"),
+    ({"prompt": "a b", "answer": "9" * 10_000_000}, "'answer' is over 1,000,000 characters"),
+    (b'{"prompt": "a b", "answer": \n', "not JSON"),
+    (b'{"prompt": "\xff\xfe", "answer": "1"}\n', "not UTF-8"),
+    (b"[" * 100_000 + b"\n", "not JSON"),
+    (b'["prompt", "answer"]\n', "not an object"),
+    (b"\x00\x01\x02\n", "not JSON"),
+]
+
+
+def test_malformed_rows_are_counted_named_and_skipped(tmp_path: Path) -> None:
+    good = [{"prompt": f"How many {noun} ½ naïve 🙂?", "answer": "1"} for noun in NOUNS]
+    rows = [row for pair in itertools.zip_longest(good, [row for row, _ in MALFORMED]) for row in pair if row]
+    summary = prepare(recipe_of(tmp_path, rows))
+    assert prompts_in(tmp_path) == [row["prompt"] for row in good]
+    assert summary["rows_removed"]["malformed"] == len(MALFORMED)
+    assert summary["malformed"] == {
+        why: sum(other == why for _, other in MALFORMED) for why in sorted({why for _, why in MALFORMED})
+    }
+    removed = removed_in(tmp_path)
+    assert [removed[number] for number in sorted(removed)] == [("malformed", why) for _, why in MALFORMED]
+    assert [rows.index(row) for row, _ in MALFORMED[:8]] == sorted(removed)[:8]
+
+
+def test_malformed_rows_of_a_json_array(tmp_path: Path) -> None:
+    rows = [row for row, _ in MALFORMED if isinstance(row, dict)] + ["text", 3, None, {"prompt": "good", "answer": 2}]
+    recipe = recipe_of(tmp_path, rows, "rows.json")
+    assert prepare(recipe)["rows_removed"]["malformed"] == len(rows) - 1
+    assert prompts_in(tmp_path) == ["good"]
+
+
+def test_malformed_rows_of_parquet(tmp_path: Path) -> None:
+    texts = pa.array([b"a fine row", b"\xff\xfe", None, b"another"], pa.binary()).view(pa.string())
+    pq.write_table(pa.table({"prompt": texts, "answer": ["1", "2", "3", "4"]}), tmp_path / "rows.parquet")
+    summary = prepare(DataRecipe(dataset_name=str(tmp_path / "rows.parquet"), output_dir=str(tmp_path / "made")))
+    assert summary["malformed"] == {"'prompt' is null": 1, "not UTF-8": 1}
+    assert prompts_in(tmp_path) == ["a fine row", "another"]
+
+
+def test_an_array_longer_than_a_chunk(tmp_path: Path) -> None:
+    """Items across the ends of chunks, one of them far longer than a chunk."""
+    rows = [{"prompt": f"{n} " + "é" * (n * 997 % 5000), "answer": n} for n in range(700)]
+    rows[300]["prompt"] = "y" * 3_000_000
+    prepare(recipe_of(tmp_path, rows, "rows.json", near_duplicate_similarity=None))
+    assert prompts_in(tmp_path) == [row["prompt"].strip() for row in rows if len(row["prompt"]) < 1_000_000]
+
+
+# SciKnowEval ---------------------------------------------------------------------------------------------------------
+
+
+def science_row(generator: random.Random, domain: str, level: str, kind: str = "mcq-4-choices") -> dict[str, Any]:
+    """A row of the Hub's schema with a question of its own."""
+    count = 2 if kind == "mcq-2-choices" else 4
+    return {
+        "question": f"Which {sentence(generator, 6)} is {generator.choice(NOUNS)} of compound {generator.random()}?",
+        "choices": {"text": [sentence(generator, 3) for _ in range(count)], "label": list("ABCD"[:count])},
+        "answer": "", "answerKey": generator.choice("ABCD"[:count]), "type": kind, "domain": domain,
+        "details": {"level": level, "task": "t", "subtask": "s", "source": "own"},
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def science() -> list[dict[str, Any]]:
+    generator = random.Random(9)
+    kinds = ["mcq-4-choices"] * 3 + ["mcq-2-choices", "true_or_false"]
+    rows = []
+    for _ in range(2400):
+        domain, level = generator.choice(sciknoweval.DOMAINS), generator.choice(["L2", "L3"])
+        rows.append(science_row(generator, domain, level, generator.choice(kinds)))
+    chemistry = [row for row in rows if row["domain"] == "Chemistry"]
+    for row in chemistry[:60]:  # repeated with other spacing, case and order of choices
+        order = generator.sample(range(len(row["choices"]["text"])), len(row["choices"]["text"]))
+        texts = [row["choices"]["text"][place] for place in order]
+        rows.append({**row, "question": "  " + row["question"].upper(), "choices": {**row["choices"], "text": texts}})
+    return rows
+
+
+def science_recipe(folder: Path, rows: list[Any], **fields: Any) -> DataRecipe:
+    path = write_rows(folder / "sciknoweval.jsonl", rows)
+    known = EvaluationSet(name="science", source="sciknoweval", dataset_name=path, domain="Chemistry")
+    wanted: dict[str, Any] = {"domain": "Chemistry", "near_duplicate_similarity": None, "evaluation_sets": [known]}
+    return DataRecipe(
+        source="sciknoweval", dataset_name=path, output_dir=str(folder / "made"), answer_format="choice",
+        **{**wanted, **fields},
+    )  # fmt: skip
+
+
+def test_the_science_test_part_is_not_trained_on(tmp_path: Path, science: list[dict[str, Any]]) -> None:
+    summary = prepare(science_recipe(tmp_path, science))
+    train, test = sciknoweval.split(science, "Chemistry")
+    made = pq.read_table(tmp_path / "made" / "train.parquet").to_pylist()
+    assert len(made) > 150 and len(test) > 20
+
+    def spelled(text: str) -> frozenset[str]:  # the question and its choices, without letters, order, case and spacing
+        return frozenset(" ".join(re.sub(r"^[A-D]\. ", "", line).split()).casefold() for line in text.splitlines())
+
+    tested = {spelled(sciknoweval.question_text(row)) for row in test}
+    assert not tested & {spelled(row["prompt"]) for row in made}
+    assert {row["prompt"] for row in made} <= {sciknoweval.question_text(row) for row in train}
+    assert all(row["answer"] in "ABCD" and f"\n{row['answer']}. " in row["prompt"] for row in made)
+
+    chosen = [row for row in science if sciknoweval.belongs(row, "Chemistry", "L3")]
+    repeats = len(chosen) - len(train) - len(test)
+    assert repeats > 0
+    by_the_split = [why for name, why in removed_in(tmp_path).values() if "which the split tests" in why]
+    assert len(by_the_split) == repeats
+    assert summary["rows_read"] == len(train) + repeats
+    assert summary["rows_written"] == len(made) == summary["rows_read"] - sum(summary["rows_removed"].values())
+    assert summary["evaluation_sets"]["science"]["questions"] == len(test)
+
+
+def test_a_level_of_science(tmp_path: Path, science: list[dict[str, Any]]) -> None:
+    summary = prepare(science_recipe(tmp_path, science, level="L2", evaluation_sets=[]))
+    train, test = sciknoweval.split(science, "Chemistry", "L2")
+    assert {*prompts_in(tmp_path)} == {sciknoweval.question_text(row) for row in train}
+    assert not {*prompts_in(tmp_path)} & {sciknoweval.question_text(row) for row in test}
+    assert summary["recipe"]["level"] == "L2"
+    with pytest.raises(ValueError, match="no level 'L9'"):
+        sciknoweval.split(science, "Chemistry", "L9")
+
+
+def test_malformed_science_rows_change_no_split(tmp_path: Path, science: list[dict[str, Any]]) -> None:
+    broken: list[Any] = [
+        b"{\n",
+        {"question": "?"},
+        {**science[0], "domain": "Chemistry", "details": None},
+        {**science_row(random.Random(0), "Chemistry", "L3"), "question": 3},
+    ]
+    summary = prepare(science_recipe(tmp_path, [*broken, *science]))
+    assert summary["rows_removed"]["malformed"] == len(broken)
+    train, _ = sciknoweval.split(science, "Chemistry")
+    assert {*prompts_in(tmp_path)} == {sciknoweval.question_text(row) for row in train}
+
+
+# Refusals ------------------------------------------------------------------------------------------------------------
+
+
+def refusal(recipe: DataRecipe) -> str:
+    with pytest.raises(RecipeError) as caught:
+        prepare(recipe)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    assert not Path(recipe.output_dir).exists()
+    return message
+
+
+def test_sources_that_are_not_there(tmp_path: Path) -> None:
+    def of(name: str, **fields: Any) -> str:
+        return refusal(DataRecipe(dataset_name=name, output_dir=str(tmp_path / "made"), **fields))
+
+    assert of("nowhere.jsonl") == "dataset_name: nowhere.jsonl: no such file, and not a Hub id"
+    assert of("./nowhere/at/all") == "dataset_name: ./nowhere/at/all: no such file, and not a Hub id"
+    (tmp_path / "rows.csv").write_text("prompt\n")
+    assert "expected a .jsonl, .json or .parquet file" in of(str(tmp_path / "rows.csv"))
+    assert of("someone/nothing") == (
+        "someone/nothing: the Hub cannot be reached; check the network, or name a local file"
+    )
+    (tmp_path / "empty.jsonl").touch()
+    assert of(str(tmp_path / "empty.jsonl")).endswith("has no rows")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 not really")
+    assert "cannot read" in of(str(tmp_path / "broken.parquet"))
+    (tmp_path / "broken.json").write_text('[{"prompt": "a", "answer": 1}, {"prompt": "b", "ans')
+    assert of(str(tmp_path / "broken.json")).endswith("item 1 of the array is not JSON")
+    good = write_rows(tmp_path / "good.jsonl", [{"prompt": "a", "answer": 1}])
+    assert "cannot load ./no/tokenizer" in of(good, max_prompt_length=9, tokenizer_name_or_path="./no/tokenizer")
+
+
+def test_columns_that_no_row_has(tmp_path: Path) -> None:
+    rows = [{"prompt": "a b", "gold": 1}] * 3
+    assert refusal(recipe_of(tmp_path, rows)).endswith("every one of its 3 rows is malformed: no column 'answer'")
+    message = refusal(recipe_of(tmp_path, rows, "rows.parquet", prompt_column="promt", answer_column="gold"))
+    assert message.endswith("has no column 'promt'; it has prompt, gold; did you mean 'prompt'?")
+
+
+def test_nothing_is_left_and_folders_in_the_way(tmp_path: Path) -> None:
+    rows: list[Any] = [{"prompt": "a b", "answer": "no such thing"}, b"{\n"]
+    assert refusal(recipe_of(tmp_path, rows)).endswith("none of 2 rows is left: 1 malformed, 1 unverifiable")
+    recipe = recipe_of(tmp_path, [{"prompt": "a", "answer": 1}])
+    prepare(recipe)
+    with pytest.raises(RecipeError, match="is there already"):
+        prepare(recipe)
+
+
+def test_evaluation_sets_that_cannot_be_read(tmp_path: Path) -> None:
+    def of(**fields: Any) -> DataRecipe:
+        known = EvaluationSet(name="known", **fields)
+        return recipe_of(tmp_path, [{"prompt": "a", "answer": 1}], evaluation_sets=[known])
+
+    path = write_rows(tmp_path / "known.jsonl", [{"problem": "What is it?"}])
+    assert refusal(of(dataset_name="nowhere.jsonl")).startswith("evaluation_sets, known: dataset_name: nowhere.jsonl")
+    assert "no question in" in refusal(of(dataset_name=path)) and "no column 'prompt'" in refusal(
+        of(dataset_name=path)
+    )
+    assert "the Hub cannot be reached" in refusal(of(dataset_name="someone/nothing"))
+    assert "no such file" in refusal(of(dataset_name="nowhere.jsonl", optional=True))  # a mistake is not an absence
+    summary = prepare(of(dataset_name="someone/nothing", optional=True))
+    assert "the Hub cannot be reached" in summary["evaluation_sets"]["known"]["not_checked"]
+    assert "not checked: someone/nothing" in (tmp_path / "made" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"promt_column": "a"}, "recipe.yaml:3: unknown field 'promt_column'; did you mean 'prompt_column'?"),
+        ({"answer_in": "somewhere"}, "recipe.yaml:3: answer_in must be one of plain, boxed, hashes, got 'somewhere'"),
+        ({"max_prompt_length": "long"}, "max_prompt_length must be a whole number or null, got 'long'"),
+        ({"near_duplicate_similarity": 1.5}, "near_duplicate_similarity must lie in (0, 1], got 1.5"),
+        (
+            {"source": "sciknoweval", "domain": "Alchemy"},
+            "domain must be one of Biology, Chemistry, Material, Physics",
+        ),
+        ({"domain": "Chemistry"}, "domain belongs to source: sciknoweval"),
+        ({"source": "sciknoweval", "domain": "Physics"}, "questions with choices need answer_format: choice"),
+        ({"tokenizer_name_or_path": "x"}, "no max_prompt_length"),
+        ({"evaluation_sets": {"a": 1}}, "evaluation_sets must be a list of mappings"),
+        ({"evaluation_sets": [{"name": "a"}]}, "evaluation_sets, entry 1: dataset_name is missing"),
+        ({"evaluation_sets": [{"name": "a", "dataset_name": "b", "colum": 1}]}, "entry 1: unknown field 'colum'"),
+        ({"evaluation_sets": [{"name": "a", "dataset_name": "b"}] * 2}, "a name stands twice: a, a"),
+        ({"dataset_name": None}, "dataset_name must be text, got None"),
+    ],
+)
+def test_recipes_that_cannot_be(tmp_path: Path, fields: dict[str, Any], says: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"dataset_name": "a/b", "output_dir": "c", **fields}, sort_keys=False))
+    with pytest.raises(RecipeError) as caught:
+        load_data_recipe(path)
+    assert says in str(caught.value)
+
+
+def test_every_data_recipe_loads_and_makes_what_runs_read() -> None:
+    made = {}
+    for path in sorted((ROOT / "recipes" / "data").glob("*.yaml")):
+        recipe = load_data_recipe(path)
+        assert recipe.output_dir == f"data/{path.stem}" and recipe.evaluation_sets
+        made[recipe.output_dir] = recipe
+    assert len(made) == 6
+    named = set()
+    for path in (ROOT / "recipes").glob("qwen*/vopd.yaml"):
+        named.add(yaml.safe_load(path.read_text())["dataset_name"])
+    assert named and named <= made.keys()
+    assert load_data_recipe(ROOT / "recipes/data/gsm8k.yaml", ["--max_prompt_length", "7"]).max_prompt_length == 7
+
+
+def test_the_recipes_know_the_schema_of_what_is_evaluated(tmp_path: Path) -> None:
+    """Each evaluation set, read from a local file in its Hub schema, which the evaluation reads as well."""
+    records = write_records(tmp_path / "records")
+    files = {path.stem: str(path) for path in records.iterdir()}
+    found = {}
+    for name in ("dapo-math-17k", *(f"sciknoweval-{domain.lower()}" for domain in sciknoweval.DOMAINS)):
+        recipe = load_data_recipe(ROOT / f"recipes/data/{name}.yaml")
+        known = [replace(one, dataset_name=files[one.name.split("_")[0]]) for one in recipe.evaluation_sets]
+        fields = {"output_dir": str(tmp_path / name), "evaluation_sets": known}
+        if recipe.source == "sciknoweval":
+            fields["dataset_name"] = files["sciknoweval"]
+        else:
+            rows = [{"prompt": f"How many {noun}s?", "solution": 1} for noun in NOUNS]
+            fields["dataset_name"] = write_rows(
+                tmp_path / "rows.jsonl", [*rows, {"prompt": MATH[2][0], "solution": 5}]
+            )
+        summary = prepare(replace(recipe, **fields))
+        found[name] = {one: known["questions"] for one, known in summary["evaluation_sets"].items()}
+        if recipe.source == "columns":
+            assert summary["rows_removed"]["contaminated"] == 1
+    assert found["dapo-math-17k"] == dict.fromkeys(GROUPS["math"], 3)
+    for domain in ("chemistry", "biology", "material", "physics"):
+        assert found[f"sciknoweval-{domain}"] == {f"sciknoweval_{domain}": 4, "gpqa": 6}
+
+
+# The command and the Hub ---------------------------------------------------------------------------------------------
+
+
+def command(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, str(ROOT / "scripts" / "prepare_data.py"), *map(str, words)]
+    return subprocess.run(program, capture_output=True, text=True, env={**os.environ, **environment})
+
+
+@pytest.mark.slow
+def test_the_command(tmp_path: Path) -> None:
+    """Three processes that import everything: the words that a person reads and the exit status."""
+    rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "a b", "answer": 1}] * 2)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"dataset_name": rows, "output_dir": str(tmp_path / "made")}))
+    refused = command(path, "--langage", "english")
+    assert (refused.returncode, refused.stderr) == (
+        2, "error: --langage: unknown field 'langage'; did you mean 'language'?\n",
+    )  # fmt: skip
+    done = command(path)
+    assert done.returncode == 0
+    assert done.stdout == f"{tmp_path / 'made'}: 1 of 2 rows; left out: 1 duplicate\n"
+    again = command(path)
+    assert again.returncode == 0 and "made by this recipe before" in again.stderr and again.stdout == done.stdout
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
+    with fake_hub_in_use(monkeypatch, tmp_path) as hub:
+        yield hub
+
+
+def test_a_training_set_is_pushed_private(tmp_path: Path, hub: FakeHub) -> None:
+    api = HfApi(endpoint=hub.url, token=WRITER)
+    prepare(recipe_of(tmp_path, [{"prompt": "a b", "answer": 1}]))
+    check_access(api, "org/set")
+    assert hub.repositories["dataset", "org/set"].private
+    push(api, tmp_path / "made", "org/set")
+    files = hub.files("org/set", "main", "dataset")
+    for path in (tmp_path / "made").iterdir():
+        assert files[path.name] == path.read_bytes()
+
+
+def test_pushes_that_are_refused(tmp_path: Path, hub: FakeHub) -> None:
+    api = HfApi(endpoint=hub.url, token=WRITER)
+    hub.create("dataset", "org/public", private=False)
+    cases = [
+        (api, "org/public", "org/public is public"),
+        (api, "no name", "'no name' is not org/name"),
+        (api, "else/set", "else/set cannot be written (HTTP 403"),
+        (HfApi(endpoint=hub.url, token=READER), "org/set", "org/set cannot be written (HTTP 403"),
+        (HfApi(endpoint="http://127.0.0.1:9", token=WRITER), "org/set", "cannot be written (ConnectError"),
+    ]
+    for client, repo_id, says in cases:
+        with pytest.raises(RecipeError) as caught:
+            check_access(client, repo_id)
+        assert says in str(caught.value)
+    hub.fail("POST .*/commit/", 100, status=500)
+    prepare(recipe_of(tmp_path, [{"prompt": "a b", "answer": 1}]))
+    check_access(api, "org/set")
+    with pytest.raises(RecipeError, match="is whole, the same command uploads it again"):
+        push(api, tmp_path / "made", "org/set")
+
+
+@pytest.mark.slow
+def test_from_the_hub_and_back(tmp_path: Path, hub: FakeHub) -> None:
+    """Processes that read a set from the Hub, a gated one too: the only proof of what `datasets` does there."""
+    rows = [
+        {"question": f"How many {noun} are there in {n} boxes?", "answer": f"#### {n}"} for n, noun in enumerate(NOUNS)
+    ]
+    source = hub.create("dataset", "org/source", private=False)
+    lines = [json.dumps(row).encode() + b"\n" for row in rows]
+    files = {"train.jsonl": hub.store(b"".join(lines)), "test.jsonl": hub.store(lines[4])}
+    source.commit("main", files, "rows")
+    path = tmp_path / "recipe.yaml"
+    fields = {
+        "dataset_name": "org/source", "output_dir": str(tmp_path / "made"), "prompt_column": "question",
+        "answer_in": "hashes",
+        "evaluation_sets": [{"name": "test", "dataset_name": "org/source", "prompt_column": "question"}],
+    }  # fmt: skip
+    path.write_text(yaml.safe_dump(fields))
+    environment = {"HF_DATASETS_CACHE": str(tmp_path / "datasets")}
+    done = command(path, "--push", "org/made", **environment)
+    assert done.returncode == 0, done.stderr
+    assert f"{tmp_path / 'made'}: 14 of 15 rows; left out: 1 contaminated" in done.stdout
+    assert hub.repositories["dataset", "org/made"].private
+    made = (tmp_path / "made" / "train.parquet").read_bytes()
+    assert hub.files("org/made", "main", "dataset")["train.parquet"] == made
+
+    hub.create("dataset", "org/gated", private=False)
+    hub.fail("org/gated", 100, status=403, headers={"X-Error-Code": "GatedRepo"})
+    refused = command(path, "--dataset_name", "org/gated", "--output_dir", tmp_path / "other", **environment)
+    assert refused.returncode == 2
+    assert refused.stderr.splitlines()[-1].startswith(
+        "error: org/gated is gated, and this machine has no access: accept"
+    )
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.slow
+def test_memory_is_flat() -> None:
+    """Half a minute: from 5,000 to 40,000 rows (11 MB of them) the peak grows by less than 1.7 KB a row."""
+    peaks = []
+    for count in (5_000, 40_000):
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "scripts" / "benchmark_data.py"), "--rows", str(count)],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        peaks.append(float(re.search(r"peak ([\d.]+) GB", done.stdout)[1]))
+    assert peaks[1] < 0.8
+    assert peaks[1] - peaks[0] < 0.06
