@@ -124,6 +124,15 @@ def test_local_folders_are_no_base_models(folder):
     assert is_hub_id("a/b") and not any(is_hub_id(name) for name in ("./a/b", "a", "a/b/c", "../b", None))
 
 
+def test_a_prepared_set_is_known_by_its_source(folder):
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({**RECIPE, "dataset_name": "./dapo"}))
+    environment = {**ENVIRONMENT, "prepared_from": ["open-r1/DAPO-Math-17k-Processed"]}
+    (folder / "environment.json").write_text(json.dumps(environment))
+    card = model_card(Published(folder, "org/name", "main"))
+    assert metadata_of(card)["datasets"] == ["open-r1/DAPO-Math-17k-Processed"]
+    assert "`./dapo` (prepared from [open-r1/DAPO-Math-17k-Processed](https://huggingface.co/datasets/open-r1" in card
+
+
 @pytest.mark.parametrize("divergence", ["sampled", "full", "topk"])
 @pytest.mark.parametrize("baseline", ["none", "constant", "value", "value_topk", "optimal"])
 def test_every_estimator_has_a_name_and_an_equation(divergence, baseline):

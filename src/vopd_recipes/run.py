@@ -22,7 +22,7 @@ import yaml
 from accelerate import Accelerator
 
 from vopd_recipes.checkpoints import RECIPE, discard_incomplete
-from vopd_recipes.config import Recipe
+from vopd_recipes.config import DataConfig, Recipe
 from vopd_recipes.hub import Publisher, Target
 from vopd_recipes.hub.upload import Pace
 from vopd_recipes.report import plot_training
@@ -43,7 +43,8 @@ def start_run(recipe: Recipe, trainer: VOPDTrainer) -> None:
         if (folder / RECIPE).is_file():  # only in a folder that is a run of ours
             discard_incomplete(folder)
         _write(folder / RECIPE, yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True))
-        _write(folder / "environment.json", json.dumps(environment(trainer.accelerator), indent=2) + "\n")
+        about = {**environment(trainer.accelerator), "prepared_from": _prepared_from(recipe.data)}
+        _write(folder / "environment.json", json.dumps(about, indent=2) + "\n")
     trainer.accelerator.wait_for_everyone()
 
 
@@ -92,6 +93,13 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
         "distributed_type": accelerator.distributed_type.value,
         "mixed_precision": accelerator.mixed_precision,
     }
+
+
+def _prepared_from(data: DataConfig) -> list[str]:
+    """The sources of training sets that `scripts/prepare_data.py` made; their names are a folder's otherwise."""
+    summaries = [Path(str(source["dataset_name"])) / "summary.json" for source in data.sources()]
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in summaries if path.is_file()]
+    return [str(summary["recipe"]["dataset_name"]) for summary in found if "recipe" in summary]
 
 
 def _version(package: str) -> str | None:

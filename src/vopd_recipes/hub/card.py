@@ -105,7 +105,8 @@ def _metadata(about: Published, recipe: dict[str, Any]) -> dict[str, Any]:
         metadata["license"] = about.licence
     if is_hub_id(student):
         metadata |= {"base_model": student, "base_model_relation": "adapter" if about.is_adapter else "finetune"}
-    if datasets := [name for name in datasets_of(recipe) if is_hub_id(name)]:
+    named = [*datasets_of(recipe), *about.read("environment.json").get("prepared_from", [])]
+    if datasets := [name for name in named if is_hub_id(name)]:
         metadata["datasets"] = datasets
     if own := about.results.get(about.revision):
         metadata |= _model_index(about, own)
@@ -142,11 +143,13 @@ def _summary(about: Published, recipe: dict[str, Any], state: dict[str, Any]) ->
     merged = recipe.get("use_peft") and not about.is_adapter
     form = "LoRA adapter of" if about.is_adapter else "LoRA run merged into" if merged else "Trained from"
     step = f" This revision (`{about.revision}`) is step {state['global_step']}." if state else ""
+    sources = about.read("environment.json").get("prepared_from", [])
+    prepared = f" (prepared from {', '.join(_link(name, 'datasets/') for name in sources)})" if sources else ""
     curves = "\n![Training curves](plots/training.png)\n" if (about.folder / "plots/training.png").is_file() else ""
     return (
         f"{form} {_link(student)} by on-policy distillation ({method_of(recipe)[0]}): the student writes, the teacher "
         f"{_link(teacher)} scores every token.{step} Every saved step is a branch, such as `step-00000100`.\n\n"
-        f"Prompts: {', '.join(_link(name, 'datasets/') for name in datasets_of(recipe))}.\n{curves}"
+        f"Prompts: {', '.join(_link(name, 'datasets/') for name in datasets_of(recipe))}{prepared}.\n{curves}"
     )
 
 
