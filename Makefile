@@ -79,8 +79,9 @@ evaluate: $(STAMP)
 	@$(BIN)/python scripts/evaluate.py $(if $(MODEL),"$(MODEL)") \
 	  $(foreach name,$(EVALUATE),$(if $($(name)),$(call flag,$(name)))) $(if $(PUSH),--push)
 
+# Two files at a time: many tests wait for processes to start.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 quality: $(STAMP)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

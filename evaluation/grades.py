@@ -19,12 +19,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from lighteval.metrics.metrics_sample import SampleLevelComputation
-from lighteval.metrics.utils.metric_utils import CorpusLevelMetric
-from lighteval.models.model_output import ModelResponse
-from lighteval.tasks.requests import Doc, SamplingMethod
 from tqdm import tqdm
 
+from evaluation.harness import CorpusLevelMetric, Doc, ModelResponse, SampleLevelComputation, SamplingMethod
 from evaluation.model import Answers, facts
 from vopd_recipes.grading import Grade, MathGrader, grade_choice
 

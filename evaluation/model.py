@@ -12,13 +12,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lighteval.models.abstract_model import LightevalModel, ModelConfig
-from lighteval.models.model_output import ModelResponse
-from lighteval.tasks.requests import Doc
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from evaluation.engines import Engine, Request
+from evaluation.harness import Doc, LightevalModel, ModelConfig, ModelResponse
 from evaluation.protocol import Drawing, Protocol
 from evaluation.responses import Response, ResponseStore, question_key
 from vopd_recipes.recipe_text import RecipeError

@@ -13,13 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lighteval.logging.evaluation_tracker import EvaluationTracker
-from lighteval.pipeline import ParallelismManager, Pipeline, PipelineParameters
-from lighteval.tasks.lighteval_task import LightevalTask, LightevalTaskConfig
-from lighteval.tasks.registry import Registry
-from lighteval.tasks.requests import Doc
-
 from evaluation.grades import METRIC, Graded, metric
+from evaluation.harness import (
+    Doc,
+    EvaluationTracker,
+    LightevalTask,
+    LightevalTaskConfig,
+    ParallelismManager,
+    Pipeline,
+    PipelineParameters,
+    Registry,
+)
 from evaluation.model import EvaluatedModel
 from evaluation.tasks import Question, Task
 from vopd_recipes.grading import MathGrader

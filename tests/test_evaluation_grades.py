@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from transformers import PreTrainedTokenizerFast
 
 from evaluation.compare import bootstrap_interval
@@ -54,6 +55,11 @@ def measure(
     with new_grader() as grader:
         measured = run_suite(model, [Prepared(task, list(answers), count)], grader, None, folder)
     return measured[name], script
+
+
+def test_lighteval_leaves_autograd_as_it_was() -> None:
+    """Its import switches it off for the whole process."""
+    assert torch.is_grad_enabled()
 
 
 def box(answer: str) -> str:

@@ -203,10 +203,14 @@ def _difference_lines(outcomes: dict[str, dict[int, Outcome]]) -> list[str]:
             for measure, form, scale in (("accuracy", "{:+.1f} ± {:.1f}", 100), ("reverse_kl", "{:+.4f} ± {:.4f}", 1)):
                 one = measures.get(measure)
                 cells += (
-                    [form.format(scale * one["mean"], scale * one["half"]), f"{one['p']:.3f}"] if one else ["", ""]
+                    [form.format(scale * one["mean"], scale * one["half"]), _p_text(one["p"])] if one else ["", ""]
                 )
             lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def _p_text(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _colour(name: str) -> Any:

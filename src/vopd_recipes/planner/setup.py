@@ -17,7 +17,7 @@ from vopd_recipes.planner.memory import Setup, Sharding
 from vopd_recipes.recipe_text import RecipeError, read_flags, read_yaml
 
 # What a machine without the recipe's GPUs and packages would refuse, and what is checked in its place.
-_OF_THE_MACHINE = {
+OF_THE_MACHINE = {
     "use_cpu": "true", "deepspeed": "null", "tf32": "null", "report_to": "none", "ddp_backend": "null",
     "torch_compile": "false",
 }  # fmt: skip
@@ -36,15 +36,29 @@ def read_setup(path: Path, overrides: list[str], gpus: int, gpu_bytes: int, shar
     Raises:
         RecipeError: anything wrong with the recipe, in one line.
     """
-    texts = {**read_yaml(path, ()), **read_flags(overrides, {})}
-    neutral = [word for name, value in _OF_THE_MACHINE.items() for word in (f"--{name}", value)]
-    recipe = load_recipe(path, [*_without(overrides, _OF_THE_MACHINE), *neutral])
+    recipe, texts = read_anywhere(path, overrides)
     deepspeed = _read_deepspeed(*texts.get("deepspeed", (None, "")))
     zero = deepspeed.get("zero_optimization", {})
     stage = f"zero{zero.get('stage', 0)}" if deepspeed else None
     if stage and stage not in get_args(Sharding):
         raise RecipeError(f"{texts['deepspeed'][1]}: deepspeed: no ZeRO stage {zero['stage']}")
     return _setup(recipe, gpus, gpu_bytes, sharding or stage or "none", zero)
+
+
+def read_anywhere(path: Path, overrides: list[str]) -> tuple[Recipe, dict[str, tuple[Any, str]]]:
+    """The recipe, checked as for a run on a CPU, and the text of the fields that speak of the machine.
+
+    Args:
+        path: the recipe.
+        overrides: command-line words, `--field value …`.
+
+    Raises:
+        RecipeError: anything wrong with the recipe, in one line.
+    """
+    texts = {**read_yaml(path, ()), **read_flags(overrides, {})}
+    neutral = [word for name, value in OF_THE_MACHINE.items() for word in (f"--{name}", value)]
+    recipe = load_recipe(path, [*_without(overrides, OF_THE_MACHINE), *neutral])
+    return recipe, {name: text for name, text in texts.items() if name in OF_THE_MACHINE}
 
 
 def _setup(recipe: Recipe, gpus: int, gpu_bytes: int, sharding: Any, zero: dict[str, Any]) -> Setup:

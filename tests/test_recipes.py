@@ -1,0 +1,337 @@
+"""Every recipe of this repository, proven without a Hub or a GPU.
+
+A recipe is found by where it lies, so a new one is proven from the day it is written. It is read and checked as it
+stands; then it runs through `scripts/run_vopd.py` with its own estimator, adapters, precision, template and optimiser,
+on its own architectures and vocabularies (`scaled_pairs`) and with `SCALED_DOWN` in place of its sizes: two optimiser
+steps, a checkpoint at each, one evaluation, and the second step once more from the first checkpoint.
+"""
+
+import json
+import math
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from scaled_pairs import config_file, is_made_here, write_pair
+
+from evaluation.paper import published_columns
+from evaluation.tasks import BOXED
+from vopd_recipes import arithmetic
+from vopd_recipes.checkpoints import complete_checkpoints
+from vopd_recipes.config import Recipe, load_recipe
+from vopd_recipes.planner.fitting import verdict
+from vopd_recipes.planner.memory import GB, plan
+from vopd_recipes.planner.setup import read_anywhere, read_setup
+from vopd_recipes.recipe_text import read_yaml
+from vopd_recipes.sciknoweval import INSTRUCTION, multiple_choice
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "scripts" / "run_vopd.py"
+NOT_FOR_TRAINING = ("accelerate_configs", "data")
+RECIPES = sorted(
+    str(path.relative_to(ROOT)) for path in ROOT.glob("recipes/*/*.yaml") if path.parent.name not in NOT_FOR_TRAINING
+)
+BASES = [name for name in RECIPES if name.endswith("/vopd.yaml")]
+
+# What a recipe's sizes and machine become here; everything else is its own.
+SCALED_DOWN: dict[str, Any] = {
+    "use_cpu": True, "deepspeed": None, "rollout_backend": "transformers", "report_to": "none", "disable_tqdm": True,
+    "max_prompt_length": 256, "max_completion_length": 4, "rollout_batch_size": 4, "max_test_prompts": 2,
+    "max_steps": 2, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2,
+    "eval_on_start": False, "eval_strategy": "steps", "eval_steps": 2, "save_steps": 1,
+}  # fmt: skip
+
+# What a variant's name promises; every other difference from `vopd.yaml` must be named in `OF_THE_PAIR`.
+METHODS = {
+    "vopd": {"divergence": "sampled", "baseline": "value"},
+    "vopd_topk": {"divergence": "sampled", "baseline": "value_topk"},
+    "vopd_optimal": {"divergence": "sampled", "baseline": "optimal"},
+    "opd": {"divergence": "sampled", "baseline": "none"},
+    "opd_full": {"divergence": "full", "baseline": "none"},
+    "opd_topk": {"divergence": "topk", "baseline": "none"},
+}
+OF_THE_PAIR = {"teacher_model_name_or_path", "deepspeed", "gradient_accumulation_steps"}
+
+# The paper's setting, sections 4 and B: what its pairs' recipes must not drift from.
+PAPERS_SETTING: dict[str, Any] = {
+    "dtype": "bfloat16", "bf16": True, "gradient_checkpointing": True, "use_peft": True, "lora_r": 64,
+    "lora_alpha": 128, "lora_target_modules": "all-linear", "max_prompt_length": 1024, "max_completion_length": 2048,
+    "num_generations": 1, "temperature": 1.0, "top_p": 1.0, "top_k": 0, "support_top_k": 20, "chat_template": False,
+    "per_device_train_batch_size": 1, "gradient_accumulation_steps": 64, "lr_scheduler_type": "cosine",
+    "warmup_steps": 0, "weight_decay": 0.0, "max_grad_norm": 1.0, "save_steps": 20,
+}  # fmt: skip
+ADAPTED = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+PAPERS_PAIRS = {  # student → learning rate
+    "Qwen/Qwen3-0.6B-Base": 1e-5, "Qwen/Qwen3-1.7B-Base": 1e-5, "Qwen/Qwen3-4B-Base": 1e-5,
+    "allenai/Olmo-3-1025-7B": 2e-5,
+}  # fmt: skip
+
+
+def as_it_stands(name: str) -> Recipe:
+    """Read and checked, whatever machine this is."""
+    return read_anywhere(Path(name), [])[0]
+
+
+def resolved(name: str) -> dict[str, Any]:
+    """Every value, the machine's included."""
+    recipe, texts = read_anywhere(Path(name), [])
+    values = {field: value for field, value in recipe.resolved().items() if field != "use_cpu"}
+    return values | {field: value for field, (value, _) in texts.items()}
+
+
+@pytest.fixture(autouse=True)
+def _in_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recipes name files from there."""
+    monkeypatch.chdir(ROOT)
+
+
+# Each recipe runs ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders `math` and `choice`, after `answer_format`: `train` and `test` with the columns of every recipe's data.
+
+    There are more rows than any recipe holds out.
+    """
+    folder = tmp_path_factory.mktemp("prompts")
+    arithmetic.write(folder / "math", *arithmetic.split("chain", train=80, test=4))
+    (folder / "choice").mkdir()
+    for part, count in (("train", 80), ("test", 4)):
+        rows = [
+            {"prompt": multiple_choice(f"Which is {number}?", [str(number - number % 4 + i) for i in range(4)]),
+             "answer": "ABCD"[number % 4]}
+            for number in range(count)
+        ]  # fmt: skip
+        (folder / "choice" / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pair_of(tmp_path_factory: pytest.TempPathFactory, tiny_pair: Any) -> Callable[[Recipe], tuple[Path, Path]]:
+    """A recipe's student and teacher, each pair written once."""
+    written: dict[tuple[str, str], tuple[Path, Path]] = {}
+
+    def pair(recipe: Recipe) -> tuple[Path, Path]:
+        names = (str(recipe.model.model_name_or_path), str(recipe.model.teacher_model_name_or_path))
+        if all(map(is_made_here, names)):
+            return tiny_pair.student, tiny_pair.teacher
+        if names not in written:
+            written[names] = write_pair(recipe.model, tmp_path_factory.mktemp("pair"))
+        return written[names]
+
+    return pair
+
+
+@pytest.fixture(scope="module")
+def train() -> Callable[[Recipe], None]:
+    """The training script's own `run`."""
+    return runpy.run_path(str(SCRIPT))["run"]
+
+
+def flags(name: str, pair: tuple[Path, Path], prompts: Path, output_dir: Path, **changed: str) -> list[str]:
+    """The overrides; a recipe that holds nothing out is evaluated on the test part."""
+    recipe = as_it_stands(name)
+    student, teacher = pair
+    data = prompts / recipe.data.answer_format
+    own = {"model_name_or_path": student, "teacher_model_name_or_path": teacher, "dataset_name": data}
+    held_out = {} if recipe.data.test_size else {"dataset_test_split": "test"}
+    values = {**SCALED_DOWN, **own, **held_out, "output_dir": output_dir, **changed}
+    return [
+        word for field, value in values.items() for word in (f"--{field}", "null" if value is None else str(value))
+    ]
+
+
+def final_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(next(folder.glob("*model.safetensors")))
+
+
+def history(folder: Path) -> list[dict[str, float]]:
+    return json.loads((folder / "trainer_state.json").read_text())["log_history"]
+
+
+@pytest.mark.slow  # five seconds each: nothing else shows that a recipe nobody has a GPU for still trains
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipe_runs(
+    name: str,
+    tmp_path: Path,
+    prompts: Path,
+    pair_of: Callable[[Recipe], tuple[Path, Path]],
+    train: Callable[[Recipe], None],
+) -> None:
+    folder, own = tmp_path / "run", as_it_stands(name)
+    recipe = load_recipe(name, flags(name, pair_of(own), prompts, folder))
+    assert recipe.training.estimator == own.training.estimator
+    train(recipe)
+    steps = [line for line in history(folder) if "loss" in line]
+    evaluations = [line for line in history(folder) if "eval_reverse_kl" in line]
+    assert [line["step"] for line in steps] == [1, 2] and len(evaluations) == 1
+    for line in steps:
+        assert math.isfinite(line["loss"]) and line["grad_norm"] > 0 and line["reverse_kl"] > 0
+    assert 0 <= evaluations[0]["eval_accuracy"] <= 1
+    assert [path.name for path in complete_checkpoints(folder)] == ["checkpoint-1", "checkpoint-2"]
+    if own.model.use_peft:
+        adapted = json.loads((folder / "adapter_config.json").read_text())["target_modules"]
+        assert {module.rpartition(".")[2] for module in adapted} == ADAPTED
+
+    expected = final_weights(folder)
+    shutil.rmtree(folder / "checkpoint-2")  # as if killed in the middle of step 2
+    for path in folder.glob("*model.safetensors"):
+        path.unlink()
+    words = flags(name, pair_of(own), prompts, folder, eval_strategy="no", save_strategy="no")
+    train(load_recipe(name, words))
+    assert [line["step"] for line in history(folder) if "loss" in line] == [1, 2]
+    resumed = final_weights(folder)
+    assert resumed.keys() == expected.keys()
+    assert all(torch.equal(resumed[key], tensor) for key, tensor in expected.items())
+
+
+@pytest.mark.slow
+def test_the_plain_command(tmp_path: Path, prompts: Path, pair_of: Callable[[Recipe], tuple[Path, Path]]) -> None:
+    """One recipe as a user starts it. Slow: a process that imports everything."""
+    name = "recipes/qwen3-0.6b/opd_topk.yaml"
+    words = flags(name, pair_of(as_it_stands(name)), prompts, tmp_path / "run")
+    done = subprocess.run([sys.executable, SCRIPT, name, *words], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "run" / "adapter_model.safetensors").is_file()
+
+
+# Each recipe says what it is -----------------------------------------------------------------------------------------
+
+
+def test_recipes_are_found() -> None:
+    """Every file is one of a pair's, or is named as something else."""
+    assert len(BASES) >= 8 and len(RECIPES) >= 6 * len(BASES)
+    assert {Path(name).parent.name for name in RECIPES} == {Path(name).parent.name for name in BASES}
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_every_pair_has_every_method(base: str) -> None:
+    assert {path.stem for path in Path(base).parent.glob("*.yaml")} >= METHODS.keys()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_does_what_its_name_says(name: str) -> None:
+    """A variant is its pair's `vopd.yaml` but for the method, the folder, and a teacher with what that one needs."""
+    path = Path(name)
+    base, own = resolved(str(path.with_name("vopd.yaml"))), resolved(name)
+    method = METHODS[path.stem.split("_from_")[0]]
+    assert {field: own[field] for field in method} == method
+    differing = {field for field in {*base, *own} if base.get(field) != own.get(field)}
+    assert differing <= {*method, "output_dir"} | (OF_THE_PAIR if "_from_" in path.stem else set())
+    if path.stem != "vopd":
+        assert yaml.safe_load(path.read_text())["extends"] == "vopd.yaml"
+        assert {
+            field for field, (_, where) in read_yaml(path, ()).items() if where.startswith(f"{name}:")
+        } == differing
+
+
+def test_every_run_has_its_own_folder() -> None:
+    folders = [as_it_stands(name).training.output_dir for name in RECIPES]
+    assert len(set(folders)) == len(folders)
+    for name, folder in zip(RECIPES, folders):
+        path = Path(name)
+        assert folder == f"data/runs/{path.parent.name}-{path.stem.replace('_', '-')}"
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_models_are_known_without_a_hub(name: str) -> None:
+    models = as_it_stands(name).model
+    for model in (str(models.model_name_or_path), str(models.teacher_model_name_or_path)):
+        if not is_made_here(model):
+            source = json.loads(config_file(model).read_text())["_source"]
+            assert source == f"https://huggingface.co/{model}/blob/main/config.json"
+
+
+@pytest.mark.parametrize(
+    "base", [base for base in BASES if any(name in (ROOT / base).read_text() for name in PAPERS_PAIRS)]
+)
+def test_the_papers_pairs_have_its_settings(base: str) -> None:
+    values = resolved(base)
+    assert {field: values.get(field) for field in PAPERS_SETTING} == PAPERS_SETTING
+    assert values["learning_rate"] == PAPERS_PAIRS[values["model_name_or_path"]]
+    science = "chemistry" in base
+    assert values["num_train_epochs"] == (10 if science else 1)
+    assert values["answer_format"] == ("choice" if science else "math")
+    assert values["prompt_template"] == "{prompt}\n\n" + (INSTRUCTION if science else BOXED)  # as evaluation asks
+
+
+# What the tables say is so -------------------------------------------------------------------------------------------
+
+
+def rows_of(text: str) -> dict[str, list[str]]:
+    """First cell → the others, of every table row."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    return {row[0]: row[1:] for row in rows}
+
+
+def published(name: str) -> dict[str, str]:
+    """The paper's numbers for what a recipe trains; empty where it has no such run."""
+    columns = published_columns("ours", resolved(name))
+    return next((numbers for heading, numbers in columns.items() if heading != "paper, before"), {})
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_readmes_have_the_published_numbers(base: str) -> None:
+    """Every number of the paper's, and none where it has no such pair."""
+    text = (Path(base).parent / "README.md").read_text()
+    labels = {"vopd": "vOPD", "vopd_topk": "vOPD top-k", "opd": "OPD", "opd_topk": "OPD top-k", "opd_full": "OPD full"}
+    rows = rows_of(text.partition("## Published")[2])
+    if not published(base):
+        assert not rows and "The paper has no" in text
+        return
+    for stem, label in labels.items():
+        assert rows[label] == list(published(str(Path(base).with_name(f"{stem}.yaml"))).values())
+    recipe = resolved(base)
+    columns = published(base).keys()
+    for model, role in ((recipe["model_name_or_path"], "before"), (recipe["teacher_model_name_or_path"], "teacher")):
+        numbers = published_columns(model, {})["paper"]
+        if columns <= numbers.keys():
+            assert rows[f"{model.split('/')[1]}, {role}"] == [numbers[column] for column in columns]
+    assert rows["ours"][0] == "not yet run"
+
+
+@pytest.mark.slow  # it counts the activations of every pair, some five seconds each, and no README may claim less
+@pytest.mark.parametrize("base", [base for base in BASES if "rollout_backend: vllm" in (ROOT / base).read_text()])
+def test_readmes_have_the_planners_verdict(base: str) -> None:
+    """Of one 80 GB GPU and of eight, with 64 sequences a step."""
+    text = (Path(base).parent / "README.md").read_text()
+    launches = [(base, gpus, []) for gpus in (1, 8)]
+    for path in Path(base).parent.glob("*_from_*.yaml"):
+        launches += [(str(path), 8, []), (str(path), 1, ["--teacher_offload", "true"])]
+    for name, gpus, words in launches:
+        words = [*words, "--gradient_accumulation_steps", str(64 // gpus)]
+        planned = plan(read_setup(Path(name), words, gpus, 80 * GB))
+        assert planned.fits and f"| {gpus} × 80 GB | {verdict(planned)} |" in text
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_readmes_name_files_that_exist(base: str) -> None:
+    text = (Path(base).parent / "README.md").read_text()
+    named = re.findall(r"(?:recipes|scripts|tests)/[\w./-]+\.(?:yaml|py|json)", text)
+    assert base in named and [name for name in named if not Path(name).is_file()] == []
+    for path in Path(base).parent.glob("*.yaml"):
+        assert f"[{path.name}]({path.name})" in text
+
+
+def test_the_index_lists_every_recipe() -> None:
+    rows = rows_of(Path("recipes/README.md").read_text())
+    for name in RECIPES:
+        short = name.removeprefix("recipes/")
+        student, teacher, _, _, _, _, average, ours = rows[f"[{short}]({short})"]
+        models, numbers = as_it_stands(name).model, published(name)
+        if not is_made_here(str(models.model_name_or_path)):
+            assert (student, teacher) == tuple(
+                str(model).split("/")[1] for model in (models.model_name_or_path, models.teacher_model_name_or_path)
+            )
+        assert average == (numbers.get("average") or " / ".join(numbers.values()))
+        assert ours == "not yet run" or short.split("/")[0] in ("tiny-arithmetic", "smollm2-135m")
