@@ -48,7 +48,6 @@ def describe(result: Plan) -> str:
 
 
 def main() -> None:
-    logging.disable(logging.WARNING)  # of configurations that are only read
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False)
     parser.add_argument("recipe", type=Path, help="YAML file; any field of it can follow as --field value")
     parser.add_argument("--gpus", type=int, default=8, help="one process each, over all nodes [8]")
@@ -75,4 +74,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    logging.disable(logging.WARNING)  # of configurations that are only read; the whole process's, so not in main
     main()

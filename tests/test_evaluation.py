@@ -384,12 +384,11 @@ def test_the_readmes_example_adds_a_task(tiny_pair: TinyPair, tmp_path: Path) ->
 def test_make_hands_everything_on() -> None:
     words = ["MODEL=org/name", "REVISION=step-00000100", "TASKS=math,gpqa", "BACKEND=vllm", "PROTOCOL=released"]
     words += ["SAMPLES=4", "LIMIT=10", "DATA_DIR=my data", "COMPARE=a.json,b.json"]
-    done = subprocess.run(
-        ["make", "-n", "-o", ".venv/.installed", "evaluate", *words], capture_output=True, text=True, cwd=ROOT
-    )
+    command = ["make", "-n", "--no-print-directory", "-o", ".venv/.installed", "evaluate", *words]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    command = " ".join(done.stdout.replace("\\\n", " ").split())
-    assert command.endswith(
+    recipe = " ".join(done.stdout.replace("\\\n", " ").split())
+    assert recipe.endswith(
         'scripts/evaluate.py "org/name" --revision "step-00000100" --tasks "math,gpqa" --backend "vllm" '
         '--protocol "released" --samples "4" --limit "10" --data-dir "my data" --compare "a.json,b.json"'
     )
