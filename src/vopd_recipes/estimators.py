@@ -94,19 +94,25 @@ class Estimator:
 
     @property
     def equation(self) -> str:
-        """The estimator in one line, for logs and cards."""
+        """The gradient of the loss at a position, in one line, and the paper's number of it."""
         if self.divergence == "full":
             return "∇ KL(p‖q) over the whole vocabulary (Eq. 5)"
         if self.divergence == "topk":
             return f"∇ KL(p̄‖q̄) on the student's top {self.support_top_k}, renormalised (Eq. 7, biased)"
-        baseline = {
-            "none": "(Eq. 3)",
-            "constant": f"- {self.baseline_constant:g}",
-            "value": "+ KL(p‖q) (Eq. 10)",
-            "value_topk": f"+ KL(p̄‖q̄) on the {self.baseline_support}'s top {self.support_top_k} (Eq. 15)",
-            "optimal": "- E[r s]/E[s], s = ‖∇log p‖² (Eq. 23)",
+        weight, about = {
+            "none": ("r(y)", " (Eq. 3)"),
+            "constant": (f"(r(y) - {self.baseline_constant:g})", ""),
+            "value": ("(r(y) + KL(p‖q))", " (Eq. 10)"),
+            "value_topk": (
+                "(r(y) + KL(p̄‖q̄))",
+                f", KL on the {self.baseline_support}'s top {self.support_top_k} (Eq. 15)",
+            ),
+            "optimal": ("(r(y) - E[r s]/E[s])", ", s = ‖∇log p‖² (Eq. 23)"),
         }[self.baseline or "none"]
-        return f"-(r(y) {baseline}) ∇log p(y), r(y) = log q(y) - log p(y)".replace("(r(y) (Eq. 3))", "r(y)")
+        reward = "log q(y) - log p(y)"
+        if self.reward_floor is not None:
+            reward = f"max({reward}, {self.reward_floor:.3g})"
+        return f"-{weight} ∇log p(y), r(y) = {reward}{about}"
 
 
 def _check_word(name: str, value: object, words: object) -> None:
