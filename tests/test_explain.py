@@ -104,6 +104,7 @@ def test_prompts_steps_and_tokens(write_recipe: Callable[..., Path]) -> None:
     text = explain(recipe, [], 3)
     assert told(text, "prompts") == "24 of 12 tokens on average; 6 held out"
     assert told(text, "steps") == "5 in 2.5 epochs"
+    assert told(text, "a run") == "at most 960 completion tokens, all steps together"
     assert told(text, "a step").startswith("24 sequences (processes 3 × gradient_accumulation_steps 2 ×")
     assert told(text, "a step").endswith("at most 192 completion tokens")
     assert told(explain(write_recipe(), [], 3), "steps") == "2, as max_steps says"
@@ -115,13 +116,37 @@ def test_prompts_that_are_too_long_do_not_count(write_recipe: Callable[..., Path
     recipe = write_recipe(dataset_name=str(data), answer_column=None, max_prompt_length=8, max_steps=None)
     text = explain(recipe, [], 1)
     assert told(text, "prompts") == "3 of 5 tokens on average; 2 dropped, empty or over 8"
-    assert told(text, "steps") == "1 in 1 epochs"
+    assert told(text, "steps") == "1 in 1 epoch"
 
 
 def test_prompts_that_are_not_there(write_recipe: Callable[..., Path]) -> None:
-    text = explain(write_recipe(dataset_name="someone/problems", max_steps=None), [], 1)
+    text = explain(write_recipe(dataset_name="someone/problems", max_steps=None, num_generations=3), [], 2)
     assert told(text, "prompts") == "not known: someone/problems is not on this machine"
-    assert told(text, "steps") == "not known, because the number of prompts is not"
+    assert told(text, "steps") == "not known, because the number of prompts is not: one for every 8, in 1 epoch"
+    assert told(text, "a run") == "not known, because the number of steps is not"
+    text = explain(write_recipe(dataset_name="someone/problems", max_steps=7), [], 2)
+    assert (told(text, "steps"), told(text, "a run").split(" tokens")[0]) == (
+        "7, as max_steps says", "at most 448 completion",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("recipe", "steps", "tokens"),
+    [  # ⌈(14,000 - 64) / 64⌉ and 10 ⌈1,890 / 64⌉ steps, of 64 · 2,048 tokens
+        ("qwen3-8b/opd_full.yaml", "about 218 in 1 epoch", "at most about 28,600,000"),
+        ("qwen3-1.7b-chemistry/vopd.yaml", "about 300 in 10 epochs", "at most about 39,300,000"),
+    ],
+)
+def test_the_papers_prompts_before_they_are_prepared(
+    recipe: str, steps: str, tokens: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
+    monkeypatch.chdir(tmp_path)  # a clone without data/
+    text = explain(Path("recipes") / recipe, [], 1)
+    assert told(text, "steps") == steps and told(text, "a run").startswith(f"{tokens} completion tokens")
+    assert "on this machine; python scripts/prepare_data.py recipes/data/" in told(text, "prompts")
+    mixed = ["--dataset_name", "null", "--dataset_mixture", "[{dataset_name: open-r1/DAPO-Math-17k}]"]
+    assert told(explain(Path("recipes") / recipe, mixed, 1), "steps").startswith("not known")
 
 
 def test_prompts_that_a_command_writes(

@@ -2,9 +2,11 @@
 
 What is printed is itself a recipe. Every field stands there with its value and, behind it, where the value came from:
 the file and line, the flag, or nobody, which makes it the default. Comments after them say what follows from the
-values: the gradient, the prompts, the optimiser steps, the tokens of a step and the memory.
+values: the gradient, the prompts, the optimiser steps, the tokens of a step and of the run, and the memory.
 
     steps = ⌈epochs · ⌈⌈⌈prompts / B⌉ / W⌉ / A⌉⌉    B prompts per device, W processes, A accumulated micro-batches
+
+Where the prompts are not on this machine yet, the paper's count of the same data gives about how many steps.
 
 No weights are read, no GPU is touched and no process group is started, even under a launcher. The network is asked for
 one thing at most: the configuration of a model that `recipes/model_configs` lacks.
@@ -16,6 +18,7 @@ import contextlib
 import math
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ from vopd_recipes.planner.fitting import verdict
 from vopd_recipes.planner.memory import GB, PHASES, plan
 from vopd_recipes.planner.setup import OF_THE_MACHINE, read_anywhere, read_setup
 from vopd_recipes.prompts import build_prompts, read_rows
+from vopd_recipes.published import prompts_of
 from vopd_recipes.recipe_text import RecipeError
 
 FLAG = "--explain"
@@ -34,6 +38,15 @@ _GPU_GB = 80
 # What launchers set for a process that is to meet others.
 _LAUNCHER = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _SOURCE_COLUMN = 50
+
+
+@dataclass(frozen=True)
+class _Prompts:
+    """How many train, how surely (`""`, `at most ` or `about `), and how that is known."""
+
+    count: int | None
+    surely: str
+    words: str
 
 
 def take_flag(words: list[str]) -> tuple[int, list[str]]:
@@ -70,12 +83,11 @@ def explain(path: Path, overrides: list[str], processes: int) -> str:
         recipe, texts = read_anywhere(path, overrides)
         lines = [f"# {path}, resolved; behind each value where it comes from", ""]
         lines += _fields(recipe, texts)
-        count, about_prompts = _prompts(recipe)
+        prompts = _prompts(recipe)
         told = {
             "gradient": f"{recipe.training.estimator.equation}, at each completion token",
-            "prompts": about_prompts,
-            "steps": _steps(recipe.training, count, processes),
-            "a step": _step(recipe.training, processes),
+            "prompts": prompts.words,
+            **_length(recipe.training, prompts, processes),
             "memory": _memory(path, overrides, processes),
         }
     return "\n".join([*lines, "", *(f"# {name + ':':10}{text}" for name, text in told.items())])
@@ -107,23 +119,25 @@ def _text(value: Any) -> str:
     return text.removesuffix("...\n").strip()
 
 
-def _prompts(recipe: Recipe) -> tuple[int | None, str]:
-    """How many train, as far as this machine can tell, and how that is known."""
-    names = [str(source["dataset_name"]) for source in recipe.data.sources()]
+def _prompts(recipe: Recipe) -> _Prompts:
+    """As far as this machine can tell."""
+    data = recipe.data
+    names = [str(source["dataset_name"]) for source in data.sources()]
     if absent := [name for name in names if not Path(name).exists()]:
-        return None, f"not known: {absent[0]} is not on this machine{_how_to_get(absent[0])}"
-    rows = read_rows(recipe.data, recipe.training.seed)
+        words = f"not known: {absent[0]} is not on this machine{_how_to_get(absent[0])}"
+        if (count := prompts_of(recipe.resolved())) is None:
+            return _Prompts(None, "", words)
+        return _Prompts(count - data.test_size, "about ", f"{words}; the paper has about {count:,}")
+    rows = read_rows(data, recipe.training.seed)
     if (tokenizer := _tokenizer(recipe.model)) is None:
-        limit = recipe.data.max_prompt_length
-        words = f"{len(rows[0]):,}, less those over {limit} tokens: the student's tokenizer is not on this machine"
-        return len(rows[0]), words
-    prompts = build_prompts(rows, recipe.data, tokenizer)
+        limit = f"less those over {data.max_prompt_length} tokens: the student's tokenizer is not on this machine"
+        return _Prompts(len(rows[0]), "at most ", f"{len(rows[0]):,}, {limit}")
+    prompts = build_prompts(rows, data, tokenizer)
     mean = sum(map(len, prompts.train["input_ids"])) / len(prompts.train)
     held_out = f"; {len(prompts.test):,} held out" if prompts.test is not None else ""
-    dropped = (
-        f"; {prompts.dropped:,} dropped, empty or over {recipe.data.max_prompt_length}" if prompts.dropped else ""
-    )
-    return len(prompts.train), f"{len(prompts.train):,} of {mean:.0f} tokens on average{held_out}{dropped}"
+    dropped = f"; {prompts.dropped:,} dropped, empty or over {data.max_prompt_length}" if prompts.dropped else ""
+    words = f"{len(prompts.train):,} of {mean:.0f} tokens on average{held_out}{dropped}"
+    return _Prompts(len(prompts.train), "", words)
 
 
 def _how_to_get(name: str) -> str:
@@ -153,22 +167,32 @@ def optimizer_steps(training: VOPDConfig, prompts: int, processes: int) -> int:
     return math.ceil(training.num_train_epochs * per_epoch)
 
 
-def _steps(training: VOPDConfig, prompts: int | None, processes: int) -> str:
-    if training.max_steps > 0:
-        return f"{training.max_steps}, as max_steps says"
-    if prompts is None:
-        return "not known, because the number of prompts is not"
-    return f"{optimizer_steps(training, prompts, processes):,} in {training.num_train_epochs:g} epochs"
-
-
-def _step(training: VOPDConfig, processes: int) -> str:
+def _length(training: VOPDConfig, prompts: _Prompts, processes: int) -> dict[str, str]:
+    """The steps, and the completion tokens of one of them and of all."""
     factors = {"processes": processes}
     for name in ("gradient_accumulation_steps", "per_device_train_batch_size", "num_generations"):
         factors[name] = int(getattr(training, name))
     sequences = math.prod(factors.values())
     tokens = sequences * training.max_completion_length
-    words = " × ".join(f"{name} {value}" for name, value in factors.items())
-    return f"{sequences:,} sequences ({words}), at most {tokens:,} completion tokens"
+    product = " × ".join(f"{name} {value}" for name, value in factors.items())
+    a_step = f"{sequences:,} sequences ({product}), at most {tokens:,} completion tokens"
+    if training.max_steps <= 0 and prompts.count is None:
+        each = sequences // training.num_generations
+        steps = f"not known, because the number of prompts is not: one for every {each:,}, {_epochs(training)}"
+        return {"steps": steps, "a step": a_step, "a run": "not known, because the number of steps is not"}
+    count = optimizer_steps(training, prompts.count or 0, processes)
+    if training.max_steps > 0:
+        surely, steps = "", f"{count:,}, as max_steps says"
+    else:
+        surely, steps = prompts.surely, f"{prompts.surely}{count:,} {_epochs(training)}"
+    whole = count * tokens
+    total = f"about {float(f'{whole:.3g}'):,.0f}" if surely == "about " else f"{whole:,}"
+    a_run = f"at most {total} completion tokens, all steps together"
+    return {"steps": steps, "a step": a_step, "a run": a_run}
+
+
+def _epochs(training: VOPDConfig) -> str:
+    return f"in {training.num_train_epochs:g} epoch{'' if training.num_train_epochs == 1 else 's'}"
 
 
 def _memory(path: Path, overrides: list[str], processes: int) -> str:

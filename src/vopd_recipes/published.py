@@ -52,6 +52,18 @@ def distilled(recipe: Mapping[str, Any]) -> dict[str, str]:
     return {}
 
 
+def prompts_of(recipe: Mapping[str, Any]) -> int | None:
+    """About how many prompts the paper has of a recipe's data; `None` where it has not that data, or of a mixture.
+
+    Args:
+        recipe: fields of a run.
+    """
+    if recipe.get("dataset_mixture"):
+        return None
+    (name,) = datasets_of(recipe)
+    return next((count for data, count in _NUMBERS["prompts"].items() if data in name.lower()), None)
+
+
 def datasets_of(recipe: Mapping[str, Any]) -> list[str]:
     """The data sets a run trained on, by name."""
     sources = recipe.get("dataset_mixture") or [{"dataset_name": recipe.get("dataset_name")}]
