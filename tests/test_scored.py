@@ -52,7 +52,7 @@ def test_equals_the_local_estimator(logits, name) -> None:
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-5)])
-@pytest.mark.parametrize("case", ["plain", "ragged", "softcap", "weights", "no token", "frozen"])
+@pytest.mark.parametrize("case", ["plain", "ragged", "softcap", "weights", "no token", "frozen", "shared"])
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_one_sweep_equals_its_definition(name, case, dtype, tolerance) -> None:
     estimator = ESTIMATORS[name]
@@ -66,9 +66,10 @@ def test_one_sweep_equals_its_definition(name, case, dtype, tolerance) -> None:
     weight, bias = (normal(61, 16) / 4).requires_grad_(case != "frozen"), normal(61).requires_grad_(case != "frozen")
     head = Head(weight, bias, 0.7, 3.0) if case == "softcap" else Head(weight, bias)
     products = hidden @ weight.t() + bias
-    logits = products if case != "softcap" else 3 * torch.tanh(0.7 * products / 3)
-    targets = torch.randint(61, (count,), generator=generator)
-    scores = scores_of(logits, normal(count, 61), targets, estimator)
+    vocabulary = 47 if case == "shared" else 61
+    logits = (products if case != "softcap" else 3 * torch.tanh(0.7 * products / 3))[:, :vocabulary]
+    targets = torch.randint(vocabulary, (count,), generator=generator)
+    scores = scores_of(logits, normal(count, vocabulary), targets, estimator)
     scores.support_ids[count // 2 :, -2:] = -1  # rows with a smaller support
     options = {"rollout_logprobs": -4 + normal(count)}
     if case == "weights":
@@ -77,7 +78,8 @@ def test_one_sweep_equals_its_definition(name, case, dtype, tolerance) -> None:
     trained = [tensor for tensor in (hidden, weight, bias) if tensor.requires_grad]
     expected_gradients = torch.autograd.grad(expected, trained, retain_graph=True)
     chunk_size = 5 if case == "ragged" else None
-    loss, fused_stats = scored_loss(hidden, head, targets, scores, estimator, chunk_size=chunk_size, **options)
+    options |= {"vocabulary": vocabulary, "chunk_size": chunk_size}
+    loss, fused_stats = scored_loss(hidden, head, targets, scores, estimator, **options)
     gradients = torch.autograd.grad(loss, trained)
     torch.testing.assert_close(loss, expected, atol=tolerance, rtol=tolerance)
     for gradient, wanted in zip(gradients, expected_gradients):
@@ -94,26 +96,31 @@ def answer(teacher_logp: torch.Tensor, token: int, k: int) -> dict[str, dict[str
     return {str(index): {"logprob": teacher_logp[index].item(), "rank": 1} for index in [token, *top]}
 
 
-def mean_gradient(student, teacher_logp, estimator: Estimator, scores_for) -> torch.Tensor:
-    """Σ_y p(y) g(y) of one position, over every token that could have been sampled."""
-    vocabulary = student.shape[1]
-    targets = torch.arange(vocabulary)
-    logits = student.expand(vocabulary, -1).clone().requires_grad_()
+def mean_gradient(student, teacher_logp, estimator: Estimator, scores_for, vocabulary: int) -> torch.Tensor:
+    """Σ_y p(y) g(y) of one position, over every token that could have been sampled; the head is the identity."""
+    size = student.shape[1]
+    hidden = student.expand(vocabulary, -1).clone().requires_grad_()
     parts = [scores_for(teacher_logp[0], token) for token in range(vocabulary)]
     scores = Scores(*(torch.cat([getattr(part, name) for part in parts]) for name in Scores.__dataclass_fields__))
-    loss, _ = reference_scored_loss(
-        logits, targets, scores, estimator, token_weights=torch.ones(vocabulary, dtype=torch.float64)
-    )
-    (gradient,) = torch.autograd.grad(loss, logits)
-    return (student.softmax(-1).t() * gradient).sum(0)
+    scores.support_ids[scores.support_ids >= vocabulary] = -1
+    weights = torch.ones(vocabulary, dtype=torch.float64)
+    head, targets = Head(torch.eye(size, dtype=torch.float64)), torch.arange(vocabulary)
+    loss, _ = scored_loss(hidden, head, targets, scores, estimator, vocabulary=vocabulary, token_weights=weights)
+    (gradient,) = torch.autograd.grad(loss, hidden)
+    return (student[:, :vocabulary].softmax(-1).t() * gradient).sum(0)
 
 
-def test_the_support_of_an_answer_does_not_depend_on_the_sampled_token(logits) -> None:
-    """So the gradient's mean over all tokens is that of the KL; with the sampled token left in, it is not."""
+@pytest.mark.parametrize("vocabulary", [31, 19])
+def test_the_support_of_an_answer_does_not_depend_on_the_sampled_token(logits, vocabulary: int) -> None:
+    """So the gradient's mean over all tokens is that of the KL; with the sampled token left in, it is not.
+
+    With fewer shared tokens than the student's head has: no token beyond is sampled, nor changed.
+    """
     student, teacher_logp = logits[0][:1], logits[1][:1].log_softmax(-1)
     differentiable = student.clone().requires_grad_()
-    logp = differentiable.log_softmax(-1)
-    (expected,) = torch.autograd.grad((logp.exp() * (logp - teacher_logp)).sum(), differentiable)
+    logp = differentiable[:, :vocabulary].log_softmax(-1)
+    kl = (logp.exp() * (logp - teacher_logp[:, :vocabulary])).sum()  # but for a constant, whatever q has beyond
+    (expected,) = torch.autograd.grad(kl, differentiable)
 
     def parsed(row, token):
         scores = read_scores([answer(row, token, K)], [token], K)
@@ -126,9 +133,9 @@ def test_the_support_of_an_answer_does_not_depend_on_the_sampled_token(logits) -
         return Scores(row[token][None], ids, row[ids])
 
     for name in ("none", "constant", "teacher"):
-        mean = mean_gradient(student, teacher_logp, ESTIMATORS[name], parsed)
+        mean = mean_gradient(student, teacher_logp, ESTIMATORS[name], parsed, vocabulary)
         torch.testing.assert_close(mean, expected[0], atol=1e-10, rtol=0)
-    biased = mean_gradient(student, teacher_logp, ESTIMATORS["teacher"], careless)
+    biased = mean_gradient(student, teacher_logp, ESTIMATORS["teacher"], careless, vocabulary)
     assert (biased - expected[0]).norm() > 1e-3
 
 

@@ -8,8 +8,11 @@ chosen without looking at y. That is enough for
     value_topk  b = -KL(p̄‖q̄) on the support, both renormalised there (Eq. 15)
 
 with the gradient of `fused.py`, A (p - 1[y]) ρ, swept the same way with one projection instead of two. The exact
-KL(p‖q) is not: `TokenStats.reverse_kl` is -r(y) here, its unbiased estimate from one sample. log q is the server's,
-over its whole vocabulary: where that is padded further than the student's, the tokens beyond have next to no weight.
+KL(p‖q) is not: `TokenStats.reverse_kl` is -r(y) here, its unbiased estimate from one sample.
+
+p is the student's distribution over the tokens that both models name, for that is what y was drawn from: normalised
+over a longer head, E[∇log p] would not be zero and every baseline would move the mean gradient. log q is the server's,
+over its own whole vocabulary; what it gives to tokens beyond shifts r by a constant, which moves no mean.
 """
 
 from __future__ import annotations
@@ -92,6 +95,7 @@ def scored_loss(
     scores: Scores,
     estimator: Estimator,
     *,
+    vocabulary: int | None = None,
     token_weights: Tensor | None = None,
     rollout_logprobs: Tensor | None = None,
     chunk_size: int | None = None,
@@ -104,6 +108,8 @@ def scored_loss(
         targets: [N] int64 sampled tokens.
         scores: of the same tokens; only `value_topk` reads its support.
         estimator: `divergence: sampled` with one of the three baselines above.
+        vocabulary: tokens from this id on are never sampled; p is renormalised below it, and the head's rows beyond
+            get no gradient. Default: all of the head's.
         token_weights: [N] weights w; default 1/N.
         rollout_logprobs: [N] log-probabilities under the sampler, for the importance weight.
         chunk_size: tokens per chunk; the default fills `fused.BUFFER_BYTES`.
@@ -111,15 +117,16 @@ def scored_loss(
     Returns:
         The scalar loss, in float32 (float64 for float64 inputs), and the `TokenStats`, without gradient variances.
     """
-    count, vocabulary, device = len(targets), len(head.weight), hidden.device
+    shared = head.shared(len(head.weight) if vocabulary is None else vocabulary)
+    count, device = len(targets), hidden.device
     dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     if token_weights is None:
         token_weights = torch.full((count,), 1 / max(count, 1), dtype=dtype, device=device)
     if chunk_size is None:
         budget = BUFFER_BYTES["cpu" if device.type == "cpu" else "cuda"]
-        chunk_size = max(1, budget // (vocabulary * dtype.itemsize))
+        chunk_size = max(1, budget // (len(shared.weight) * dtype.itemsize))
     sweep = _Sweep(
-        head, targets, scores, estimator, token_weights.detach().to(dtype), rollout_logprobs, chunk_size, dtype
+        shared, targets, scores, estimator, token_weights.detach().to(dtype), rollout_logprobs, chunk_size, dtype
     )
     with torch.autocast(device.type, enabled=False):
         loss = _ScoredLoss.apply(hidden, head.weight, head.bias, sweep)
@@ -131,8 +138,8 @@ def student_support(hidden: Tensor, head: Head, k: int, vocabulary: int, chunk_s
     chosen = []
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         for rows in hidden.detach().split(chunk_size):
-            logits = _logits(head, rows, torch.float64 if rows.dtype == torch.float64 else torch.float32)
-            chosen.append(logits[:, :vocabulary].topk(min(k, vocabulary), dim=-1).indices)
+            dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
+            chosen.append(_logits(head.shared(vocabulary), rows, dtype).topk(min(k, vocabulary), dim=-1).indices)
     return torch.cat(chosen) if chosen else torch.empty(0, k, dtype=torch.long, device=hidden.device)
 
 
@@ -151,7 +158,7 @@ class _Sweep:
 
     def __init__(
         self,
-        head: Head,
+        head: Head,  # of the shared vocabulary
         targets: Tensor,
         scores: Scores,
         estimator: Estimator,

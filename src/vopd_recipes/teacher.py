@@ -206,6 +206,7 @@ class ServerView:
             batch.targets,
             scores.to(hidden.device),
             estimator,
+            vocabulary=self._teacher.vocabulary,
             token_weights=weights,
             rollout_logprobs=batch.rollout_logprobs,
         )
