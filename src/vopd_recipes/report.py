@@ -37,8 +37,16 @@ def series(history: list[dict[str, Any]], name: str | None) -> tuple[list[int], 
 
 
 def history_of(run: Path) -> list[dict[str, Any]]:
-    """A finished run's log history."""
-    return json.loads((run / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
+    """A finished run's log history.
+
+    Raises:
+        RunError: its trainer state does not hold one.
+    """
+    path = run / "trainer_state.json"
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8"))["log_history"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path}: not a trainer's state ({error})") from error
 
 
 def compare_runs(runs: list[Path]) -> str:

@@ -59,7 +59,8 @@ def finish_run(trainer: VOPDTrainer) -> None:
         for path in sorted(staging.iterdir(), key=lambda path: path.name in ("config.json", "adapter_config.json")):
             path.replace(folder / path.name)
         shutil.rmtree(staging)
-        trainer.state.save_to_json(str(folder / "trainer_state.json"))
+        with written_whole(folder / "trainer_state.json") as temporary:  # where it is, the run counts as finished
+            trainer.state.save_to_json(str(temporary))
         plot_training(trainer.state.log_history, folder)
     trainer.accelerator.wait_for_everyone()
 
