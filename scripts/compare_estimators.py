@@ -6,40 +6,50 @@ overridden as in scripts/run_vopd.py.
 
 import argparse
 import os
+import signal
 import sys
 from pathlib import Path
 
-from vopd_recipes.config import load_recipe
-from vopd_recipes.evidence.outcome import METHODS, execute, plan
+from vopd_recipes.evidence.execution import execute, locked
+from vopd_recipes.evidence.outcome import METHODS, Run, check_runs, plan
 from vopd_recipes.evidence.outcome_report import write_report
 from vopd_recipes.recipe_text import RecipeError, nearest
+
+
+def planned(words: argparse.Namespace, output: Path) -> list[Run]:
+    if words.seeds < 2 or words.jobs < 1:
+        raise RecipeError("--seeds must be at least 2, --jobs at least 1")
+    for name in words.methods.split(","):
+        if name not in METHODS:
+            raise RecipeError(f"--methods: no method '{name}'{nearest(name, METHODS)}")
+    return plan(output, [METHODS[name] for name in words.methods.split(",")], range(words.seeds))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("recipe", type=Path)
-    parser.add_argument("--output", type=Path, default=Path("data/evidence/estimators"), help="%(default)s")
+    parser.add_argument("--output", type=Path, help="default: data/evidence/ and the name of the recipe's folder")
     parser.add_argument("--methods", default=",".join(METHODS), help="separated by commas (%(default)s)")
     parser.add_argument("--seeds", type=int, default=5, help="how many, from 0 (%(default)s)")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at a time: cores")
     parser.add_argument("--target", type=float, help="held-out reverse KL to reach; default: where OPD ends")
     words, flags = parser.parse_known_args()
+    output = words.output or Path("data/evidence") / words.recipe.resolve().parent.name
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the runs end with this command, however it is ended
     try:
-        if words.seeds < 2 or words.jobs < 1:
-            raise RecipeError("--seeds must be at least 2, --jobs at least 1")
-        for name in words.methods.split(","):
-            if name not in METHODS:
-                raise RecipeError(f"--methods: no method '{name}'{nearest(name, METHODS)}")
-        runs = plan(words.output, [METHODS[name] for name in words.methods.split(",")], range(words.seeds))
-        for run in runs[: len(words.methods.split(","))]:
-            load_recipe(str(words.recipe), [*flags, *run.method.flags])  # what is wrong is wrong in all
-        failed = execute(runs, words.recipe, flags, words.jobs)
-        print(write_report([run for run in runs if run.done], words.output, words.target))
+        runs = planned(words, output)
+        check_runs(runs, words.recipe, flags)
+        with locked(output) as lock:
+            failed = execute(runs, words.recipe, flags, words.jobs, lock)
+            for run, reason in failed.items():
+                print(f"error: {run.folder.name}: {reason} (log: {run.log})", file=sys.stderr)
+            print(write_report([run for run in runs if run.done], output, words.target))
     except RecipeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for run, reason in failed.items():
-        print(f"error: {run.folder.name}: {reason} (log: {run.log})", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on", file=sys.stderr)
+        return 130
     return 1 if failed else 0
 
 

@@ -2,22 +2,31 @@
 
 import json
 import math
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+import yaml
+from transformers import AutoModelForCausalLM, TrainerState
 
+from vopd_recipes.checkpoints import mark_complete
 from vopd_recipes.config import load_recipe
 from vopd_recipes.estimators import Estimator, reference_loss
 from vopd_recipes.evidence.baselines import measure_baselines, write_baselines
+from vopd_recipes.evidence.execution import execute, locked
 from vopd_recipes.evidence.measurement import freeze
-from vopd_recipes.evidence.outcome import METHODS, Run, plan
+from vopd_recipes.evidence.outcome import METHODS, Run, check_runs, plan
 from vopd_recipes.evidence.outcome_report import interval, paired, write_report
+from vopd_recipes.models import load_student, load_teacher, load_tokenizer
+from vopd_recipes.prompts import build_prompts, read_rows
 from vopd_recipes.recipe_text import RecipeError
 from vopd_recipes.report import history_of, series
+from vopd_recipes.run import finish_run
+from vopd_recipes.trainer import VOPDTrainer
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,6 +50,11 @@ def test_pairs_cancel_what_seeds_share() -> None:
 def test_every_seed_of_all_methods_comes_before_the_next(tmp_path: Path) -> None:
     runs = plan(tmp_path, [METHODS["opd"], METHODS["vopd"]], range(2))
     assert [run.folder.name for run in runs] == ["opd-seed0", "vopd-seed0", "opd-seed1", "vopd-seed1"]
+
+
+def test_a_method_named_twice_runs_once(tmp_path: Path) -> None:
+    runs = plan(tmp_path, [METHODS["opd"], METHODS["vopd"], METHODS["opd"]], range(1))
+    assert [run.folder.name for run in runs] == ["opd-seed0", "vopd-seed0"]
 
 
 def finished(folder: Path, name: str, seed: int, values: list[float]) -> Run:
@@ -86,6 +100,130 @@ def test_runs_that_cannot_be_compared(tmp_path: Path) -> None:
         write_report([one], tmp_path)
 
 
+# Runs that are there already -----------------------------------------------------------------------------------------
+
+
+def began(recipe: Path, run: Run, *flags: str, checkpoint: bool = False, done: bool = True) -> Run:
+    """A run as `scripts/run_vopd.py` leaves it: its resolved recipe, and how far it came."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    resolved = load_recipe(recipe, [*flags, *run.flags]).resolved()
+    (run.folder / "recipe.yaml").write_text(yaml.safe_dump(resolved))
+    if checkpoint:
+        mark_complete(run.folder / "checkpoint-1")
+    if done:
+        (run.folder / "trainer_state.json").write_text(json.dumps({"log_history": [{"step": 1, "loss": 1.0}]}))
+    return run
+
+
+@pytest.mark.parametrize(
+    ("trained_with", "compared_with", "message"),
+    [
+        (["--learning_rate", "0.1"], [], r"opd-seed0: holds a run with learning_rate: 0.1, not 0.001; name another"),
+        ([], ["--weight_decay", "0.5"], "holds a run with weight_decay: 0.0, not 0.5"),  # not in the recipe that was
+        (["--max_test_prompts", "3"], [], "holds a run with max_test_prompts: 3, not None"),  # another yardstick
+        ([], ["--report_to", "none", "--save_steps", "7", "--save_total_limit", "1"], None),
+    ],
+)
+def test_runs_of_another_recipe_are_not_taken_over(write_recipe, tmp_path, trained_with, compared_with, message):
+    recipe = write_recipe()
+    runs = plan(tmp_path / "runs", [METHODS["opd"]], range(2))
+    check_runs(runs, recipe, [])  # nothing is there yet
+    began(recipe, runs[0], *trained_with)
+    if message is None:
+        check_runs(runs, recipe, compared_with)
+        return
+    with pytest.raises(RecipeError, match=message):
+        check_runs(runs, recipe, compared_with)
+
+
+def test_a_run_of_another_method_or_seed_is_not_taken_over(write_recipe, tmp_path: Path) -> None:
+    recipe = write_recipe()
+    opd, vopd, second = (
+        Run(METHODS[name], seed, tmp_path / "x") for name, seed in (("opd", 0), ("vopd", 0), ("opd", 1))
+    )
+    began(recipe, opd)
+    check_runs([opd], recipe, [])
+    for other, field in ((vopd, "baseline: none, not value"), (second, "seed: 0, not 1")):
+        with pytest.raises(RecipeError, match=f"holds a run with {field}"):
+            check_runs([other], recipe, [])
+    (opd.folder / "recipe.yaml").unlink()
+    with pytest.raises(RecipeError, match="nobody knows what was trained there"):
+        check_runs([opd], recipe, [])
+
+
+def test_a_run_that_was_cut_off_is_held_to_its_recipe_where_it_goes_on(write_recipe, tmp_path: Path) -> None:
+    """Without a whole checkpoint it begins anew, whatever it was."""
+    recipe = write_recipe()
+    (run,) = plan(tmp_path, [METHODS["opd"]], range(1))
+    began(recipe, run, "--eval_steps", "5", done=False)
+    check_runs([run], recipe, [])
+    began(recipe, run, "--eval_steps", "5", checkpoint=True, done=False)
+    with pytest.raises(RecipeError, match="holds a run with eval_steps: 5.0, not None"):
+        check_runs([run], recipe, [])
+    check_runs([run], recipe, ["--eval_steps", "5"])
+
+
+def test_a_recipe_of_an_earlier_version_lacks_a_field(write_recipe, tmp_path: Path) -> None:
+    recipe = write_recipe()
+    (run,) = plan(tmp_path, [METHODS["opd"]], range(1))
+    path = began(recipe, run).folder / "recipe.yaml"
+    fields = yaml.safe_load(path.read_text())
+    del fields["importance_sampling_cap"], fields["chat_template_kwargs"]  # as if they had come later
+    path.write_text(yaml.safe_dump(fields))
+    check_runs([run], recipe, [])
+    with pytest.raises(RecipeError, match="importance_sampling_cap: 2.0, not 3.0"):
+        check_runs([run], recipe, ["--importance_sampling_cap", "3"])
+
+
+def test_a_run_is_done_when_its_state_is_whole(tmp_path: Path) -> None:
+    (run,) = plan(tmp_path, [METHODS["opd"]], range(1))
+    assert not run.done
+    run.folder.mkdir()
+    for text, done in (("", False), ('{"log_history": [{"st', False), ("[]", False), ('{"log_history": [{}]}', True)):
+        (run.folder / "trainer_state.json").write_text(text)
+        assert run.done == done
+
+
+def test_a_state_that_was_cut_off_is_no_state(write_recipe, monkeypatch) -> None:
+    """A process that is killed while it writes the last file has not finished its run."""
+    recipe = load_recipe(write_recipe())
+    tokenizer = load_tokenizer(recipe.model)
+    prompts = build_prompts(read_rows(recipe.data, 0), recipe.data, tokenizer).train
+    models = load_student(recipe.model), load_teacher(recipe.model)
+    trainer = VOPDTrainer(*models, recipe.training, processing_class=tokenizer, train_dataset=prompts)
+
+    def killed(state: TrainerState, json_path: str) -> None:
+        Path(json_path).write_text('{"log_history": [{"st')
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainerState, "save_to_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        finish_run(trainer)
+    run = Run(METHODS["opd"], 0, trainer.output_dir)
+    assert not run.done and not (run.folder / "trainer_state.json").exists()
+    monkeypatch.undo()
+    trainer.state.log_history.append({"step": 1, "loss": 1.0})
+    finish_run(trainer)
+    assert run.done
+
+
+def test_what_hinders_a_run_is_its_failure_and_no_others(write_recipe, tmp_path: Path) -> None:
+    runs = [began(write_recipe(), run) for run in plan(tmp_path / "runs", [METHODS["opd"]], range(2))]
+    (runs[0].folder / "trainer_state.json").unlink()
+    runs[0].log.mkdir()
+    with locked(tmp_path / "runs") as lock:
+        failed = execute(runs, tmp_path / "recipe.yaml", [], 1, lock)
+    assert list(failed) == [runs[0]] and "Is a directory" in failed[runs[0]]
+
+
+def test_one_comparison_at_a_time_in_a_folder(tmp_path: Path) -> None:
+    refused = pytest.raises(RecipeError, match="another comparison, or a run it left behind, is at work there")
+    with locked(tmp_path), refused, locked(tmp_path):
+        pass
+    with locked(tmp_path):
+        pass
+
+
 @pytest.mark.slow  # six real runs: the command's promise is about processes
 def test_a_failed_run_costs_no_other_and_the_rest_goes_on(write_recipe, tmp_path: Path) -> None:
     recipe = write_recipe(dataset_test_split="test", eval_strategy="steps", eval_steps=1, eval_on_start=True)
@@ -111,6 +249,42 @@ def test_a_failed_run_costs_no_other_and_the_rest_goes_on(write_recipe, tmp_path
     ]
     assert len({curve[-1] for curve in curves}) == 3  # three estimators
     assert len({curve[0] for curve in curves}) == 1  # of one student
+
+
+@pytest.mark.slow  # two real runs that fail: what they said must not be lost with the table
+def test_reasons_are_told_where_nothing_can_be_compared(write_recipe, tmp_path: Path) -> None:
+    recipe = write_recipe(model_name_or_path=str(tmp_path / "no-such-student"))
+    words = [sys.executable, "scripts/compare_estimators.py", str(recipe), "--output", str(tmp_path / "runs")]
+    words += ["--methods", "opd", "--seeds", "2"]
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "opd-seed0.log").write_text("error: no-such-file, printed before it was cut off\n")
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert {error.split(":")[1].strip() for error in errors[:2]} == {"opd-seed0", "opd-seed1"}
+    assert sum("no-such-student" in error for error in errors) == 2
+    assert "no method has two finished seeds" in errors[-1]
+    before, command, *printed = (tmp_path / "runs" / "opd-seed0.log").read_text().splitlines()
+    assert "printed before" in before and command.startswith("$ ") and "no-such-student" in printed[-1]
+
+
+@pytest.mark.slow  # two real runs that would take minutes
+@pytest.mark.parametrize("way", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_the_runs(write_recipe, tmp_path: Path, way: signal.Signals) -> None:
+    output = tmp_path / "runs"
+    words = [sys.executable, "scripts/compare_estimators.py", str(write_recipe(max_steps=100_000))]
+    words += ["--output", str(output), "--methods", "opd", "--seeds", "2", "--jobs", "1"]
+    process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(output.glob("opd-seed0/completions/*")):  # it trains
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    process.send_signal(way)
+    _, printed = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted: the same command goes on" in printed and "Traceback" not in printed
+    with locked(output):  # which every run holds while it lives
+        assert not (output / "opd-seed1.log").exists()
 
 
 def test_an_unknown_method_or_field_is_one_line(write_recipe) -> None:

@@ -1,22 +1,23 @@
-"""Every method times every seed on one recipe: the runs, several at a time, resumable, each on its own.
+"""Every method times every seed on one recipe: which runs that makes, and whether those that are there belong to it.
 
-A run is `scripts/run_vopd.py` itself in a process of its own, so that it is what a user would get. A run that is done
-is not done again, one that was cut off goes on from its last checkpoint, and one that fails costs no other.
+A folder of runs outlives the command that began it. So every run that is taken over, trained to its end or cut off, is
+held to its own `recipe.yaml`: a difference in one field, and what would be compared is something else.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from enum import Enum
 from pathlib import Path
+from typing import Any
 
-from tqdm import tqdm
+import yaml
 
-SCRIPT = Path(__file__).parents[3] / "scripts" / "run_vopd.py"
+from vopd_recipes.checkpoints import RECIPE, last_complete_checkpoint
+from vopd_recipes.config import DataConfig, ModelConfig, VOPDConfig, load_recipe
+from vopd_recipes.recipe_text import RecipeError
+from vopd_recipes.report import RunError, history_of
 
 
 @dataclass(frozen=True)
@@ -38,15 +39,15 @@ def _sampled(name: str, title: str, baseline: str, *more: str) -> Method:
     return Method(name, title, ("--divergence", "sampled", "--baseline", baseline, *more))
 
 
-def _exact(name: str, title: str, divergence: str) -> Method:
-    return Method(name, title, ("--divergence", divergence, "--baseline", "none"))
+def _exact(name: str, title: str, divergence: str, *more: str) -> Method:
+    return Method(name, title, ("--divergence", divergence, "--baseline", "none", *more))
 
 
 _ALL = (
     _sampled("opd", "OPD", "none"),
     _sampled("opd_constant", "OPD as released (constant 1)", "constant", "--baseline_constant", "1"),
     _exact("opd_full", "OPD full", "full"),
-    _exact("opd_topk", "OPD top-k (20)", "topk"),
+    _exact("opd_topk", "OPD top-k (20)", "topk", "--support_top_k", "20"),
     _sampled("vopd", "vOPD", "value"),
     *(
         _sampled(f"vopd_topk_{k}", f"vOPD top-k ({k})", "value_topk", "--support_top_k", str(k))
@@ -55,6 +56,19 @@ _ALL = (
     _sampled("vopd_optimal", "vOPD, optimal baseline", "optimal"),
 )  # fmt: skip
 METHODS = {method.name: method for method in _ALL}
+
+# Fields that change nothing of what is compared: where a run is kept, what it prints, saves and sends.
+_ELSEWHERE = (
+    "output_dir",
+    "disable_tqdm",
+    "resume_from_checkpoint",
+    "run_name",
+    "report_to",
+    "project",
+    "logging_dir",
+)
+_ELSEWHERE_BEGINNINGS = ("save_", "hub_", "push_to_hub", "trackio")
+_FIELDS = {item.name: item for part in (ModelConfig, DataConfig, VOPDConfig) for item in fields(part)}
 
 
 @dataclass(frozen=True)
@@ -72,9 +86,18 @@ class Run:
     folder: Path
 
     @property
+    def flags(self) -> list[str]:
+        """What makes it differ from the recipe and from the other runs."""
+        own = ["--seed", str(self.seed), "--output_dir", str(self.folder), "--disable_tqdm", "true"]
+        return [*self.method.flags, *own]
+
+    @property
     def done(self) -> bool:
-        """Whether it was trained to its end."""
-        return (self.folder / "trainer_state.json").is_file()
+        """Whether it was trained to its end: its trainer state is there, and is whole."""
+        try:
+            return bool(history_of(self.folder))
+        except (OSError, RunError):
+            return False
 
     @property
     def log(self) -> Path:
@@ -83,46 +106,57 @@ class Run:
 
 
 def plan(output: Path, methods: Sequence[Method], seeds: Sequence[int]) -> list[Run]:
-    """Every run, seed by seed: cut off anywhere, the methods that are there can be compared."""
-    return [Run(method, seed, output / f"{method.name}-seed{seed}") for seed in seeds for method in methods]
+    """Every run once, seed by seed: cut off anywhere, the methods that are there can be compared."""
+    once = dict.fromkeys(methods)
+    return [Run(method, seed, output / f"{method.name}-seed{seed}") for seed in seeds for method in once]
 
 
-def execute(runs: Sequence[Run], recipe: Path, flags: Sequence[str], jobs: int) -> dict[Run, str]:
-    """Train what is not done yet; the runs that failed, with the last line each printed.
+def check_runs(runs: Sequence[Run], recipe: Path, flags: Sequence[str]) -> None:
+    """Hold every run that is done, or that would go on from a checkpoint, to the recipe that is to be compared.
 
     Args:
         runs: all of them.
         recipe: of all.
         flags: for all, `--field value`.
-        jobs: how many run at a time; the cores are divided among them.
+
+    Raises:
+        RecipeError: a recipe that is wrong, or a run of another one: the field, both values, and the way out.
     """
-    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    waiting = [run for run in runs if not run.done]
-    failed: dict[Run, str] = {}
-    with (
-        ThreadPoolExecutor(jobs) as pool,
-        tqdm(total=len(runs), initial=len(runs) - len(waiting), desc="Runs", unit="run") as bar,
-    ):
-        started = {pool.submit(_train, run, recipe, flags, environment): run for run in waiting}
-        for future in as_completed(started):
-            run = started[future]
-            if future.result() != 0 or not run.done:
-                failed[run] = _last_line(run.log)
-            bar.update()
-            bar.set_postfix_str(f"{len(failed)} failed" if failed else "")
-    return failed
+    for run in runs:
+        asked = yaml.safe_load(yaml.safe_dump(load_recipe(recipe, [*flags, *run.flags]).resolved()))
+        if not run.done and last_complete_checkpoint(run.folder) is None:
+            continue  # it begins anew, and writes its recipe again
+        if (name := _first_difference(before := _recipe_of(run), asked)) is not None:
+            was, wanted = _value(before, name), _value(asked, name)
+            raise RecipeError(
+                f"{run.folder}: holds a run with {name}: {was}, not {wanted}; name another --output, or remove it"
+            )
 
 
-def _train(run: Run, recipe: Path, flags: Sequence[str], environment: dict[str, str]) -> int:
-    run.folder.parent.mkdir(parents=True, exist_ok=True)
-    words = [sys.executable, str(SCRIPT), str(recipe), *flags, *run.method.flags]
-    words += ["--seed", str(run.seed), "--output_dir", str(run.folder), "--disable_tqdm", "true"]
-    with run.log.open("w", encoding="utf-8") as log:
-        return subprocess.run(words, stdout=log, stderr=subprocess.STDOUT, env=environment).returncode
+def _recipe_of(run: Run) -> dict[str, Any]:
+    path = run.folder / RECIPE
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"{path}: cannot be read, so nobody knows what was trained there ({error})") from None
+    if not isinstance(found, dict):
+        raise RecipeError(f"{path}: holds no fields, so nobody knows what was trained there; remove {run.folder}")
+    return found
 
 
-def _last_line(log: Path) -> str:
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    errors = [line for line in lines if "error: " in line]
-    return (errors or lines or ["it printed nothing"])[-1].strip()
+def _first_difference(before: dict[str, Any], asked: dict[str, Any]) -> str | None:
+    """The first field that tells the recipes apart."""
+    for name in dict.fromkeys([*asked, *before]):
+        elsewhere = name in _ELSEWHERE or name.startswith(_ELSEWHERE_BEGINNINGS)
+        if not elsewhere and _value(before, name) != _value(asked, name):
+            return name
+    return None
+
+
+def _value(recipe: dict[str, Any], name: str) -> Any:
+    """A field as it was trained with: the default where a recipe, of an earlier version perhaps, does not have it."""
+    if name in recipe or name not in _FIELDS:
+        return recipe.get(name)
+    factory, default = _FIELDS[name].default_factory, _FIELDS[name].default
+    value = factory() if callable(factory) else default
+    return value.value if isinstance(value, Enum) else value
