@@ -2,6 +2,7 @@
 
 import random
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -124,9 +125,46 @@ def test_words() -> None:
     assert words_of(r"Let \( \frac{1}{2} x_{1} \le (y^2 \u2212 1) \)".replace(r"\u2212", "\u2212")) == words_of(
         r"let $\tfrac{1}{2}x_1\le(y^2-1)$"
     )
-    assert words_of("A well-known ½ x-1") == "a well known 1 2 x - 1"
+    assert words_of("A well-known ½ x-1") == "a well known frac 1 2 x - 1"
     assert words_of("所有整数n") == "所 有 整 数 n"
     assert words_of("?!") == ""
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (r"a $30^\circ-60^\circ-90^{\circ}$ triangle", "a 30°-60°-90° triangle"),
+        (
+            r"\frac12 + \frac 1 2 + \dfrac{1}2 + \tfrac1{2} + 2½",
+            r"\frac{1}{2}" + r"+ \frac{1}{2}" * 3 + r"+ 2\frac{1}{2}",
+        ),
+        (r"\frac{\frac12}3 \frac ab \frac\pi2 \sqrt23", r"\frac{\frac{1}{2}}{3} \frac{a}{b} \frac{\pi}{2} \sqrt{2}3"),
+        ("1,000,000 and (10,500)", "1000000 and (10500)"),
+        (r"1{,}000{,}000 1\,000\,000 1,\!000,\!000", "1000000 " * 3),
+        (r"1, \ldots, n \dots a \cdots b", "1, ..., n … a ... b"),
+        (r"2\cdot 3\times4 \div 5", "2·3×4 ÷ 5"),
+        (r"\angle A \leq 3 \ge 2 \neq \sqrt{2}\pi \le 1", "∠A ≤ 3 ≥ 2 ≠ √2π <= 1"),
+        (r"\alpha\beta \in \mathbb{R}, f^{\prime}(x)\to\infty", "αβ ∈ ℝ, f'(x)→∞"),
+        ("x^{2} 10^{-2}", "x² 10⁻²"),
+        (r"\begin{align*} x \end{align*}", r"\[x\]"),
+    ],
+)
+def test_typesetting_makes_no_difference(one: str, other: str) -> None:
+    assert words_of(one) == words_of(other) != ""
+
+
+def test_what_is_different_stays_different() -> None:
+    lists = [["1,2", "12"], ["1, 200", "1200"], [r"\frac{1}{2}", r"\frac{12}{}"], ["102", "10²"], ["2½", "21/2"]]
+    lists += [["x ≤ 3", "x ≥ 3", "x < 3"], ["1,000,50", "100050"], [r"2 \cdots 3", r"2 \cdot 3"]]
+    for texts in lists:
+        assert len({words_of(text) for text in texts}) == len(texts)
+
+
+def test_a_megabyte_of_combining_marks_takes_no_minutes() -> None:
+    started = time.perf_counter()
+    assert words_of("a" + "\u0301\u0327" * 250_000)
+    assert not_english(problems(["a" + "\u0301\u0327" * 250_000])) == [None]
+    assert time.perf_counter() - started < 10
 
 
 def test_ngrams_are_equal_where_words_are() -> None:
@@ -268,6 +306,74 @@ def test_contamination(prompt: str, holds: bool) -> None:
     assert (why is not None) == holds
     assert why is None or why.startswith("b, row 9" if "2" in prompt[:12] else "a, row 4")
     assert sum(index.hits.values()) == holds
+
+
+FIGURE = '[asy]\ndraw((0,0)--(4,0)--(4,3)--cycle);\nlabel("A",(0,0),SW);\n[/asy]'
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (f"The legs below are 3 and 4 long. {FIGURE} What is the longest side?",) * 2,
+        (f"The legs below are 3 and 4 long. {FIGURE} What is the longest side?",
+         "The legs below are 3 and 4 long. What is the longest side?"),
+        (r"In a $30^\circ-60^\circ-90^\circ$ triangle the least side is 5.",
+         "In a 30°-60°-90° triangle the least side is 5."),
+        (r"What is $\frac{1}{2}+\frac{1}{3}+\frac{1}{4}$ of $x$?", r"What is $\frac12+\frac 1 3+\dfrac14$ of $x$?"),
+        ("There are 1,000,000 ants, 2,000,000 bees and 3,000,000 flies.",
+         r"There are 1000000 ants, 2{,}000{,}000 bees and $3\,000\,000$ flies."),
+        (r"Compute $1+2+\ldots+n$ and $1\cdot2\cdots n$ for $n = 7$", "Compute 1+2+...+n and 1·2…n for n = 7"),
+        (r"If $\angle A \le 30^\circ$ then $x \ne \sqrt{2}\pi$", "If ∠A ≤ 30° then x ≠ √2π"),
+    ],
+)  # fmt: skip
+def test_contamination_in_other_typesetting(one: str, other: str) -> None:
+    for asked, prompt in ((one, other), (other, one)):
+        (why,) = Contamination([Question("a", 0, asked)], n=8, overlap=0.5)(problems([prompt]))
+        assert why == "a, row 0: 100% of its 8-grams"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "holds"),
+    [
+        ("{} Give an integer.", True),
+        ("Solve the following problem. {} Put your final answer within \\boxed{{}}.", True),
+        ("Problem 12. {}", True),
+        ("Question: {}\nAnswer:", True),
+        ("{} Let's think step by step and output the final answer within \\boxed{{}}.", True),
+        ("{} Round your answer to 2 decimal places.", True),
+        ("Solve the following math problem step by step. The last line of your response should be of the form Answer: "
+         "$Answer (without quotes) where $Answer is the answer to the problem.\n\n{}\n\nRemember to put your answer "
+         "on its own line after \"Answer:\".", True),
+        ("{} + 7", False),
+        ("{} + 7. Give an integer.", False),
+        ("Twice the value: {}", False),
+        ("If x = 3, {}", False),
+        ("{} Then add the digits of all primes below it.", False),
+        ("{} if 2 is replaced by 5? Give an integer.", False),
+    ],
+)  # fmt: skip
+def test_a_short_question_and_an_instruction(prompt: str, holds: bool) -> None:
+    asked = r"Evaluate $\log_2 (4^2)$."
+    (why,) = Contamination([Question("a", 3, asked)], n=8, overlap=0.5)(problems([prompt.format(asked)]))
+    assert why == ("a, row 3: all of its words" if holds else None)
+
+
+def test_boilerplate_of_many_questions_is_no_contamination_and_costs_nothing() -> None:
+    generator = random.Random(11)
+
+    def text(words: int) -> str:
+        return " ".join("".join(generator.choices("abcdefgh", k=5)) for _ in range(words))
+
+    shared = text(32)
+    asked = [f"{shared} {text(25)}" for _ in range(500)] + [shared]
+    index = Contamination([Question("a", row, one) for row, one in enumerate(asked)], n=8, overlap=0.5)
+    prompts = problems([f"{text(9)} {shared[:80]} {text(25)}" for _ in range(1024)])
+    started = time.perf_counter()
+    assert index(prompts) == [None] * 1024
+    assert time.perf_counter() - started < 5
+    assert index(problems([asked[7], asked[7][-120:], shared])) == [
+        "a, row 7: 100% of its 8-grams", "a, row 7: 52% of its 8-grams", "a, row 500: 100% of its 8-grams"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("overlap", [0.2, 0.5, 1.0])

@@ -1,9 +1,9 @@
 r"""Texts become words, and n words in a row become one number: what the overlap filters compare.
 
-A *word* is a run of letters, a run of digits or one of + - * / = < >, in lower case, after NFKC; a character of
-Chinese, Japanese or Korean is a word of its own. Dollars, braces, commas and backslashes vanish, so that
-`$\dfrac{1}{2}$` and `\( \frac{1}{2} \)` are the same three words. Signs stay, since x + 1 and x - 1 are different
-problems.
+A *word* is a run of letters, a run of digits or one of + - * / = < >, in lower case, once `typesetting` has given
+mathematics one spelling; a character of Chinese, Japanese or Korean is a word of its own. Dollars, braces, commas and
+backslashes vanish, so that `$\dfrac{1}{2}$` and `\( \frac12 \)` are the same three words. Signs stay, since x + 1 and
+x - 1 are different problems.
 
 A word's hash is its bytes as a polynomial mod 2^64, taken from prefix sums, and mixed (splitmix64's finaliser); an
 n-gram's is the same over its words. So a batch of prompts is a handful of numpy operations over its bytes, and nothing
@@ -13,12 +13,13 @@ is a Python object per word.
 from __future__ import annotations
 
 import re
-import unicodedata
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
+
+from vopd_recipes.data.typesetting import one_spelling
 
 Hashes = NDArray[np.uint64]
 Places = NDArray[np.int64]
@@ -27,13 +28,6 @@ _WORD = re.compile(
     r"[\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff]|[^\W\d_\u2e80-\u9fff\uac00-\ud7af\uf900-\ufaff]+|\d+"
     r"|[+*/=<>]|(?<![^\W\d_])-|-(?![^\W\d_])"  # a hyphen between letters only joins them
 )
-_LAYOUT = re.compile(
-    r"\\(?:left|right|displaystyle|textstyle|quad|qquad|text|textbf|textit|mathrm|mathbf|mathbb|operatorname|big|Big)"
-    r"(?![A-Za-z])"
-)
-_FRACTION = re.compile(r"\\[dt]frac(?![A-Za-z])")
-_SIGNS = {"\u2212": "-", "\u2013": "-", "\u00d7": "*", "\u22c5": "*", "\u00b7": "*", "\u00f7": "/"}
-_TO_SIGNS = str.maketrans(_SIGNS)
 _SPACE, _BREAK = 0x20, 0x0A
 _LOWEST_LETTER = 0x40  # digits and the signs that count lie below
 _BYTE_BASE, _WORD_BASE = 0x9E3779B97F4A7C15, 0xD1342543DE82EF95  # odd, so that they have an inverse mod 2^64
@@ -41,11 +35,7 @@ _BYTE_BASE, _WORD_BASE = 0x9E3779B97F4A7C15, 0xD1342543DE82EF95  # odd, so that 
 
 def words_of(text: str) -> str:
     """The words of a text, separated by single spaces."""
-    if not text.isascii():
-        text = unicodedata.normalize("NFKC", text.translate(_TO_SIGNS))
-    if "\\" in text:
-        text = _FRACTION.sub(r"\\frac", _LAYOUT.sub(" ", text)).replace("\\times", "*").replace("\\cdot", "*")
-    return " ".join(_WORD.findall(text.lower()))
+    return " ".join(_WORD.findall(one_spelling(text).lower()))
 
 
 @dataclass(frozen=True)
