@@ -20,26 +20,17 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from recipe_files import BASES, RECIPES, ROOT, as_it_stands, resolved
 from safetensors.torch import load_file
 from scaled_pairs import config_file, is_made_here, write_pair
 
-from evaluation.paper import published_columns
 from evaluation.tasks import BOXED
 from vopd_recipes import arithmetic
 from vopd_recipes.checkpoints import complete_checkpoints
 from vopd_recipes.config import Recipe, load_recipe
-from vopd_recipes.planner.fitting import verdict
-from vopd_recipes.planner.memory import GB, plan
-from vopd_recipes.planner.setup import read_anywhere, read_setup
 from vopd_recipes.sciknoweval import INSTRUCTION, multiple_choice
 
-ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts" / "run_vopd.py"
-NOT_FOR_TRAINING = ("accelerate_configs", "data")
-RECIPES = sorted(
-    str(path.relative_to(ROOT)) for path in ROOT.glob("recipes/*/*.yaml") if path.parent.name not in NOT_FOR_TRAINING
-)
-BASES = [name for name in RECIPES if name.endswith("/vopd.yaml")]
 
 # What a recipe's sizes and machine become here; everything else is its own.
 SCALED_DOWN: dict[str, Any] = {
@@ -75,18 +66,6 @@ PAPERS_PAIRS = {  # student → learning rate, vLLM's share of the GPU: the pape
     "Qwen/Qwen3-0.6B-Base": (1e-5, 0.6), "Qwen/Qwen3-1.7B-Base": (1e-5, 0.6), "Qwen/Qwen3-4B-Base": (1e-5, 0.6),
     "allenai/Olmo-3-1025-7B": (2e-5, 0.45),
 }  # fmt: skip
-
-
-def as_it_stands(name: str) -> Recipe:
-    """Read and checked, whatever machine this is."""
-    return read_anywhere(Path(name), [])[0]
-
-
-def resolved(name: str) -> dict[str, Any]:
-    """Every value, the machine's included."""
-    recipe, texts = read_anywhere(Path(name), [])
-    values = {field: value for field, value in recipe.resolved().items() if field != "use_cpu"}
-    return values | {field: value for field, (value, _) in texts.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -275,75 +254,3 @@ def test_the_papers_pairs_have_its_settings(base: str) -> None:
     assert values["num_train_epochs"] == (10 if science else 1)
     assert values["answer_format"] == ("choice" if science else "math")
     assert values["prompt_template"] == "{prompt}\n\n" + (INSTRUCTION if science else BOXED)  # as evaluation asks
-
-
-# What the tables say is so -------------------------------------------------------------------------------------------
-
-
-def rows_of(text: str) -> dict[str, list[str]]:
-    """First cell → the others, of every table row."""
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
-    return {row[0]: row[1:] for row in rows}
-
-
-def published(name: str) -> dict[str, str]:
-    """The paper's numbers for what a recipe trains; empty where it has no such run."""
-    columns = published_columns("ours", resolved(name))
-    return next((numbers for heading, numbers in columns.items() if heading != "paper, before"), {})
-
-
-@pytest.mark.parametrize("base", BASES)
-def test_readmes_have_the_published_numbers(base: str) -> None:
-    """Every number of the paper's, and none where it has no such pair."""
-    text = (Path(base).parent / "README.md").read_text()
-    labels = {"vopd": "vOPD", "vopd_topk": "vOPD top-k", "opd": "OPD", "opd_topk": "OPD top-k", "opd_full": "OPD full"}
-    rows = rows_of(text.partition("## Published")[2])
-    if not published(base):
-        assert not rows and "The paper has no" in text
-        return
-    for stem, label in labels.items():
-        assert rows[label] == list(published(str(Path(base).with_name(f"{stem}.yaml"))).values())
-    recipe = resolved(base)
-    columns = published(base).keys()
-    for model, role in ((recipe["model_name_or_path"], "before"), (recipe["teacher_model_name_or_path"], "teacher")):
-        numbers = published_columns(model, {})["paper"]
-        if columns <= numbers.keys():
-            assert rows[f"{model.split('/')[1]}, {role}"] == [numbers[column] for column in columns]
-    assert rows["ours"][0] == "not yet run"
-
-
-@pytest.mark.slow  # it counts the activations of every pair, some five seconds each, and no README may claim less
-@pytest.mark.parametrize("base", [base for base in BASES if "rollout_backend: vllm" in (ROOT / base).read_text()])
-def test_readmes_have_the_planners_verdict(base: str) -> None:
-    """Of one 80 GB GPU and of eight, with 64 sequences a step."""
-    text = (Path(base).parent / "README.md").read_text()
-    launches = [(base, gpus, []) for gpus in (1, 8)]
-    for path in Path(base).parent.glob("*_from_*.yaml"):
-        launches += [(str(path), 8, []), (str(path), 1, ["--teacher_offload", "true"])]
-    for name, gpus, words in launches:
-        words = [*words, "--gradient_accumulation_steps", str(64 // gpus)]
-        planned = plan(read_setup(Path(name), words, gpus, 80 * GB))
-        assert planned.fits and f"| {gpus} × 80 GB | {verdict(planned)} |" in text
-
-
-@pytest.mark.parametrize("base", BASES)
-def test_readmes_name_files_that_exist(base: str) -> None:
-    text = (Path(base).parent / "README.md").read_text()
-    named = re.findall(r"(?:recipes|scripts|tests)/[\w./-]+\.(?:yaml|py|json)", text)
-    assert base in named and [name for name in named if not Path(name).is_file()] == []
-    for path in Path(base).parent.glob("*.yaml"):
-        assert f"[{path.name}]({path.name})" in text
-
-
-def test_the_index_lists_every_recipe() -> None:
-    rows = rows_of(Path("recipes/README.md").read_text())
-    for name in RECIPES:
-        short = name.removeprefix("recipes/")
-        student, teacher, _, _, _, _, average, ours = rows[f"[{short}]({short})"]
-        models, numbers = as_it_stands(name).model, published(name)
-        if not is_made_here(str(models.model_name_or_path)):
-            assert (student, teacher) == tuple(
-                str(model).split("/")[1] for model in (models.model_name_or_path, models.teacher_model_name_or_path)
-            )
-        assert average == (numbers.get("average") or " / ".join(numbers.values()))
-        assert ours == "not yet run" or short.split("/")[0] in ("tiny-arithmetic", "smollm2-135m")
