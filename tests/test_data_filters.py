@@ -45,7 +45,7 @@ def test_mathematics_must_be_readable() -> None:
         "x=3",
         "10\\%",
     ]
-    readable += [r"5 \text{ cm}", r"\begin{pmatrix}1\\2\end{pmatrix}", r"\{1,2\}", "A"]
+    readable += ["1" * 1000, r"5 \text{ cm}", r"\begin{pmatrix}1\\2\end{pmatrix}", r"\{1,2\}", "A"]
     unreadable = [
         "no solution",
         "the answer is not known",
@@ -57,11 +57,21 @@ def test_mathematics_must_be_readable() -> None:
         "题目",
         "See it.",
     ]
-    unreadable += ["all x such that x>3", "1" * 2000 + "x", r"\sqrt{2"]
+    unreadable += ["all x such that x>3", "1" * 2000 + "x", "1" * 1001, r"\sqrt{2"]
     with AnswerCheck("math", num_workers=1) as check:
         verdicts = check([Problem(0, "p", answer) for answer in readable + unreadable])
     wrong = [answer for answer, why in zip(readable + unreadable, verdicts) if (why is None) != (answer in readable)]
     assert wrong == []
+
+
+def test_refused_answers_are_not_asked_again_and_not_held() -> None:
+    """What is remembered has one small size, whatever the answer's."""
+    golds = [f"no{'x' * 500} answer{n} here" for n in range(50)] + ["7" * 900_000, "1" * 999 + "x"]
+    with AnswerCheck("math", num_workers=1) as check:
+        first = check([Problem(0, "p", gold) for gold in golds])
+        assert check([Problem(0, "p", gold) for gold in golds]) == first
+    assert first[50] == "an answer over 1,000 characters"
+    assert {len(key) for key in check._known} == {16} and len(check._known) == 51
 
 
 def test_choices_must_hold_the_letter() -> None:

@@ -568,6 +568,46 @@ def test_from_the_hub_and_back(tmp_path: Path, hub: FakeHub) -> None:
     assert not (tmp_path / "other").exists()
 
 
+LONG_ROWS = """
+import json, re, sys
+from pathlib import Path
+import pyarrow as pa, pyarrow.parquet as pq
+from vopd_recipes.data.prepare import prepare
+from vopd_recipes.data.recipe import DataRecipe
+prompt, answer, count, path = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+rows = ({"prompt": f"{n} " + "x" * prompt, "answer": str(n) + "7" * answer} for n in range(count))
+if path.suffix == ".parquet":
+    with pq.ParquetWriter(path, pa.schema([("prompt", pa.string()), ("answer", pa.string())])) as table:
+        for row in rows:
+            table.write_table(pa.Table.from_pylist([row]))
+else:
+    with path.open("w") as file:
+        file.writelines(json.dumps(row) + "\\n" for row in rows)
+        file.write('{"prompt": "short", "answer": "1"}')
+summary = prepare(DataRecipe(dataset_name=str(path), output_dir=str(path.parent / f"made-{path.name}"),
+                             near_duplicate_similarity=None))
+print(json.dumps(summary["rows_removed"]))
+print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "prompt", "answer", "removed"),
+    [
+        ("answers.jsonl", 0, 900_000, {"unverifiable": 600}),
+        ("prompts.parquet", 990_000, 1, {}),
+    ],
+)
+def test_long_rows_are_not_held(tmp_path: Path, name: str, prompt: int, answer: int, removed: dict[str, int]) -> None:
+    """600 rows, half a gigabyte of text: the whole process stays under 0.45 GB."""
+    words = [sys.executable, "-c", LONG_ROWS, prompt, answer, 600, tmp_path / name]
+    done = subprocess.run([*map(str, words)], capture_output=True, text=True, check=True)
+    said, peak = done.stdout.splitlines()
+    assert {filter_: count for filter_, count in json.loads(said).items() if count} == removed
+    assert int(peak) < 450_000
+
+
 @pytest.mark.slow
 def test_memory_is_flat() -> None:
     """Half a minute: from 5,000 to 40,000 rows (11 MB of them) the peak grows by less than 1.7 KB a row."""

@@ -4,10 +4,12 @@ Asked of `vopd_recipes.grading` itself: a completion that gives the gold answer 
 given with a space in front (`\quad`), because equal text is right without being read, and the question is whether
 math-verify can read it. Numbers and fractions of numbers need no asking. Prose parses too, as a product of its
 letters, and is refused before: two words in a row (`no solution`) are no answer that another wording could equal.
+An answer over 1,000 characters is refused, however it is made: the grader compares it as text only.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections import OrderedDict
 from types import TracebackType
@@ -22,7 +24,7 @@ _PLAIN = re.compile(
 _COMMAND = re.compile(r"\\(?:text|mathrm|textbf|mbox)\s*\{[^{}]*\}|\\[A-Za-z]+")
 _PROSE = re.compile(r"[^\W\d_]{2,}\s+[^\W\d_]{2,}")
 _CHOICE_LINE = re.compile(r"^[ \t(*]{0,4}([A-Z])[.):]", re.MULTILINE)
-_LONGEST = 1000  # characters; the grader compares longer answers as text only
+_LONGEST = 1000  # characters
 _REMEMBERED = 100_000
 
 
@@ -37,7 +39,9 @@ class AnswerCheck:
     def __init__(self, answer_format: str, num_workers: int) -> None:
         self._is_math = answer_format == "math"
         self._grader = MathGrader(num_workers)
-        self._known: OrderedDict[str, bool] = OrderedDict()  # gold answers repeat: each is asked once
+        self._known: OrderedDict[bytes, bool] = (
+            OrderedDict()
+        )  # gold answers repeat: each is asked once, kept as a hash
 
     def __enter__(self) -> Self:
         return self
@@ -51,27 +55,35 @@ class AnswerCheck:
         """For each problem `None`, or why its answer cannot be verified."""
         if not self._is_math:
             return [_choice_problem(problem) for problem in problems]
-        self._ask({problem.answer: None for problem in problems})
-        readable = [_PLAIN.fullmatch(problem.answer) or self._known.get(problem.answer) for problem in problems]
-        self._forget()
-        return [None if known else "math-verify cannot read the answer" for known in readable]
-
-    def _ask(self, golds: dict[str, None]) -> None:
-        unknown = [gold for gold in golds if not _PLAIN.fullmatch(gold) and gold not in self._known]
-        asked = [gold for gold in unknown if _may_be_mathematics(gold)]
-        grades = self._grader.grade([rf"\boxed{{\quad {gold}}}" for gold in asked], asked)
-        self._known.update(dict.fromkeys(unknown, False))
-        self._known.update((gold, grade.correct) for gold, grade in zip(asked, grades))
-
-    def _forget(self) -> None:
+        golds = {problem.answer: _key(problem.answer) for problem in problems if _needs_asking(problem.answer)}
+        self._ask({gold: key for gold, key in golds.items() if key not in self._known})
+        verdicts = [self._verdict(problem.answer, golds.get(problem.answer)) for problem in problems]
         while len(self._known) > _REMEMBERED:
             self._known.popitem(last=False)
+        return verdicts
+
+    def _ask(self, unknown: dict[str, bytes]) -> None:
+        asked = [gold for gold in unknown if _may_be_mathematics(gold)]
+        grades = self._grader.grade([rf"\boxed{{\quad {gold}}}" for gold in asked], asked)
+        self._known.update(dict.fromkeys(unknown.values(), False))
+        self._known.update((unknown[gold], grade.correct) for gold, grade in zip(asked, grades))
+
+    def _verdict(self, gold: str, key: bytes | None) -> str | None:
+        if len(gold) > _LONGEST:
+            return f"an answer over {_LONGEST:,} characters"
+        return None if key is None or self._known[key] else "math-verify cannot read the answer"
+
+
+def _key(gold: str) -> bytes:
+    return hashlib.blake2b(gold.encode(), digest_size=16).digest()
+
+
+def _needs_asking(gold: str) -> bool:
+    return len(gold) <= _LONGEST and not _PLAIN.fullmatch(gold)
 
 
 def _may_be_mathematics(gold: str) -> bool:
-    if len(gold) > _LONGEST or extract_boxed(rf"\boxed{{{gold}}}") is None:
-        return False
-    return not _PROSE.search(_COMMAND.sub(" ", gold))
+    return extract_boxed(rf"\boxed{{{gold}}}") is not None and not _PROSE.search(_COMMAND.sub(" ", gold))
 
 
 def _choice_problem(problem: Problem) -> str | None:

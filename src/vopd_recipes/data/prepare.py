@@ -5,9 +5,9 @@ Rows pass the filters in batches and in this order, and each is counted by the f
     malformed → unverifiable → language → overlong → contaminated → duplicate → near_duplicate
 
 Contamination comes before duplicates, so that every copy of an evaluation question is named as one. What stays is
-written at once, in row groups, so that memory grows only by the duplicate indices. The same input gives the same
-bytes: nothing depends on the number of cores or on Python's hash seed, and on time only whether an answer is one that
-math-verify reads within seconds.
+written at once, in row groups of bounded size, so that memory grows only by the duplicate indices. The same input
+gives the same bytes: nothing depends on the number of cores or on Python's hash seed, and on time only whether an
+answer is one that math-verify reads within seconds.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def _write(rows: Iterator[Numbered], recipe: DataRecipe, filters: list[tuple[str
             for name, judge in filters:
                 batch = _judged(batch, name, judge, counts, removed)
             waiting += batch
-            size += sum(len(problem.prompt) for problem in batch)
+            size += sum(map(_size, batch))
             if len(waiting) >= _GROUP_ROWS or size >= _GROUP_CHARACTERS:
                 _write_group(table, waiting, counts)
                 waiting, size = [], 0
@@ -182,11 +182,15 @@ def _batches(rows: Iterator[Numbered], recipe: DataRecipe, counts: Counts, remov
             _leave(number, problem, counts, removed)
             continue
         batch.append(problem)
-        size += len(problem.prompt)
+        size += _size(problem)
         if len(batch) == _BATCH_ROWS or size >= _BATCH_CHARACTERS:
             yield batch
             batch, size = [], 0
     yield batch
+
+
+def _size(problem: Problem) -> int:
+    return len(problem.prompt) + len(problem.answer)
 
 
 def _judged(batch: list[Problem], name: str, judge: Filter, counts: Counts, removed: TextIO) -> list[Problem]:

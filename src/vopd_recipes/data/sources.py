@@ -30,7 +30,7 @@ Numbered = tuple[int, Row | Left]
 _FILES = (".jsonl", ".json", ".parquet")
 _LONGEST_LINE = 64 << 20  # bytes of JSON for one row
 _CHUNK = 1 << 20
-_ROWS = 256  # decoded at a time
+_ROWS, _DECODED = 256, 32 << 20  # rows, and about the bytes of them, decoded at a time
 _SPACE = re.compile(r"[ \t\r\n]*")
 _NOTHING = object()
 
@@ -146,8 +146,14 @@ def _past_space(text: str, at: int) -> int:
 def _parquet(path: Path, source: Source) -> Iterator[Row | Left]:
     with pq.ParquetFile(path) as file:
         columns = _present(source, file.schema_arrow.names)
-        for batch in file.iter_batches(batch_size=_ROWS, columns=columns):
+        for batch in file.iter_batches(batch_size=_rows_at_once(file.metadata), columns=columns):
             yield from _table_rows(batch)
+
+
+def _rows_at_once(metadata: pq.FileMetaData) -> int:
+    groups = [metadata.row_group(place) for place in range(metadata.num_row_groups)]
+    largest = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=1.0)
+    return max(1, min(_ROWS, int(_DECODED / max(1.0, largest))))
 
 
 def _present(source: Source, names: Iterable[str]) -> list[str]:
