@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from vopd_recipes.config import load_recipe
+from vopd_recipes.evidence.gradients import REDRAWS
 from vopd_recipes.evidence.measurement import measure_variance
 from vopd_recipes.evidence.variance_report import report, write_report
 from vopd_recipes.recipe_text import RecipeError
@@ -24,11 +25,12 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="folder of a student that a run saved [the recipe's student]")
     parser.add_argument("--draws", type=int, default=64, help="rollouts of the same prompts, an even number [64]")
     parser.add_argument("--prompts", type=int, default=64, help="the recipe's first training prompts [64]")
+    parser.add_argument("--redraws", type=int, default=REDRAWS, help="of every token, for the bias [%(default)s]")
     parser.add_argument("--output", type=Path, help="folder of the results [variance/ in the recipe's output_dir]")
     words, overrides = parser.parse_known_args()
     try:
         recipe = load_recipe(words.recipe, overrides)
-        found = measure_variance(recipe, words.checkpoint, words.draws, words.prompts)
+        found = measure_variance(recipe, words.checkpoint, words.draws, words.prompts, words.redraws)
     except RecipeError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,7 +1,13 @@
 """Every estimator's parameter gradient on one draw of completions, projected; student and teacher read it once.
 
 The forward pass of a micro-batch is kept while all estimators go back through it, one after the other: the sampled
-ones with the tokens that the rollout drew, the same with tokens drawn anew at the same contexts, `full` and `topk`.
+ones with the tokens that the rollout drew, the same with tokens drawn anew at the same contexts, a few times over,
+`full` and `topk`.
+
+Tokens are drawn anew by systematic sampling: redraw r of R takes quantile u + r/R (modulo 1) of a context's
+distribution, u uniform. Each redraw is a sample like any other, so its squared error is an estimator's variance; but
+the redraws of a context spread over its distribution, and their mean comes nearer to its own mean than R independent
+ones would, which is what a small bias is looked for with.
 """
 
 from __future__ import annotations
@@ -26,6 +32,7 @@ METHODS: tuple[str, ...] = (*SAMPLED, "full", "topk")
 
 # Rows of [rows, V] float64 probabilities that are drawn from at a time.
 _ROWS = 256
+REDRAWS = 8
 
 
 @dataclass
@@ -34,10 +41,10 @@ class DrawGradients:
 
     Args:
         own: of every method, with the rollout's tokens; what training would step on.
-        redrawn: of the sampled methods, with other tokens at the same contexts.
+        redrawn: of the sampled methods, with other tokens at the same contexts: [redraws, layer types, K].
         logit_variance: Σ_t V_t / N², the closed form's prediction with respect to the logits.
-        head_variance: Σ_t ‖h_t‖² V_t / N², which is exact for the head's weight.
-        squared_advantage: Σ_t A_t² / N² of the redrawn tokens.
+        head_variance: Σ_t ‖h_t‖² V_t / N², which is exact for the head's weight; with a bias ‖h_t‖² + 1.
+        squared_advantage: Σ_t A_t² / N², the mean over the redraws.
         tokens: N.
     """
 
@@ -58,12 +65,19 @@ class GradientProbe:
         estimator: gives `support_top_k`, `baseline_support` and `baseline_constant`.
         seed: of the projection's signs.
         width: of the projection.
+        redraws: how often tokens are drawn anew at each context.
     """
 
     def __init__(
-        self, student: nn.Module, teacher: nn.Module, estimator: Estimator, seed: int, width: int = WIDTH
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        estimator: Estimator,
+        seed: int,
+        width: int = WIDTH,
+        redraws: int = REDRAWS,
     ) -> None:
-        self._student, self._teacher = student, teacher
+        self._student, self._teacher, self._redraws = student, teacher, redraws
         self._shared = min(vocabulary_of(student), vocabulary_of(teacher))
         leaves, weight = trained_leaves(student)
         self._leaves = [leaf.tensor for leaf in leaves]
@@ -78,8 +92,12 @@ class GradientProbe:
 
     @property
     def head_is_exact(self) -> bool:
-        """Whether `head_variance` predicts the head's variance: its weight is trained and no tanh follows."""
-        return self._head.weight.requires_grad and self._head.softcap is None
+        """Whether `head_variance` predicts the head's variance: it is trained and no tanh follows."""
+        return (self._head.weight.requires_grad or self._trains_bias) and self._head.softcap is None
+
+    @property
+    def _trains_bias(self) -> bool:
+        return self._head.bias is not None and self._head.bias.requires_grad
 
     def measure(self, batches: Sequence[MicroBatch], generator: torch.Generator) -> DrawGradients:
         """All gradients of one draw; `generator` (of the CPU) draws the tokens anew."""
@@ -97,21 +115,32 @@ class GradientProbe:
             gradient, _ = self._gradient(hidden, teacher_hidden, batch.targets, name, result.tokens)
             _accumulate(result.own, name, gradient)
         for name in SAMPLED:
-            gradient, stats = self._gradient(hidden, teacher_hidden, redrawn, name, result.tokens)
-            _accumulate(result.redrawn, name, gradient)
-            self._predict(result, name, stats, hidden.detach())
+            gradients = []
+            for turn, targets in enumerate(redrawn):
+                first = turn == 0  # the exact variances are the contexts', whatever was drawn
+                gradient, stats = self._gradient(hidden, teacher_hidden, targets, name, result.tokens, first)
+                gradients.append(gradient)
+                self._predict(result, name, stats, hidden.detach())
+            _accumulate(result.redrawn, name, torch.stack(gradients))
 
     def _draw(self, hidden: Tensor, generator: torch.Generator) -> Tensor:
-        """Tokens [N] from the student's distribution at each context."""
+        """Tokens [redraws, N] from the student's distribution at each context, spread over it."""
         drawn = []
         for rows in hidden.split(_ROWS):
             logits = scale_logits(_products(rows, self._head).float(), self._head)[:, : self._shared]
             uniforms = torch.rand(len(rows), generator=generator, dtype=torch.float64).to(rows.device)
-            drawn.append(draw(logits, uniforms, Sampling())[0])
-        return torch.cat(drawn)
+            spread = [(uniforms + turn / self._redraws) % 1 for turn in range(self._redraws)]
+            drawn.append(torch.stack([draw(logits, quantiles, Sampling())[0] for quantiles in spread]))
+        return torch.cat(drawn, dim=1)
 
     def _gradient(
-        self, hidden: Tensor, teacher_hidden: Tensor, targets: Tensor, name: str, tokens: int
+        self,
+        hidden: Tensor,
+        teacher_hidden: Tensor,
+        targets: Tensor,
+        name: str,
+        tokens: int,
+        gradient_variance: bool = False,
     ) -> tuple[Tensor, TokenStats]:
         teacher = head_of(self._teacher)
         loss, stats = fused_loss(
@@ -128,18 +157,21 @@ class GradientProbe:
             teacher_logit_scale=teacher.logit_scale,
             student_softcap=self._head.softcap,
             teacher_softcap=teacher.softcap,
-            gradient_variance=name in SAMPLED,
+            gradient_variance=gradient_variance,
         )
         gradients = torch.autograd.grad(loss, self._leaves, retain_graph=True, allow_unused=True)
         return self.projection(gradients), stats
 
     def _predict(self, result: DrawGradients, name: str, stats: TokenStats, hidden: Tensor) -> None:
-        assert stats.gradient_variance is not None
+        squares = stats.advantage.double().square().sum().item() / self._redraws
+        result.squared_advantage[name] += squares / result.tokens**2
+        if stats.gradient_variance is None:
+            return
         variance, scale = stats.gradient_variance.double(), self._head.logit_scale / result.tokens
-        lengths = hidden.double().square().sum(-1)
+        # A head's input is its hidden state, and for its bias the number 1; what is frozen has no gradient.
+        squared_inputs = hidden.double().square().sum(-1) * self._head.weight.requires_grad + self._trains_bias
         result.logit_variance[name] += variance.sum().item() / result.tokens**2
-        result.head_variance[name] += (variance * lengths).sum().item() * scale**2
-        result.squared_advantage[name] += stats.advantage.double().square().sum().item() / result.tokens**2
+        result.head_variance[name] += (variance * squared_inputs).sum().item() * scale**2
 
 
 def _products(hidden: Tensor, head: Head) -> Tensor:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
 from vopd_recipes.config import ModelConfig, Recipe
-from vopd_recipes.evidence.gradients import GradientProbe
+from vopd_recipes.evidence.gradients import REDRAWS, GradientProbe
 from vopd_recipes.evidence.variance import VarianceStudy, summarize
 from vopd_recipes.models import (
     check_models,
@@ -31,18 +31,20 @@ from vopd_recipes.rollout import Sampling, TransformersRollout
 from vopd_recipes.trainer import rollout_seed
 
 
-def check_measurable(recipe: Recipe, checkpoint: Path | None, draws: int, prompts: int) -> None:
+def check_measurable(recipe: Recipe, checkpoint: Path | None, draws: int, prompts: int, redraws: int = 1) -> None:
     """Everything that can be wrong before a data set or a model is read.
 
     Raises:
-        RecipeError: too few draws or prompts, no such checkpoint, or a recipe whose estimators have another mean.
+        RecipeError: too few draws, redraws or prompts, no such checkpoint, or a recipe whose estimators have another
+            mean.
     """
     if draws < 4 or draws % 2:
         raise RecipeError(
             f"--draws: {draws}: a variance is measured on pairs of draws; give an even number, 4 or more"
         )
-    if prompts < 1:
-        raise RecipeError(f"--prompts must be at least 1, got {prompts}")
+    for name, value in (("prompts", prompts), ("redraws", redraws)):
+        if value < 1:
+            raise RecipeError(f"--{name} must be at least 1, got {value}")
     if checkpoint and not any((checkpoint / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise RecipeError(f"--checkpoint: {checkpoint} holds no model (no config.json or adapter_config.json)")
     if recipe.training.teacher_backend != "local":
@@ -114,7 +116,9 @@ def freeze(recipe: Recipe, checkpoint: Path | None, prompts: int) -> Frozen:
     return Frozen(recipe, student, teacher, kept, rollout)
 
 
-def measure_variance(recipe: Recipe, checkpoint: Path | None, draws: int, prompts: int) -> dict[str, Any]:
+def measure_variance(
+    recipe: Recipe, checkpoint: Path | None, draws: int, prompts: int, redraws: int = REDRAWS
+) -> dict[str, Any]:
     """Complete the recipe's first prompts again and again, and compare all estimators' gradients.
 
     Args:
@@ -122,6 +126,7 @@ def measure_variance(recipe: Recipe, checkpoint: Path | None, draws: int, prompt
         checkpoint: folder of the student, of its weights or its adapters; default: where the recipe starts.
         draws: an even number.
         prompts: the same at every draw.
+        redraws: how often tokens are drawn anew at the contexts of a draw.
 
     Returns:
         `variance.summarize`, and what was measured.
@@ -129,10 +134,10 @@ def measure_variance(recipe: Recipe, checkpoint: Path | None, draws: int, prompt
     Raises:
         RecipeError: see `check_measurable`, and what cannot be loaded or is not understood.
     """
-    check_measurable(recipe, checkpoint, draws, prompts)
+    check_measurable(recipe, checkpoint, draws, prompts, redraws)
     training = recipe.training
     frozen = freeze(recipe, checkpoint, prompts)
-    probe = GradientProbe(frozen.student, frozen.teacher, training.estimator, training.seed)
+    probe = GradientProbe(frozen.student, frozen.teacher, training.estimator, training.seed, redraws=redraws)
     study = VarianceStudy(probe.projection)
     generator = torch.Generator().manual_seed(training.seed)
     for draw in tqdm(range(draws), desc="Drawing", disable=training.disable_tqdm):
@@ -147,6 +152,7 @@ def measure_variance(recipe: Recipe, checkpoint: Path | None, draws: int, prompt
         "student": str(checkpoint or recipe.model.model_name_or_path),
         "teacher": recipe.model.teacher_model_name_or_path,
         "prompts": len(frozen.rows),
+        "redraws": redraws,
         "support_top_k": training.support_top_k,
         "baseline_support": training.baseline_support,
         "baseline_constant": training.baseline_constant,

@@ -19,7 +19,10 @@ argument for the value function as a baseline.
 
 Bias is ‖E G - E G_full‖² / ‖E G_full‖², means over tokens and contexts, from inner products of different blocks of
 draws: that is unbiased, and so may come out below zero. A sampled estimator's is zero; `topk`'s is not. The difference
-G - G_full is taken on the same contexts, so that only an estimator's own noise blurs it.
+G - G_full is taken on the same contexts, so that only an estimator's own noise blurs it, and G is the mean over the
+redraws there. With the rollout's own tokens, those that training steps on, the same is noisier, and its mean is not
+quite zero: the mean over a batch divides by the number of its tokens, which an EOS decides, so that tokens and divisor
+are correlated; that bias shrinks as one over the number of completions.
 
 Intervals are 95 %: percentiles of the bootstrap over pairs of draws for variances and their ratios, all estimators
 resampled together; the delete-one-block jackknife for the bias, wider than need be where that is zero. Memory does not
@@ -31,10 +34,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from statistics import NormalDist
 from typing import Any
 
 import torch
+from scipy import stats
 from torch import Tensor
 
 from vopd_recipes.evidence.gradients import METHODS, SAMPLED, DrawGradients
@@ -66,20 +69,22 @@ class VarianceStudy:
     draws: int = 0
     tokens: int = 0
     _previous: DrawGradients | None = None
-    _blocks: dict[str, Tensor] = field(
-        default_factory=dict
-    )  # method → [BLOCKS, layer types, K] sums of e; full: G_full
+    # method → [BLOCKS, layer types, K] sums of its error; `own/`: with the rollout's tokens; `full`: of G_full itself
+    _blocks: dict[str, Tensor] = field(default_factory=dict)
     _pairs: dict[str, list[Tensor]] = field(default_factory=dict)  # a row of scalars per pair of draws
 
     def add(self, draw: DrawGradients) -> None:
         """One draw; every second one completes a pair."""
-        errors: dict[str, Tensor] = {name: draw.redrawn[name] - draw.own["full"] for name in SAMPLED}
-        errors |= {"topk": draw.own["topk"] - draw.own["full"], "full": draw.own["full"]}
-        for name, error in errors.items():
+        exact = draw.own["full"]
+        errors = {name: draw.redrawn[name] - exact for name in SAMPLED}
+        sums = {name: error.mean(0) for name, error in errors.items()}
+        sums |= {f"own/{name}": draw.own[name] - exact for name in SAMPLED}
+        sums |= {"topk": draw.own["topk"] - exact, "full": exact}
+        for name, error in sums.items():
             if name not in self._blocks:
                 self._blocks[name] = torch.zeros(BLOCKS, *error.shape)
             self._blocks[name][self.draws % BLOCKS] += error.cpu()
-        self._row("conditional", torch.stack([self._square(errors[name]) for name in SAMPLED]))
+        self._row("conditional", torch.stack([self._square(errors[name]).mean(0) for name in SAMPLED]))
         for statistic in ("logit_variance", "head_variance", "squared_advantage"):
             values = [getattr(draw, statistic)[method] for method in SAMPLED]
             self._row(statistic, torch.tensor(values, dtype=torch.float64))
@@ -92,7 +97,7 @@ class VarianceStudy:
         self._row("total", torch.stack([self._square(draw.own[name] - before[name]) / 2 for name in METHODS]))
 
     def _square(self, gradient: Tensor) -> Tensor:
-        """Squared lengths by layer type and of all, [layer types + 1] float64."""
+        """Squared lengths by layer type and of all, [..., layer types + 1] float64."""
         return self.projection.inner(gradient, gradient).cpu()
 
     def _row(self, name: str, values: Tensor) -> None:
@@ -104,7 +109,11 @@ class VarianceStudy:
         return stacked if name == "total" else stacked.unflatten(0, (-1, 2)).mean(1)
 
     def bias(self, name: str) -> list[Measured]:
-        """Squared bias over the squared length of the mean of `full`, by layer type and in total."""
+        """Squared bias over the squared length of the mean of `full`, by layer type and in total.
+
+        Args:
+            name: of a method; `own/` before it takes the rollout's own tokens.
+        """
         count = min(BLOCKS, self.draws)
         sizes = torch.bincount(torch.arange(self.draws) % BLOCKS, minlength=BLOCKS)[:count]
         means = {key: self._blocks[key][:count] / sizes[:, None, None] for key in (name, "full")}
@@ -117,7 +126,7 @@ class VarianceStudy:
         value = relative(everything)
         left_out = torch.stack([relative(everything[everything != block]) for block in range(count)])
         deviation = ((count - 1) / count * (left_out - left_out.mean(0)).square().sum(0)).sqrt()
-        spread = deviation * student_quantile(count - 1)
+        spread = deviation * float(stats.t.ppf((1 + CONFIDENCE) / 2, count - 1))
         return [Measured(v, v - s, v + s) for v, s in zip(value.tolist(), spread.tolist())]
 
     def _gram(self, means: Tensor) -> Tensor:
@@ -134,12 +143,6 @@ def _off_diagonal_mean(gram: Tensor, kept: Tensor) -> Tensor:
     chosen = gram[kept][:, kept]
     count = len(kept)
     return (chosen.sum((0, 1)) - chosen.diagonal().sum(-1)) / (count * (count - 1))
-
-
-def student_quantile(freedom: int) -> float:
-    """Half-width of a 95 % interval in standard errors: Student's t by its expansion around the normal's."""
-    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
 def bootstrap(numerator: Tensor, denominator: Tensor | None = None, seed: int = 0) -> list[Measured]:
@@ -180,6 +183,7 @@ def summarize(study: VarianceStudy, head_is_exact: bool) -> dict[str, Any]:
                 predicted = study.rows("head_variance")[:, index : index + 1]
                 measured = conditional[:, index, kinds.index("head"), None]
                 found["head"] = vars(bootstrap(measured, predicted)[0])
+            found["squared_bias_own"] = {kind: vars(v) for kind, v in zip(kinds, study.bias(f"own/{name}"))}
         if name != "full":
             found["squared_bias"] = {kind: vars(value) for kind, value in zip(kinds, study.bias(name))}
         methods[name] = found

@@ -31,8 +31,11 @@ def report(found: dict[str, Any]) -> str:
     """What was measured, in a sentence and two tables."""
     heading = (
         f"{found['draws']} draws of completions of {found['prompts']} prompts "
-        f"({found['tokens_per_draw']:.0f} tokens a draw), k = {found['support_top_k']} on the "
-        f"{found['baseline_support']}'s support. Variances are ratios to OPD's (`none`); 95 % intervals in brackets."
+        f"({found['tokens_per_draw']:.0f} tokens a draw, each drawn anew {found['redraws']} times), "
+        f"k = {found['support_top_k']} on the {found['baseline_support']}'s support. Variances are ratios to OPD's "
+        "(`none`); 95 % intervals in brackets. *Excluded above*: the bias whose square "
+        "would lie above the interval (put at 0 where the estimate is below), as a share of the gradient's length; *own "
+        "tokens*: with the tokens of the rollout."
     )
     return "\n\n".join([heading, overview(found), by_layer_type(found)])
 
@@ -48,8 +51,10 @@ def overview(found: dict[str, Any]) -> str:
             "head / exact",
             "in total",
             "bias² / ‖∇‖²",
+            "excluded above",
+            "bias², own tokens",
         ],
-        ["---", *["--:"] * 6],
+        ["---", *["--:"] * 8],
     ]
     for name in METHODS:
         method = found["methods"][name]
@@ -63,6 +68,8 @@ def overview(found: dict[str, Any]) -> str:
                 _with_interval(method["head"]) if "head" in method else "",
                 _with_interval(method["total"]["ratio"]["total"]),
                 _with_interval(method["squared_bias"]["total"], ".2g") if "squared_bias" in method else "0",
+                f"{100 * _excluded(method['squared_bias']['total']):.1f} %" if predicted else "",
+                _with_interval(method["squared_bias_own"]["total"], ".2g") if predicted else "",
             ]
         )
     return _table(rows)
@@ -81,6 +88,12 @@ def by_layer_type(found: dict[str, Any]) -> str:
         ]
         rows.append([f"`{name}`", *cells])
     return _table(rows)
+
+
+def _excluded(squared_bias: dict[str, float]) -> float:
+    """The length of a bias, as a share of the gradient's, above which the interval of its square excludes it."""
+    half = squared_bias["high"] - squared_bias["value"]
+    return (max(squared_bias["value"], 0) + half) ** 0.5
 
 
 def _with_interval(measured: dict[str, float], form: str = ".2f") -> str:
