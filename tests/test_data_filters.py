@@ -103,6 +103,15 @@ def test_language() -> None:
         "In Poincaré's café, Erdős and Gödel share a naïve pie. How much is left?",
         "$x^2 + 1 = 0$", "12 + 30 = ?", "Compute $\\int_0^1 x\\,dx$.",
         "Given that a, b and c are the sides of a triangle, find the area for a = 3.",
+        "Convert 60 miles per hour to feet per second.",
+        "A man walks 3 miles per hour. How many miles per day?",
+        "A train goes 80 km per hour and a van goes 60 km per hour until they meet.",
+        "Pour 3 cups per jug.", "Do negative numbers come in pairs? Answer yes or no.", "Roll die A, then die B.",
+        "Man + door = sea + met. Come, no?", "5 euros per se", "His son won a war, a hat, hay, an elk and a dove.",
+        "Los Angeles, Las Vegas, El Paso, Van Gogh, Leonardo da Vinci: 5 letters?", "LET X BE A PRIME. FIND X.",
+        "Let 𝑓(𝑥)=𝑥². Evaluate 𝑓(3).", "Let 𝔤 be 𝓍; 𝕏 ⊂ ℝ.", "ﬁnd the ﬁrst diﬀerence", "ⅳ + ⅻ",
+        "Ｆｉｎｄ　ｔｈｅ　ｓｕｍ.",
+        "Label ortho, meta and para; add des-methyl, 5 um thick, at 2 au.",
     ]  # fmt: skip
     foreign = [
         "求满足下列条件的所有整数 $n$ 的和。", "整数nの和を求めよ。", "Найдите сумму всех целых чисел.",
@@ -113,6 +122,14 @@ def test_language() -> None:
         "Trova la somma di tutti i numeri per cui il prodotto è primo.",
         "Determine a soma de todos os números inteiros para os quais o produto não é primo.",
         "Bepaal de som van alle getallen waarvoor het product niet priem is.",
+        "Wie viele Kugeln sind in der Urne?", "Berechne $3 + 4$.", "Ein Mann fährt 3 Stunden mit 80 km pro Stunde.",
+        "WIE VIELE KUGELN SIND IN DER URNE?", "In einer Klasse sind 12 Jungen und 14 Mädchen. Was ist der Anteil?",
+        "Combien de litres faut-il pour remplir la cuve ?", "Un train roule à 80 km par heure pendant deux heures.",
+        "Calculer la somme des entiers.", "¿Cuántos litros hay en el tanque?", "Halla el valor de x.",
+        "Un tren va a 80 km por hora durante dos horas.", "Quanti litri ci sono nel serbatoio?",
+        "Un treno viaggia a 80 km all'ora per due ore.", "Quantos litros tem no tanque?", "Calcule o valor de $x$.",
+        "Hoeveel liter zit er in de tank?", "Een man loopt 3 km per uur door het bos.",
+        "어떤 수의 합을 구하시오.", "計算せよ: 2 + 3", "ค่าของ x คืออะไร", "Ｘ 的值是多少？", "मान ज्ञात कीजिए",
     ]  # fmt: skip
     verdicts = not_english(problems(english + foreign))
     assert [text for text, why in zip(english + foreign, verdicts) if (why is None) != (text in english)] == []

@@ -1,8 +1,11 @@
 r"""Is this English? By script and by function words; no model, no download.
 
-1. Of the letters, at least 90 % are Latin or Greek (Greek letters are mathematics).
+1. Of the letters, at least 90 % are Latin or Greek (Greek letters are mathematics), mathematical alphabets, ligatures
+   and full-width letters taken for the plain letters that they are.
 2. No other language written in Latin letters has more of its function words in the text than English: German, French,
-   Spanish, Italian, Portuguese, Dutch. Words that two of the lists share count for neither.
+   Spanish, Italian, Portuguese, Dutch. A word of several languages counts for each of them. Foreign words that are
+   also English words or terms (`per`, `man`, `die`, `come`) are not in the lists, and articles and prepositions do not
+   count in names (`Los Angeles`, `Van Gogh`).
 
 LaTeX commands do not count. Formulae alone pass: there is nothing in them to tell a language by.
 """
@@ -10,39 +13,56 @@ LaTeX commands do not count. Formulae alone pass: there is nothing in them to te
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 
 from vopd_recipes.data.rows import Problem
+from vopd_recipes.data.typesetting import nfkc
 
 _FOREIGN_SHARE = 0.1
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _LETTER = re.compile(r"[^\W\d_]")
 _LATIN_OR_GREEK = re.compile(r"[A-Za-z\u00aa\u00b5\u00ba\u00c0-\u024f\u0370-\u03ff\u1e00-\u1fff\u2100-\u214f]")
 _WORD = re.compile(r"[^\W\d_]{2,}")
-_FUNCTION_WORDS = {
-    "English": "the of and to is that for with are be this by from as at which what how if has have not let it its on "
-    "find such each where all when than can there",
-    "German": "der die das und ist ein eine einen den dem des mit von zu für auf im nicht sind wie wenn sei man alle",
-    "French": "le la les un une des et est que pour dans avec sur par qui pas sont du au aux quel quelle soit si ou",
-    "Spanish": "el la los las un una de y es que para en con por del se qué cuál cuántos sea si todos como su al",
-    "Italian": "il lo la gli le un una di e è che per in con del della dei quale quanti sia se tutti come sono nel",
-    "Portuguese": "o a os as um uma de e é que para em com do da dos das qual quantos seja se todos como são no na",
-    "Dutch": "de het een van en is dat voor met op zijn niet hoeveel wat als alle door aan bij uit wordt die te",
+_ENGLISH = (
+    "the of and to is that for with are be this by from at as which what how if has have had not let it its on in "
+    "an or no yes do does did was were will would can could may must should so we us he she they them their his "
+    "her you your my me find such each every where who whose when than then there these those all any some many "
+    "much more most other another into between about after before until over under per only also both either one "
+    "two three first answer given show prove compute evaluate solve simplify write express"
+)
+_FOREIGN = {
+    "German": "der das und ist ein eine einen einem einer dem des mit von zu zum zur für auf im in an nicht sind "
+    "wie viele wenn sei so was alle welche wird werden sich auch kann als aus bei nach oder dass "
+    "berechne berechnen bestimme bestimmen finde löse zeige beweise gegeben",
+    "French": "le la les un une des de et est que dans avec sur qui pas sont du aux quel quelle soit si ou ce "
+    "cette il elle on en nous vous combien lorsque tels tous tout leur ses deux calculer calculez "
+    "trouver trouvez déterminer déterminez résoudre montrer montrez",
+    "Spanish": "el la los las un una de y es que en por del cuál cuáles qué cuántos cuántas como todos todas esta "
+    "este no lo le más tiene cada cuando entre dos donde calcula calcule calcular encuentra encuentre "
+    "encontrar halla halle hallar",
+    "Italian": "il lo la gli le un una uno del della dei delle degli nel nella che con in quale quali quanti "
+    "quante sia tutti tutte sono più ogni questo questa dal dalla dall dell nell all per calcola calcolare "
+    "trova trovare determina",
+    "Portuguese": "os as um uma de que em no na não das dos qual quais quantos quantas seja todos todas são por mais "
+    "cada tem onde quando entre ao pelo pela foi calcule calcular encontre encontrar",
+    "Dutch": "de het een van en is dat voor op zijn niet hoeveel wat als alle aan bij uit wordt te in of er deze "
+    "dit naar was heeft worden welke geen twee kan bereken bepaal vind",
 }
+_IN_NAMES = frozenset(
+    ["la", "las", "los", "el", "le", "les", "de", "del", "der", "das", "des", "du", "da", "dos", "van"]
+)
 
 
-def _owners() -> dict[str, str]:
-    """Function word → the one language that has it."""
-    languages = Counter(word for words in _FUNCTION_WORDS.values() for word in set(words.split()))
-    return {
-        word: language
-        for language, words in _FUNCTION_WORDS.items()
-        for word in words.split()
-        if languages[word] == 1 and len(word) > 1
-    }
+def _owners() -> dict[str, tuple[str, ...]]:
+    """Function word → the languages that have it."""
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for language, words in (("English", _ENGLISH), *_FOREIGN.items()):
+        for word in dict.fromkeys(words.split()):
+            found[word].append(language)
+    return {word: tuple(languages) for word, languages in found.items()}
 
 
-_OWNER = _owners()
+_OWNERS = _owners()
 
 
 def not_english(problems: list[Problem]) -> list[str | None]:
@@ -53,12 +73,23 @@ def not_english(problems: list[Problem]) -> list[str | None]:
 def _foreign(text: str) -> str | None:
     text = _COMMAND.sub(" ", text) if "\\" in text else text
     if not text.isascii():
+        text = nfkc(text)
         letters = len(_LETTER.findall(text))
         foreign = letters - len(_LATIN_OR_GREEK.findall(text))
         if foreign > _FOREIGN_SHARE * letters:
             return "other script"
-    votes = Counter(owner for word in _WORD.findall(text.lower()) if (owner := _OWNER.get(word)))
+    votes = _votes(text.lower() if text.isupper() else text)
     if not votes:
         return None
     likeliest, count = max(votes.items(), key=lambda vote: (vote[1], vote[0] == "English"))
     return None if count <= votes["English"] else likeliest
+
+
+def _votes(text: str) -> Counter[str]:
+    """Language → its function words in the text."""
+    votes: Counter[str] = Counter()
+    for word in _WORD.findall(text):
+        lowered = word.lower()
+        if word == lowered or lowered not in _IN_NAMES:
+            votes.update(_OWNERS.get(lowered, ()))
+    return votes
