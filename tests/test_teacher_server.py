@@ -25,6 +25,7 @@ from vopd_recipes.packing import pack
 from vopd_recipes.recipe_text import RecipeError
 from vopd_recipes.teacher import ServerTeacher
 from vopd_recipes.teacher_server import TeacherServer, TeacherUnavailable, read_scores
+from vopd_recipes.trainer import TrainingStopped
 
 K = 20
 PROMPTS = [list(range(40, 40 + length)) for length in (3, 9, 17, 1)]
@@ -259,8 +260,7 @@ def test_a_pickle_in_the_answer_is_not_loaded(recorded) -> None:
         encoded = base64.b64encode(buffer.getvalue()).decode()
     service = recorded(lambda path, body, number: (200, {}, {"prompt_token_id_logprobs": encoded}))
     future = TeacherServer(service.url, "t", 1, 5).submit([1], [7], torch.tensor([[4]]))
-    with pytest.raises(ValueError, match="allow_pickle=False"):
-        future.result()
+    assert "allow_pickle=False" in refusal(future.result, error=TeacherUnavailable)
 
 
 def test_a_micro_batch_asks_for_the_students_top_k(write_recipe, tiny_pair, recorded) -> None:
@@ -316,3 +316,137 @@ def test_fields_that_need_the_whole_distribution(write_recipe, tokenizer: PreTra
     variance = {"baseline": "none", "log_gradient_variance": True}
     assert "log_gradient_variance: true needs" in refusal(load_recipe, write_recipe(**fields, **variance))
     assert "teacher_server_url: missing" in refusal(load_recipe, write_recipe(teacher_backend="server"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_process_that_gave_up_ends(recorded, hangs: bool) -> None:
+    """256 requests wait, of which 64 are under way, when the first is given up: none is tried for as long again."""
+    never = threading.Event()
+
+    def reply(path: str, body: dict, number: int):
+        if hangs:
+            never.wait(60)
+        return 503, {}, {"error": {"message": "loading"}}
+
+    service = recorded(reply)
+    program = f"""
+import time
+from vopd_recipes.teacher_server import TeacherServer, TeacherUnavailable
+start = time.time()
+futures = [TeacherServer.submit(server, [3], [7]) for server in [TeacherServer({service.url!r}, "t", 0, 2)] * 256]
+for future in futures:
+    try:
+        future.result()
+    except TeacherUnavailable as error:
+        assert str(error).startswith("no answer from {service.url}/v1/completions for "), error
+print(start, time.time())
+"""
+    done = execute([sys.executable, "-c", program], timeout=60)
+    ended = time.time()
+    never.set()
+    assert done.returncode == 0, done.stderr
+    start, gave_up = map(float, done.stdout.split())
+    assert gave_up - start < 5
+    assert ended - gave_up < 3
+
+
+def test_answers_of_another_kind_of_server_are_one_line(recorded, tokenizer) -> None:
+    odd = [
+        *({}, [], {"choices": 3}, {"choices": []}, {"choices": [{"text": "hi"}]}),
+        {"choices": [{"prompt_logprobs": None}]},
+        completion_answer({"7": None}),
+        completion_answer({"seven": {"logprob": -1.0}}),
+    ]
+    service = recorded(lambda path, body, number: (200, {}, odd[number - 1]))
+    for _ in odd:
+        submit = TeacherServer(service.url, "t", 0, 5).submit
+        message = refusal(submit([3], [7]).result, error=TeacherUnavailable)
+        assert message.startswith(f"{service.url}/v1/completions gave an answer that vLLM would not: ")
+    for answer in ({}, [], {"data": [{}]}, {"data": None}):
+        service = recorded(lambda path, body, number, answer=answer: (200, {}, answer))
+        message = refusal(TeacherServer(service.url, None, 0, 5).check, tokenizer, 100)
+        assert f"{service.url}/v1/models gave an answer that vLLM would not: " in message
+
+
+def test_a_micro_batch_waits_for_its_own_scores_only(recorded, write_recipe) -> None:
+    """The second one's are on their way while the first is trained on; where they never come, its loss says so."""
+    trainer = build(write_recipe(baseline="none"))
+    samples = trainer._sample(list(trainer.train_dataset)[:4], step=0, generations=1)
+    batches = pack(samples, 2)
+    late = {tuple(sample.prompt_ids + sample.completion_ids) for sample in batches[1].samples}
+    answers, released = _recorded_teacher(fail_after=10**6), threading.Event()
+    status = 200
+
+    def reply(path: str, body: dict, number: int):
+        if tuple(body["prompt"]) in late:
+            assert released.wait(60)
+            return (status, {}, {}) if status != 200 else answers(path, body, number)
+        return answers(path, body, number)
+
+    def loss(batch, view):
+        inputs = {"micro_batch": batch, "teacher_view": view}
+        return trainer.compute_loss(trainer.model, inputs, num_items_in_batch=len(batch.targets)).item()
+
+    for status in (200, 400):
+        released.clear()
+        trainer.teacher = ServerTeacher(
+            TeacherServer(recorded(reply).url, "t", 0, 30), trainer.vocabulary, trainer.estimator
+        )
+        views = trainer.teacher.views(batches)
+        assert torch.isfinite(torch.tensor(loss(batches[0], views[0]))) and not released.is_set()
+        threading.Timer(0.5, released.set).start()
+        start = time.monotonic()
+        view = views[1]()  # which the trainer counts as the teacher's time
+        assert time.monotonic() - start > 0.4
+        if status == 200:
+            assert torch.isfinite(torch.tensor(loss(batches[1], lambda view=view: view)))
+        else:
+            message = refusal(loss, batches[1], lambda view=view: view, error=TrainingStopped)
+            assert message.startswith("step 1: the teacher failed: ") and "answered 400" in message
+
+
+@pytest.mark.parametrize("change", ["root", "max_model_len", "tokenizer"])
+def test_another_model_behind_the_url_is_noticed(recorded, change: str) -> None:
+    """Under the old name, after an outage and without one: its scores are never used."""
+    tokenizer = tiny.byte_tokenizer()
+    other = tiny.byte_tokenizer()
+    other.add_tokens(["quick"])
+    answers, now = _recorded_teacher(fail_after=10**6), {"tokenizer": tokenizer, "entry": {}, "failures": 0}
+
+    def reply(path: str, body: dict, number: int):
+        if now["failures"]:
+            now["failures"] -= 1
+            return 0, {}, None
+        if path == "/v1/models":
+            return 200, {}, {"data": [{"id": "teacher", "root": "a", "max_model_len": 4096, **now["entry"]}]}
+        if path == "/tokenize":
+            return 200, {}, {"tokens": now["tokenizer"].encode(body["prompt"], add_special_tokens=False)}
+        return answers(path, body, number)
+
+    service = recorded(reply)
+    estimator = Estimator(baseline="none")
+
+    def connected() -> ServerTeacher:
+        now.update(tokenizer=tokenizer, entry={}, failures=0)
+        server = TeacherServer(service.url, None, 0, 20)
+        server.check(tokenizer, 100)
+        return ServerTeacher(server, len(tokenizer), estimator)
+
+    def become_another() -> None:
+        now.update(
+            tokenizer=other if change == "tokenizer" else tokenizer,
+            entry={"root": {"root": "b"}, "max_model_len": {"max_model_len": 99}}.get(change, {}),
+        )
+
+    teacher = connected()
+    assert teacher.server.submit([3], [7]).result().logprobs.tolist() == [-2.0]
+    now["failures"] = 1  # the same model comes back
+    assert teacher.server.submit([3], [7]).result().logprobs.tolist() == [-2.0]
+    now["failures"] = 1
+    become_another()
+    message = refusal(teacher.server.submit([3], [7]).result, error=TeacherUnavailable)
+    assert message.startswith(f"{service.url} holds another model than before: ")
+    teacher = connected()
+    become_another()
+    refusal(teacher.views, [], error=TeacherUnavailable)

@@ -8,7 +8,8 @@ With `baseline_support: student` the ids are the caller's: `POST /inference/v1/g
 `prompt_logprob_token_ids`, which vLLM has on GPUs and behind `--enable-scale-out`.
 
 Requests that fail in passing (no connection, 408, 429, 5xx, a time-out) are sent again, later and later, for
-`timeout` seconds in all: a server that is started again in the middle of a run costs the wait and nothing else.
+`timeout` seconds in all: a server that is started again in the middle of a run costs the wait and nothing else, if it
+holds the same model. The first request that is given up ends all others, so that the process can end too.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import base64
 import io
 import os
 import random
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -33,7 +36,7 @@ from vopd_recipes.scored import Scores
 
 # vLLM batches what arrives together; more requests than this wait in its queue instead of here.
 _CONCURRENCY = 64
-# A single scoring request may take this long, in seconds, before it counts as lost.
+# A single request may take this long, in seconds, or `timeout` if that is less, before it counts as lost.
 _REQUEST_SECONDS = 300
 _LONGEST_PAUSE = 30.0
 # vLLM writes log 0 as this.
@@ -74,13 +77,16 @@ class TeacherServer:
         self._client = httpx.Client(
             base_url=url.rstrip("/").removesuffix("/v1"),
             headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=_REQUEST_SECONDS,
-            limits=httpx.Limits(max_connections=_CONCURRENCY),
+            timeout=min(_REQUEST_SECONDS, timeout),
+            limits=httpx.Limits(max_connections=_CONCURRENCY + 1),
         )
         self._pool = ThreadPoolExecutor(_CONCURRENCY, thread_name_prefix="teacher")
         self._model = model
         self.support_top_k = support_top_k
         self._timeout = timeout
+        self._identity: dict[str, Any] | None = None  # of the model that was checked
+        self._failure: TeacherUnavailable | None = None  # why everything was given up
+        self._given_up = threading.Event()
 
     def check(self, tokenizer: PreTrainedTokenizerBase, longest: int, student_support: bool = False) -> None:
         """Before training: the server answers, with this tokenizer, and has room for `longest` tokens and k scores.
@@ -89,11 +95,7 @@ class TeacherServer:
             RecipeError: it has not, with what to do about it.
         """
         try:
-            models = self._request("GET", "/v1/models", patience=min(self._timeout, 30.0))["data"]
-            entry = next((model for model in models if self._model in (None, model["id"])), None)
-            if entry is None:
-                names = ", ".join(model["id"] for model in models)
-                raise RecipeError(f"teacher_server_model: {self._shown} has no {self._model}; it has {names}")
+            entry = self._entry(patience=min(self._timeout, 30.0))
             self._model = entry["id"]
             room = entry.get("max_model_len")
             if room is not None and room < longest + 1:
@@ -103,13 +105,53 @@ class TeacherServer:
                 )
             self._check_tokenizer(tokenizer)
             self._probe(tokenizer, student_support)
+            self._identity = self._identify()
         except TeacherUnavailable as error:
             raise RecipeError(f"teacher_server_url: {error}") from error
 
+    def confirm(self) -> None:
+        """The model that was checked is still there: another under its name would score without an error.
+
+        Raises:
+            TeacherUnavailable: it is not, or the server cannot be had.
+        """
+        if self._identity is None:
+            return
+        found = self._identify()
+        changes = [
+            f"{name} {found[name]} instead of {old}" for name, old in self._identity.items() if found[name] != old
+        ]
+        if changes:
+            raise TeacherUnavailable(f"{self._shown} holds another model than before: {', '.join(changes)}")
+
+    def _identify(self) -> dict[str, Any]:
+        entry = self._entry()
+        named = {name: entry.get(name) for name in ("id", "root", "max_model_len")}
+        return {**named, f"tokens of {_TEXTS[0]!r}": self._tokens(_TEXTS[0])}
+
+    def _entry(self, patience: float | None = None) -> dict[str, Any]:
+        """What the server says of the model."""
+        models, _ = self._send("/v1/models", None, patience)
+        with self._understood("/v1/models"):
+            entry = next((model for model in models["data"] if self._model in (None, model["id"])), None)
+            if entry is None:
+                names = ", ".join(model["id"] for model in models["data"])
+                raise _Refused(f"{self._shown} has no {self._model}; it has {names}")
+            return {**entry, "id": entry["id"]}
+
+    def _tokens(self, text: str) -> list[int]:
+        answer, _ = self._send("/tokenize", {"model": self._model, "prompt": text, "add_special_tokens": False})
+        with self._understood("/tokenize"):
+            return list(answer["tokens"])
+
+    def _text(self, index: int) -> str:
+        answer, _ = self._send("/detokenize", {"model": self._model, "tokens": [index]})
+        with self._understood("/detokenize"):
+            return str(answer["prompt"])
+
     def _check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         for text in _TEXTS:
-            body = {"model": self._model, "prompt": text, "add_special_tokens": False}
-            theirs = self._request("POST", "/tokenize", body)["tokens"]
+            theirs = self._tokens(text)
             ours = tokenizer.encode(text, add_special_tokens=False)
             if ours != theirs:
                 raise RecipeError(
@@ -117,10 +159,7 @@ class TeacherServer:
                     f"{ours[:8]} here and {theirs[:8]} there; on-policy distillation needs one vocabulary"
                 )
         ids = range(0, len(tokenizer), max(1, len(tokenizer) // 64))
-        theirs = self._pool.map(
-            lambda i: self._request("POST", "/detokenize", {"model": self._model, "tokens": [i]})["prompt"], ids
-        )
-        for index, text in zip(ids, theirs):
+        for index, text in zip(ids, self._pool.map(lambda index: self._attempted(self._text, index), ids)):
             if (ours := tokenizer.decode([index])) != text:
                 raise RecipeError(
                     f"teacher_server_url: the tokenizer of {self._shown} differs from the student's: id {index} is "
@@ -151,7 +190,16 @@ class TeacherServer:
             completion_ids: n tokens.
             support: [n, k] ids to score; `None` is the teacher's own k most likely.
         """
-        return self._pool.submit(self._score, prompt_ids, completion_ids, support)
+        return self._pool.submit(self._attempted, self._score, prompt_ids, completion_ids, support)
+
+    def _attempted(self, call: Callable[..., Any], *arguments: Any) -> Any:
+        """What fails for good fails everything that waits as well: the interpreter ends only after all of it."""
+        try:
+            return call(*arguments)
+        except TeacherUnavailable as error:
+            self._failure = self._failure or error
+            self._given_up.set()
+            raise
 
     def _score(self, prompt_ids: list[int], completion_ids: list[int], support: torch.Tensor | None) -> Scores:
         if support is not None:
@@ -163,13 +211,14 @@ class TeacherServer:
             "temperature": 0,
             "prompt_logprobs": self.support_top_k,
         }
-        answer = self._request("POST", "/v1/completions", body)
-        positions = answer["choices"][0]["prompt_logprobs"][len(prompt_ids) :]
-        if len(positions) != len(completion_ids):
-            raise TeacherUnavailable(
-                f"{self._shown} scored {len(positions)} of {len(completion_ids)} tokens; is it a vLLM server?"
-            )
-        return read_scores(positions, completion_ids, self.support_top_k)
+        answer = self._request("/v1/completions", body)
+        with self._understood("/v1/completions"):
+            positions = answer["choices"][0]["prompt_logprobs"][len(prompt_ids) :]
+            if len(positions) != len(completion_ids):
+                raise TeacherUnavailable(
+                    f"{self._shown} scored {len(positions)} of {len(completion_ids)} tokens; is it a vLLM server?"
+                )
+            return read_scores(positions, completion_ids, self.support_top_k)
 
     def _score_ids(self, prompt_ids: list[int], completion_ids: list[int], support: torch.Tensor) -> Scores:
         rows = [[token, *ids] for token, ids in zip(completion_ids, support.tolist())]
@@ -180,39 +229,58 @@ class TeacherServer:
             "prompt_logprob_start": len(prompt_ids) - 1,
         }
         body = {"model": self._model, "token_ids": prompt_ids + completion_ids, "sampling_params": parameters}
-        answer = self._request("POST", "/inference/v1/generate", body)
-        encoded = answer.get("prompt_token_id_logprobs")
-        if encoded is None:
-            raise _Refused(f"{self._shown} does not score given ids (prompt_token_id_logprobs is missing)")
-        array = np.load(io.BytesIO(base64.b64decode(encoded)), allow_pickle=False)
-        logprobs = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+        answer = self._request("/inference/v1/generate", body)
+        with self._understood("/inference/v1/generate"):
+            encoded = answer.get("prompt_token_id_logprobs")
+            if encoded is None:
+                raise _Refused(f"{self._shown} does not score given ids (prompt_token_id_logprobs is missing)")
+            array = np.lib.format.read_array(io.BytesIO(base64.b64decode(encoded)), allow_pickle=False)
+            logprobs = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
         if logprobs.shape != (len(completion_ids), support.shape[1] + 1):
             raise TeacherUnavailable(f"{self._shown} scored {tuple(logprobs.shape)} ids instead of those asked for")
         _check_possible(logprobs[:, 0], completion_ids)
         return Scores(logprobs[:, 0], support.cpu(), logprobs[:, 1:])
 
-    def _request(self, method: str, path: str, body: Any = None, patience: float | None = None) -> Any:
-        """The answer's JSON, tried again for as long as the failure may pass."""
+    @contextmanager
+    def _understood(self, path: str) -> Iterator[None]:
+        """An answer that lacks what is read from it is one line, whatever it has instead."""
+        try:
+            yield
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+            raise TeacherUnavailable(f"{self._shown}{path} gave an answer that vLLM would not: {what}") from error
+
+    def _request(self, path: str, body: Any) -> Any:
+        """The answer's JSON; one that comes after failures counts once it is certain that the same model is back."""
+        answer, failures = self._send(path, body)
+        if failures:
+            self.confirm()
+        return answer
+
+    def _send(self, path: str, body: Any, patience: float | None = None) -> tuple[Any, int]:
+        """The answer's JSON, tried again for as long as the failure may pass, and how often it failed."""
         patience = self._timeout if patience is None else patience
-        start, pause = time.monotonic(), 0.5
-        while True:
+        start, pause, failures = time.monotonic(), 0.5, 0
+        while not self._given_up.is_set():
             wait = None
             try:
-                response = self._client.request(method, path, json=body)
+                response = self._client.request("GET" if body is None else "POST", path, json=body)
                 if response.status_code < 300:
-                    return response.json()
+                    return response.json(), failures
                 problem = f"{response.status_code}: {_message(response)}"
                 if response.status_code not in (408, 429) and response.status_code < 500:
                     raise _Refused(f"{self._shown}{path} answered {problem}")
                 wait = _seconds(response.headers.get("retry-after"))
             except (httpx.TransportError, ValueError) as error:  # no JSON: cut off in the middle
                 problem = f"{type(error).__name__}: {error}"
+            failures += 1
             elapsed = time.monotonic() - start
             if elapsed >= patience:
                 raise TeacherUnavailable(f"no answer from {self._shown}{path} for {elapsed:.0f} s; last: {problem}")
             wait = pause * random.uniform(0.5, 1.0) if wait is None else wait
-            time.sleep(min(wait, _LONGEST_PAUSE, max(0.05, patience - elapsed)))
+            self._given_up.wait(min(wait, _LONGEST_PAUSE, max(0.05, patience - elapsed)))
             pause = min(2 * pause, _LONGEST_PAUSE)
+        raise TeacherUnavailable(str(self._failure))
 
 
 def read_scores(positions: Sequence[dict[str, Any]], completion_ids: list[int], k: int) -> Scores:
