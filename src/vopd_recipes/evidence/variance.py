@@ -76,7 +76,7 @@ class VarianceStudy:
     def add(self, draw: DrawGradients) -> None:
         """One draw; every second one completes a pair."""
         exact = draw.own["full"]
-        errors = {name: draw.redrawn[name] - exact for name in SAMPLED}
+        errors = {str(name): draw.redrawn[name] - exact for name in SAMPLED}
         sums = {name: error.mean(0) for name, error in errors.items()}
         sums |= {f"own/{name}": draw.own[name] - exact for name in SAMPLED}
         sums |= {"topk": draw.own["topk"] - exact, "full": exact}

@@ -33,9 +33,9 @@ def report(found: dict[str, Any]) -> str:
         f"{found['draws']} draws of completions of {found['prompts']} prompts "
         f"({found['tokens_per_draw']:.0f} tokens a draw, each drawn anew {found['redraws']} times), "
         f"k = {found['support_top_k']} on the {found['baseline_support']}'s support. Variances are ratios to OPD's "
-        "(`none`); 95 % intervals in brackets. *Excluded above*: the bias whose square "
-        "would lie above the interval (put at 0 where the estimate is below), as a share of the gradient's length; *own "
-        "tokens*: with the tokens of the rollout."
+        "(`none`); 95 % intervals in brackets. *Excluded above*: the smallest bias, as a share of the gradient's "
+        "length, whose square lies above the interval (around 0 where the estimate is negative). *Own tokens*: the "
+        "same with the tokens of the rollout."
     )
     return "\n\n".join([heading, overview(found), by_layer_type(found)])
 
