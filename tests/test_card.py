@@ -106,11 +106,15 @@ def test_recipe_stands_verbatim_and_loading_names_the_revision(folder):
 
 
 def test_adapters_say_what_they_adapt(folder):
-    (folder / "adapter_config.json").write_text(json.dumps({"r": 64}))
-    (folder / "recipe.yaml").write_text(yaml.safe_dump({**RECIPE, "use_peft": True, "model_revision": "v2"}))
+    """The adapter's own file says it: a run may have started from a revision of an adapter."""
+    adapter = {"r": 64, "base_model_name_or_path": RECIPE["model_name_or_path"], "revision": "v2"}
+    (folder / "adapter_config.json").write_text(json.dumps(adapter))
+    started = {"model_name_or_path": "org/name", "model_revision": "step-00000100"}
+    (folder / "recipe.yaml").write_text(yaml.safe_dump({**RECIPE, "use_peft": True, **started}))
     card = model_card(Published(folder, "org/name", "main"))
     metadata = metadata_of(card)
     assert metadata["library_name"] == "peft" and metadata["base_model_relation"] == "adapter"
+    assert metadata["base_model"] == "Qwen/Qwen3-1.7B-Base"
     assert 'from_pretrained("Qwen/Qwen3-1.7B-Base", revision="v2")' in card and "max_lora_rank=64" in card
     (folder / "adapter_config.json").unlink()
     assert "LoRA run merged into" in model_card(Published(folder, "org/name-merged", "main"))

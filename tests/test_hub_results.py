@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from fake_hub import WRITER
 from huggingface_hub import HfApi, parse_eval_result_entries
@@ -20,6 +21,7 @@ from test_card import ENVIRONMENT, RECIPE, metadata_of, task
 from transformers import AutoModelForCausalLM
 from using_fake_hub import fake_hub_in_use
 
+from evaluation.checkpoint import resolve
 from vopd_recipes import tiny
 from vopd_recipes.checkpoints import mark_complete
 from vopd_recipes.config import load_recipe
@@ -216,19 +218,67 @@ def test_scripts_publish_list_and_download(hub, api, published, tmp_path):
     assert WRITER not in again.stderr
 
 
-def test_a_training_run_starts_from_a_published_revision(hub, api, published, write_recipe, monkeypatch):
-    import huggingface_hub
-
-    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(
-        huggingface_hub.constants,
-        "HUGGINGFACE_CO_URL_TEMPLATE",
-        f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
-    )
+def test_a_training_run_starts_from_a_published_revision(api, published, write_recipe):
     recipe = load_recipe(write_recipe(model_name_or_path="org/name", model_revision=STEP))
     loaded = load_student(recipe.model).state_dict()
     for name, weight in AutoModelForCausalLM.from_pretrained(published / "checkpoint-100").state_dict().items():
         assert loaded[name].equal(weight), name
+
+
+def upload(hub, repo_id, revision, folder):
+    """A folder as a branch of a repository that may be new."""
+    repository = hub.repositories.get(("model", repo_id)) or hub.create("model", repo_id, False)
+    files = {path.name: hub.store(path.read_bytes()) for path in folder.iterdir()}
+    repository.commit(revision, {**repository.find("main").files, **files}, "by hand")
+
+
+@pytest.mark.slow
+def test_an_adapter_comes_back_on_the_revision_of_its_base(hub, api, tmp_path, tokenizer, write_recipe):
+    """Base at `v2`, adapters of two steps: trained on, evaluated, merged, and loaded as its card says."""
+    for seed, revision in ((7, "v2"), (8, "main")):
+        save(seed, tokenizer, tmp_path / revision)
+        upload(hub, "org/base", revision, tmp_path / revision)
+    fields = {"model_name_or_path": "org/base", "use_peft": True, "lora_r": 4, "lora_alpha": 8}
+    recipe = load_recipe(write_recipe(**fields, model_revision="v2"))
+    student, run, tokens = load_student(recipe.model), tmp_path / "run", torch.tensor([[5, 9, 30, 7]])
+    expected = {}
+    with torch.no_grad():
+        for step, folder in ((100, run / "checkpoint-100"), (200, run)):
+            torch.manual_seed(step)
+            for name, parameter in student.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.2)
+            student.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+            (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+            expected[step] = student.eval()(input_ids=tokens).logits
+            if folder != run:
+                mark_complete(folder)
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe.resolved()))
+    publish_run(run, Target("org/lora", merge=True), api, Pace(0.1, 0.5, 3.0))
+    about = json.loads(hub.files("org/lora", STEP)["adapter_config.json"])
+    assert (about["base_model_name_or_path"], about["revision"]) == ("org/base", "v2")
+
+    for revision, step in ((STEP, 100), ("main", 200), (None, 200)):
+        fields |= {"model_name_or_path": "org/lora", "model_revision": revision}
+        again = load_student(load_recipe(write_recipe(**fields)).model)
+        with torch.no_grad():
+            torch.testing.assert_close(again.eval()(input_ids=tokens).logits, expected[step])
+        assert {name for name, weight in again.named_parameters() if weight.requires_grad} == {
+            name for name, _ in again.named_parameters() if "lora_" in name
+        }
+    checkpoint = resolve("org/lora", STEP)
+    assert (checkpoint.base / "model.safetensors").read_bytes() == (tmp_path / "v2/model.safetensors").read_bytes()
+    merged = AutoModelForCausalLM.from_pretrained(download(api, "org/lora-merged", STEP))
+    with torch.no_grad():
+        torch.testing.assert_close(merged(input_ids=tokens).logits, expected[100], atol=1e-5, rtol=1e-5)
+
+    card = hub.files("org/lora", STEP)["README.md"].decode()
+    code = card.split("```python\n")[1].split("# vLLM")[0]
+    code += f"import torch\nprint(model(input_ids=torch.tensor({tokens.tolist()})).logits.tolist())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0, done.stderr[-2000:]
+    torch.testing.assert_close(torch.tensor(json.loads(done.stdout)), expected[100])
 
 
 def test_damage_and_gaps_are_found(hub, api, published, tmp_path):

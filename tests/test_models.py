@@ -29,6 +29,7 @@ from vopd_recipes import tiny
 from vopd_recipes.attention import PACKED_SDPA
 from vopd_recipes.config import ModelConfig, RecipeError
 from vopd_recipes.models import (
+    base_of,
     causal_lm_of,
     check_models,
     check_tokenizers,
@@ -183,6 +184,86 @@ def test_wrong_target_modules(tiny_pair: TinyPair) -> None:
 def test_an_adapted_head_is_refused(tiny_pair: TinyPair) -> None:
     student = load_student(config(tiny_pair, use_peft=True, lora_target_modules=["q_proj", "lm_head"]))
     assert "leave lm_head out of lora_target_modules" in refusal(head_of, student)
+
+
+def trained_adapter(pair: TinyPair, folder: Path, **fields: object) -> PeftModel:
+    """A student whose adapter has moved, saved to a folder."""
+    student = load_student(config(pair, use_peft=True, lora_r=4, lora_alpha=8, **fields))
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in student.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    student.save_pretrained(folder)
+    return student
+
+
+def logits_of(student: nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return student.eval()(input_ids=torch.tensor([PROMPT])).logits
+
+
+@pytest.mark.parametrize("targets", ["all-linear", ["q_proj", "v_proj"], r".*layers\.1\..*up_proj"])
+def test_training_goes_on_with_an_adapter(tiny_pair: TinyPair, tmp_path: Path, targets: str | list[str]) -> None:
+    trained = trained_adapter(tiny_pair, tmp_path / "adapter", lora_target_modules=targets, model_revision="v2")
+    fields = {"use_peft": True, "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.25, "lora_target_modules": targets}
+    settings = config(tiny_pair, model_name_or_path=str(tmp_path / "adapter"), **fields)
+    student = load_student(settings)
+    torch.testing.assert_close(logits_of(student), logits_of(trained))
+    assert (logits_of(student) - logits_of(load_student(config(tiny_pair)))).abs().max() > 0.1
+    trainable = {name for name, parameter in student.named_parameters() if parameter.requires_grad}
+    assert trainable == {name for name, _ in student.named_parameters() if "lora_" in name} != set()
+    assert {module.p for name, module in student.named_modules() if name.endswith("lora_dropout.default")} == {0.25}
+    assert not student.config.use_cache
+    below = base_of(student, settings)  # what vLLM loads
+    assert (below.model_name_or_path, below.model_revision) == (str(tiny_pair.student), "v2")
+    student.save_pretrained(tmp_path / "again")
+    saved = json.loads((tmp_path / "again" / "adapter_config.json").read_text())
+    assert (saved["base_model_name_or_path"], saved["revision"]) == (str(tiny_pair.student), "v2")
+
+
+def test_fresh_adapters_and_whole_models_are_loaded_from_their_own_name(tiny_pair: TinyPair) -> None:
+    for settings in (config(tiny_pair), config(tiny_pair, use_peft=True, model_revision="v2")):
+        assert base_of(load_student(settings), settings) == settings
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"use_peft": False}, "is a LoRA adapter; set use_peft: true, or start from its -merged repository"),
+        ({"lora_r": 8}, "lora_r: 8, but the adapter {} has 4; set lora_r: 4"),
+        ({"lora_alpha": 16}, "lora_alpha: 16, but the adapter {} has 8; set lora_alpha: 8"),
+        ({"lora_target_modules": ["q_proj"]}, "the adapter {} adapts; set lora_target_modules: [k_proj, q_proj]"),
+        ({"lora_target_modules": "all-linear"}, "lora_target_modules: all-linear is not what the adapter {} adapts"),
+    ],
+)
+def test_an_adapter_that_is_not_the_recipes(tiny_pair: TinyPair, tmp_path: Path, fields: dict, message: str) -> None:
+    trained_adapter(tiny_pair, tmp_path, lora_target_modules=["k_proj", "q_proj"])
+    same = {"use_peft": True, "lora_r": 4, "lora_alpha": 8, "lora_target_modules": ["q_proj", "k_proj"]}
+    assert message.format(tmp_path) in refusal(
+        load_student, config(tiny_pair, **{"model_name_or_path": str(tmp_path)} | same | fields)
+    )
+
+
+def test_adapters_that_are_damaged(tiny_pair: TinyPair, tmp_path: Path) -> None:
+    trained_adapter(tiny_pair, tmp_path)
+    settings = config(tiny_pair, model_name_or_path=str(tmp_path), use_peft=True, lora_r=4, lora_alpha=8)
+    path, about = tmp_path / "adapter_model.safetensors", tmp_path / "adapter_config.json"
+    weights = load_file(path)
+    gone = min(weights)
+    save_file({name: weight for name, weight in weights.items() if name != gone}, path)
+    assert f"1 of the adapter's weights are missing or unknown, {gone} first" in refusal(load_student, settings)
+    torch.save(weights, tmp_path / "adapter_model.bin")
+    path.unlink()
+    assert "adapter_model.safetensors" in refusal(load_student, settings)  # no pickle in its place
+    save_file(weights, path)
+    content = json.loads(about.read_text())
+    about.write_text(json.dumps({**content, "base_model_name_or_path": "./gone"}))
+    assert f"{tmp_path} is a LoRA adapter; its base: model_name_or_path: cannot load a model from ./gone" in refusal(
+        load_student, settings
+    )
+    about.write_text(json.dumps({**content, "use_dora": True}))
+    assert "more than a plain LoRA adapter" in refusal(load_student, settings)
 
 
 # Vocabularies --------------------------------------------------------------------------------------------------------

@@ -29,8 +29,11 @@ def fake_hub_in_use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator
             "HF_HUB_OFFLINE": False,
             "HF_HUB_DISABLE_XET": True,
             "HF_HUB_CACHE": str(tmp_path / "cache"),
+            "ENDPOINT": hub.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
         }.items():
             monkeypatch.setattr(huggingface_hub.constants, name, value)
+        monkeypatch.setattr(huggingface_hub.hf_api.api, "endpoint", hub.url)  # of huggingface_hub's own functions
         limit_waiting(3.0)
         yield hub
         set_client_factory(default_client_factory)

@@ -11,12 +11,19 @@ from __future__ import annotations
 import importlib.util
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import check_target_module_exists
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+from transformers.utils import cached_file, find_adapter_config_file
 
 from vopd_recipes.attention import PACKED_SDPA, packed_arguments
 from vopd_recipes.config import ModelConfig, RecipeError
@@ -43,22 +50,118 @@ def load_tokenizer(config: ModelConfig, teacher: bool = False) -> PreTrainedToke
 
 
 def load_student(config: ModelConfig) -> PreTrainedModel | PeftModel:
-    """The student: its weights are trained, or LoRA adapters where asked for and nothing else."""
+    """The student: its weights are trained, or LoRA adapters where asked for and nothing else.
+
+    Where `model_name_or_path` holds a LoRA adapter, the base that it names is loaded, and training goes on with it.
+
+    Raises:
+        RecipeError: it cannot be loaded, or an adapter there is not the one that the recipe describes.
+    """
+    if adapter := _find_adapter(config):
+        return _load_adapter(config, adapter)
     student = _load(config, teacher=False)
     student.config.use_cache = False
     if not config.use_peft:
         return student
-    lora = LoraConfig(
+    try:
+        return get_peft_model(student, _lora(config), revision=config.model_revision)
+    except ValueError as error:
+        raise RecipeError(f"lora_target_modules: {' '.join(str(error).split())}") from error
+
+
+def _lora(config: ModelConfig) -> LoraConfig:
+    return LoraConfig(
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         target_modules=config.lora_target_modules,
         task_type="CAUSAL_LM",
     )
+
+
+def _find_adapter(config: ModelConfig) -> Path | None:
+    """The folder on this machine that holds the adapter which the recipe starts from; `None` for a whole model."""
+    name, revision = _source(config, teacher=False)
     try:
-        return get_peft_model(student, lora)
-    except ValueError as error:
-        raise RecipeError(f"lora_target_modules: {' '.join(str(error).split())}") from error
+        found = find_adapter_config_file(name, revision=revision)
+        if found is None:
+            return None
+        # Beside it; without this file PEFT would read a pickle.
+        return Path(str(cached_file(name, "adapter_model.safetensors", revision=revision))).parent
+    except Exception as error:
+        raise _load_error(config, False, "model", error) from error
+
+
+def _load_adapter(config: ModelConfig, folder: Path) -> PeftModel:
+    name = str(config.model_name_or_path)
+    settings: Any = PeftConfig.from_pretrained(str(folder))
+    if not config.use_peft:
+        raise RecipeError(
+            f"model_name_or_path: {name} is a LoRA adapter; set use_peft: true, or start from its -merged repository "
+            "or a folder of merged weights"
+        )
+    if settings.peft_type != "LORA" or settings.use_dora or settings.modules_to_save or settings.bias != "none":
+        raise RecipeError(
+            f"model_name_or_path: {name} is more than a plain LoRA adapter, which is all that is trained"
+        )
+    below = replace(config, model_name_or_path=settings.base_model_name_or_path, model_revision=settings.revision)
+    try:
+        base = _load(below, teacher=False)
+    except RecipeError as error:
+        raise RecipeError(f"model_name_or_path: {name} is a LoRA adapter; its base: {error}") from error
+    base.config.use_cache = False
+    expected = _targets(config, base)
+    settings.lora_dropout = config.lora_dropout
+    student = PeftModel.from_pretrained(base, str(folder), is_trainable=True, config=settings)
+    _check_adapter(config, student, settings, expected, folder)
+    return student
+
+
+def _targets(config: ModelConfig, base: PreTrainedModel) -> set[str]:
+    """Names of the modules of a base that the recipe's `lora_target_modules` means."""
+    if config.lora_target_modules == "all-linear":
+        head = base.get_output_embeddings()
+        layers = [(name, module) for name, module in base.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
+        return {name for name, module in layers if module is not head}
+    lora = _lora(config)
+    return {name for name, _ in base.named_modules() if check_target_module_exists(lora, name)}
+
+
+def _check_adapter(config: ModelConfig, student: PeftModel, settings: Any, expected: set[str], folder: Path) -> None:
+    """The adapter is whole, and is the one that the recipe, which is published with the run, describes."""
+    name = config.model_name_or_path
+    for field, found in (("lora_r", settings.r), ("lora_alpha", settings.lora_alpha)):
+        if getattr(config, field) != found:
+            raise RecipeError(
+                f"{field}: {getattr(config, field)}, but the adapter {name} has {found}; set {field}: {found}"
+            )
+    adapted = {name for name, module in causal_lm_of(student).named_modules() if isinstance(module, LoraLayer)}
+    if adapted != expected:
+        targets = settings.target_modules
+        named = targets if isinstance(targets, str) else f"[{', '.join(sorted(targets))}]"
+        raise RecipeError(
+            f"lora_target_modules: {config.lora_target_modules} is not what the adapter {name} adapts; "
+            f"set lora_target_modules: {named}"
+        )
+    with safe_open(folder / "adapter_model.safetensors", "pt") as saved:
+        if differing := sorted(set(saved.keys()) ^ get_peft_model_state_dict(student).keys()):
+            error = ValueError(
+                f"{len(differing)} of the adapter's weights are missing or unknown, {differing[0]} first"
+            )
+            raise _load_error(config, False, "model", error)
+
+
+def base_of(student: nn.Module, source: ModelConfig) -> ModelConfig:
+    """Where the weights under a student's adapters can be loaded from; `source` itself where it is that already.
+
+    Args:
+        student: with or without adapters.
+        source: what the student was loaded from.
+    """
+    if not isinstance(student, PeftModel):
+        return source
+    adapter = student.peft_config[student.active_adapter]
+    return replace(source, model_name_or_path=adapter.base_model_name_or_path, model_revision=adapter.revision)
 
 
 def load_teacher(config: ModelConfig) -> PreTrainedModel:

@@ -94,7 +94,8 @@ def model_card(about: Published) -> str:
 
 
 def _metadata(about: Published, recipe: dict[str, Any]) -> dict[str, Any]:
-    student = recipe.get("model_name_or_path")
+    below = about.read("adapter_config.json") or {"base_model_name_or_path": recipe.get("model_name_or_path")}
+    student = below["base_model_name_or_path"]
     name = method_of(recipe)[0]
     metadata: dict[str, Any] = {
         "library_name": "peft" if about.is_adapter else "transformers",
@@ -197,9 +198,10 @@ def _results(about: Published, recipe: dict[str, Any]) -> str:
 
 def _loading(about: Published, recipe: dict[str, Any]) -> str:
     at = "" if about.revision == MAIN else f', revision="{about.revision}"'
-    base = recipe.get("model_name_or_path")
     if about.is_adapter:
-        of_base = f', revision="{recipe["model_revision"]}"' if recipe.get("model_revision") else ""
+        adapter = about.read("adapter_config.json")
+        base, revision = adapter["base_model_name_or_path"], adapter.get("revision")
+        of_base = f', revision="{revision}"' if revision else ""
         return (
             f"```python\n# transformers and PEFT\nfrom peft import PeftModel\nfrom transformers import "
             f'AutoModelForCausalLM, AutoTokenizer\n\nbase = AutoModelForCausalLM.from_pretrained("{base}"{of_base})\n'
@@ -207,7 +209,7 @@ def _loading(about: Published, recipe: dict[str, Any]) -> str:
             f'tokenizer = AutoTokenizer.from_pretrained("{about.repo_id}"{at})\n\n# vLLM\n'
             "from huggingface_hub import snapshot_download\nfrom vllm import LLM\n"
             f"from vllm.lora.request import LoRARequest\n\n"
-            f'llm = LLM("{base}"{of_base}, enable_lora=True, max_lora_rank={about.read("adapter_config.json")["r"]})\n'
+            f'llm = LLM("{base}"{of_base}, enable_lora=True, max_lora_rank={adapter["r"]})\n'
             f'adapter = LoRARequest("{about.repo_id.split("/")[1]}", 1, snapshot_download("{about.repo_id}"{at}))\n'
             'llm.generate(["…"], lora_request=adapter)\n```\n'
         )

@@ -22,8 +22,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from vopd_recipes.hub.scrub import scrub_file
 from vopd_recipes.whole import written_whole
 
@@ -140,7 +138,7 @@ class Queue:
             return None
         number = max((int(entry.folder.name.split("-")[0]) for entry in queued), default=0) + 1
         folder = self.folder / f"{number:06d}-{revision}"
-        base = _base(source, self.run)
+        base = _base(source)
         try:
             with written_whole(folder) as temporary:
                 _fill(temporary / "files", source, self.run, weights)
@@ -225,17 +223,14 @@ def link_or_copy(path: Path, copy: Path) -> None:
         shutil.copyfile(path, copy)
 
 
-def _base(source: Path, run: Path) -> tuple[str, str | None] | None:
+def _base(source: Path) -> tuple[str, str | None] | None:
     """What an adapter is an adapter of."""
     path = source / "adapter_config.json"
     if not path.is_file():
         return None
-    name = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    recipe: dict[str, Any] = {}
-    if (run / "recipe.yaml").is_file():
-        recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
-    local = Path(name)
-    return (str(local.resolve()) if local.is_dir() else name, recipe.get("model_revision"))
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    local = Path(settings["base_model_name_or_path"])
+    return (str(local.resolve()) if local.is_dir() else str(local), settings.get("revision"))
 
 
 def is_hub_id(name: str | None) -> bool:
