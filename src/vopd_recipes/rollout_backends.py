@@ -9,7 +9,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from vopd_recipes.config import ModelConfig, VOPDConfig
-from vopd_recipes.models import causal_lm_of, end_of_sequence_ids
+from vopd_recipes.models import base_of, causal_lm_of, end_of_sequence_ids
 from vopd_recipes.rollout import RolloutEngine, Sampling, TransformersRollout
 from vopd_recipes.sharding import shards_weights
 from vopd_recipes.vllm_rollout import VLLMRollout
@@ -54,9 +54,10 @@ def build_rollout(
         )
     config = causal_lm_of(student).config
     source = source or ModelConfig(model_name_or_path=config._name_or_path)
-    return VLLMRollout(
-        model=str(source.model_name_or_path),
-        revision=source.model_revision,
+    base = base_of(student, source)
+    engine = VLLMRollout(
+        model=str(base.model_name_or_path),
+        revision=base.model_revision,
         dtype=args.vllm_dtype or ("bfloat16" if args.bf16 else str(config.dtype).removeprefix("torch.")),
         eos_token_ids=eos_token_ids,
         vocabulary=vocabulary,
@@ -70,3 +71,5 @@ def build_rollout(
         seed=args.seed,
         progress=progress,
     )
+    engine.stale = base != source  # the adapter that the student starts from is not in the base's weights
+    return engine
