@@ -29,6 +29,7 @@ from transformers import PreTrainedTokenizerFast
 from vopd_recipes.completions import SCHEMA
 from vopd_recipes.config import load_recipe
 from vopd_recipes.estimators import Estimator
+from vopd_recipes.evidence.outcome import METHODS
 from vopd_recipes.models import load_student, load_teacher, load_tokenizer
 from vopd_recipes.prompts import build_prompts, read_rows
 from vopd_recipes.report import RunError
@@ -225,6 +226,54 @@ def test_every_estimator_has_its_equation(fields: dict[str, Any], expected: str)
     text = equation(Estimator(**fields))
     assert re.sub("<[^>]*>", "", text) == expected
     assert ('class="over"' in text) == ("top " in expected)
+
+
+@pytest.fixture
+def nine(runs: dict[str, Path], tmp_path: Path) -> list[Path]:
+    """A run of every method that is compared: copies of real ones, under recipes of their own."""
+    folders = []
+    for place, method in enumerate(METHODS.values()):
+        folder = Path(shutil.copytree(runs[("vopd-0", "opd-0")[place % 2]], tmp_path / method.name))
+        words = list(method.flags)
+        rewrite_recipe(folder, **{name[2:]: yaml.safe_load(value) for name, value in zip(words[::2], words[1::2])})
+        folders.append(folder)
+    return folders
+
+
+def test_every_one_of_many_methods_is_quoted(nine: list[Path]) -> None:
+    groups = group_runs(read_runs(nine))
+    assert len(groups) == len(METHODS) == 9
+    for _, written in completions.choose_completions(groups):
+        assert {each.group for each in written} == set(range(9))
+        assert [(each.step, each.group) for each in written] == sorted((each.step, each.group) for each in written)
+
+
+def test_steps_are_spread_whatever_the_methods() -> None:
+    places = [(index, step) for step in range(1, 11) for index in range(2)]
+    assert completions._spread(places) == [(0, 1), (1, 1), (0, 5), (1, 5), (0, 10), (1, 10)]
+    alone = [(0, step) for step in range(1, 101)]
+    assert [step for _, step in completions._spread(alone)] == [1, 21, 41, 60, 80, 100]
+    assert completions._spread([(index, step) for step in (1, 2) for index in range(9)]) == [
+        (index, 2) for index in range(9)
+    ]
+
+
+def test_bold_is_the_estimator_that_trained(runs: dict[str, Path], copied: Callable[..., Path]) -> None:
+    """OPD full and top-k have a baseline of `none` and are not OPD: no column is theirs."""
+    bold = '<td class="number last" data-heading="OPD">'
+    assert report_page([runs["opd-0"]]).count(bold) == 1
+    for divergence in ("full", "topk"):
+        run = copied(name="opd-0", to=divergence)
+        rewrite_recipe(run, divergence=divergence)
+        assert bold not in report_page([run])
+
+
+def test_many_recipes_are_told_apart_line_by_line(nine: list[Path]) -> None:
+    page = report_page(nine)
+    assert ("divergence", "full") in Outline(page).cells
+    assert ("baseline", "optimal") in Outline(page).cells
+    assert "<thead><tr><th>method</th>" in page
+    assert "<thead><tr><th>field</th>" not in page
 
 
 def test_the_same_runs_make_the_same_page(runs: dict[str, Path]) -> None:
@@ -465,6 +514,7 @@ def test_an_unfinished_run_is_read_at_its_last_whole_checkpoint(copied: Callable
         ("recipe.yaml", "- a", "recipe.yaml: holds a list, not named values"),
         ("recipe.yaml", "divergence: half", "recipe.yaml: divergence: 'half' is not one of"),
         ("recipe.yaml", "!!python/object/apply:os.system [true]", "recipe.yaml: not YAML"),
+        ("recipe.yaml", "baseline_constant: one", "recipe.yaml: baseline_constant is no number: 'one'"),
         ("trainer_state.json", "{", "trainer_state.json: not JSON"),
         ("trainer_state.json", "[]", "trainer_state.json: holds a list"),
         ("trainer_state.json", "{}", "log_history is not a list"),
@@ -603,6 +653,18 @@ def test_a_browser_shows_it_whole(browser: Any, runs: dict[str, Path], tmp_path:
     assert all(250 < shown < width - 40 for shown in browser.execute_script(widths))  # beside or below each other
 
 
+def test_a_browser_breaks_no_word_of_many_methods(browser: Any, nine: list[Path], tmp_path: Path) -> None:
+    """Nine columns broke the words of what differs: a field's name stands on one line, and so does a value."""
+    show(browser, write_report(nine, tmp_path / "report.html"), 1280)
+    assert browser.execute_script(SIDEWAYS) == 0
+    lines = browser.execute_script(
+        "const height = one => one.getBoundingClientRect().height / parseFloat(getComputedStyle(one).lineHeight);"
+        "const table = [...document.querySelectorAll('h3')].find(h => h.textContent.startsWith('Where')).nextSibling;"
+        "return [...table.querySelectorAll('code, td span')].map(height)"
+    )
+    assert len(lines) > 9 and max(lines) < 1.5
+
+
 def test_a_browser_runs_nothing_that_a_model_wrote(browser: Any, copied: Callable[..., Path], tmp_path: Path) -> None:
     path = write_report([hostile(copied())], tmp_path / "report.html")
     for width in (1280, 400):
@@ -666,16 +728,19 @@ def test_text_can_be_read_in_either_scheme(browser: Any, runs: dict[str, Path], 
         const found = {ground: getComputedStyle(document.documentElement).backgroundColor,
             paper: getComputedStyle(document.querySelector('article')).backgroundColor, ink: style('t').color,
             muted: style('muted').color};
-        for (let n = 0; n < 8; n++) found['c' + n] = style('c' + n).color;
+        for (let n = 0; n < arguments[0]; n++) found['c' + n] = style('c' + n).color;
         for (let n = 1; n < 10; n++) for (const way of 'ud') found[way + n] = style('t ' + way + n).backgroundColor;
-        return found"""
+        return found""",
+        charts.COLOURS,
     )
     ground, paper = rgba(colours["ground"]), rgba(colours["paper"])
     assert (luminance(ground) < 0.05) == (scheme == "dark")
     for behind in (ground, paper):
         assert contrast(rgba(colours["ink"]), behind) > 10
         assert contrast(rgba(colours["muted"]), behind) > 4.5
-        assert all(contrast(rgba(colours[f"c{number}"]), behind) > 3 for number in range(8))
+        assert all(contrast(rgba(colours[f"c{number}"]), behind) > 3 for number in range(charts.COLOURS))
+    lines = {colours[f"c{number}"] for number in range(charts.COLOURS)}
+    assert len(lines) == charts.COLOURS == len(METHODS)  # a colour for each
     for way in "ud":
         shades = [blended(rgba(colours[f"{way}{level}"]), paper) for level in range(1, 10)]
         assert all(contrast(rgba(colours["ink"]), shade) > 4.5 for shade in shades)

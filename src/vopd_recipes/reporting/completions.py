@@ -9,7 +9,7 @@ loses its space when it stands alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -26,7 +26,7 @@ from vopd_recipes.reporting.elements import key, section
 from vopd_recipes.reporting.escaping import escaped
 from vopd_recipes.reporting.runs import Group, Run
 
-# What bounds the page: prompts, completions of each, tokens of each, and characters of one token.
+# What bounds the page: prompts, completions of each (one of every method at least), tokens, characters of a token.
 PROMPTS, COMPLETIONS, TOKENS, PIECE, PROMPT_CHARACTERS = 4, 6, 400, 80, 1_200
 # Shades on either side, and |advantage| in nats at which the last begins.
 LEVELS, FULL = 9, 3.0
@@ -89,17 +89,32 @@ def _read(path: Path, columns: list[str]) -> pa.Table:
 
 
 def _load(prompt: str, places: dict[tuple[int, int], Path], groups: Sequence[Group]) -> list[Written]:
-    steps = sorted({step for _, step in places})
-    count = max(2, COMPLETIONS // len({index for index, _ in places}))
-    if len(steps) > count:  # the first, the last, and evenly between
-        steps = [steps[round(index * (len(steps) - 1) / (count - 1))] for index in range(count)]
-    written: list[Written] = []
-    for (index, step), path in sorted(places.items(), key=lambda item: (item[0][1], item[0][0])):
-        if step in steps and len(written) < COMPLETIONS:
-            table = _read(path, SCHEMA.names)
-            (row, *_) = table.filter(pc.equal(pc.fill_null(table.column("prompt"), ""), prompt)).to_pylist()
-            written.append(Written(index, groups[index].runs[0], step, row))
+    written = []
+    for index, step in _spread(places):
+        table = _read(places[index, step], SCHEMA.names)
+        (row, *_) = table.filter(pc.equal(pc.fill_null(table.column("prompt"), ""), prompt)).to_pylist()
+        written.append(Written(index, groups[index].runs[0], step, row))
     return written
+
+
+def _spread(places: Collection[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Which (method, step) are shown: as many steps of every method, from its first to its last, at least the last.
+
+    Ordered by step and then by method.
+    """
+    by_method: dict[int, list[int]] = {}
+    for index, step in sorted(places):
+        by_method.setdefault(index, []).append(step)
+    count = max(1, COMPLETIONS // len(by_method))
+    chosen = [(step, index) for index, steps in by_method.items() for step in _evenly(steps, count)]
+    return [(index, step) for step, index in sorted(chosen)]
+
+
+def _evenly(steps: Sequence[int], count: int) -> list[int]:
+    """The last, and where more are asked for the first, and evenly between."""
+    if count == 1 or len(steps) <= count:
+        return list(steps[-count:])
+    return [steps[round(place * (len(steps) - 1) / (count - 1))] for place in range(count)]
 
 
 def load_tokenizer(run: Run) -> Tokenizer | None:

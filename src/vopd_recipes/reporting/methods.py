@@ -11,6 +11,7 @@ from vopd_recipes.reporting.escaping import escaped
 from vopd_recipes.reporting.runs import Group, Run, differing_fields
 
 RECIPE_CHARACTERS = 20_000
+_MOST_COLUMNS = 4  # of a table of words, at 1280 pixels
 
 
 def student_of(group: Group) -> str:
@@ -111,18 +112,38 @@ def _machine(run: Run) -> str:
 
 
 def _differences(groups: Sequence[Group]) -> str:
-    """The fields in which the recipes differ, one row each."""
+    """The fields in which the recipes differ, a row for each; of many recipes, a row for each recipe."""
     names = differing_fields([group.recipe for group in groups])[:20]
     if not names:
         return ""
-    head = "".join(f"<th>{key(index)}{escaped(group.label)}</th>" for index, group in enumerate(groups))
-    rows = "".join(
-        f"<tr><th><code>{escaped(name)}</code></th>"
-        + "".join(cell(group.label, escaped(group.recipe.get(name), 60)) for group in groups)
-        + "</tr>"
-        for name in names
-    )
-    return (
-        "<h3>Where the recipes differ</h3>"
-        f"<table><thead><tr><th>field</th>{head}</tr></thead><tbody>{rows}</tbody></table>"
-    )
+    methods = [f"{key(index)}{escaped(group.label)}" for index, group in enumerate(groups)]
+    if len(groups) <= _MOST_COLUMNS:
+        rows = [
+            [_code(name), *(cell(group.label, escaped(group.recipe.get(name), 60)) for group in groups)]
+            for name in names
+        ]
+        tables = _table(["field", *methods], rows)
+    else:
+        tables = "".join(
+            _by_method(groups, methods, names[first : first + _MOST_COLUMNS])
+            for first in range(0, len(names), _MOST_COLUMNS)
+        )
+    return f"<h3>Where the recipes differ</h3>{tables}"
+
+
+def _by_method(groups: Sequence[Group], methods: Sequence[str], names: Sequence[str]) -> str:
+    rows = [
+        [method, *(cell(name, escaped(group.recipe.get(name), 60)) for name in names)]
+        for method, group in zip(methods, groups)
+    ]
+    return _table(["method", *map(_code, names)], rows)
+
+
+def _code(name: str) -> str:
+    return f"<code>{escaped(name)}</code>"
+
+
+def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{column}</th>" for column in heading)
+    body = "".join(f"<tr><th>{first}</th>{''.join(cells)}</tr>" for first, *cells in rows)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

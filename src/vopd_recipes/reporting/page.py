@@ -85,6 +85,6 @@ def _header(groups: Sequence[Group], title: str) -> str:
 def _footer() -> str:
     return (
         f"<footer>At most {PROMPTS} prompts are shown, those that most runs and steps share, with {COMPLETIONS} "
-        f"completions each, {TOKENS} tokens of a completion and {PROMPT_CHARACTERS:,} characters of a prompt. Of "
-        "seeds the first is quoted. This page loads nothing.</footer>"
+        f"completions each or one of every method, {TOKENS} tokens of a completion and {PROMPT_CHARACTERS:,} "
+        "characters of a prompt. Of seeds the first is quoted. This page loads nothing.</footer>"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
 
+from vopd_recipes.estimators import variance_name
 from vopd_recipes.reporting.charts import Band, Line, Points, bar_chart, line_chart, smoothed
 from vopd_recipes.reporting.elements import cell, key, legend, section
 from vopd_recipes.reporting.escaping import escaped
@@ -148,7 +149,7 @@ def variance(groups: Sequence[Group]) -> str:
                     [ratios[name] for run in group.runs if name in (ratios := run.variance_ratios)],
                     lambda v: f"{v:.2f}",
                 ),
-                "number last" if name == group.runs[0].estimator.baseline else "number",
+                "number last" if name == variance_name(group.runs[0].estimator) else "number",
             )
             for name in names
         )
@@ -158,7 +159,8 @@ def variance(groups: Sequence[Group]) -> str:
     charts = "".join(_variance_chart(group, names) for _, group in logged[:3])
     note = (
         "The exact variance of the logit gradient that each estimator would have had on the tokens of this run, over "
-        "OPD’s. In the table both are averaged over the run; bold is the estimator that trained it."
+        "OPD’s. In the table both are averaged over the run; bold is the estimator that trained it (OPD full and OPD "
+        "top-k sample nothing and have no column)."
     )
     keys = "".join(f"<span><i class='key v{place}'></i>{_VARIANCES[name]}</span>" for place, name in enumerate(names))
     table = f"<table><thead><tr><th>run</th>{head}</tr></thead><tbody>{rows}</tbody></table>"

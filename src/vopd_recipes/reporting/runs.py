@@ -157,9 +157,11 @@ def read_run(folder: Path) -> Run:
         planned=_steps(state, "max_steps", state_folder),
     )
     try:
-        _ = run.estimator
+        constant = run.estimator.baseline_constant
     except (ValueError, TypeError) as error:
         raise RunError(f"{folder / RECIPE}: {error}") from error
+    if not isinstance(constant, (int, float)):
+        raise RunError(f"{folder / RECIPE}: baseline_constant is no number: {constant!r}")
     return run
 
 
