@@ -7,8 +7,8 @@ With c_ij = 1 where sample j of question i is right, Q questions and n samples e
             the drawing of answers; 0 for a single question
     pass@n  share of questions with a right sample
     maj@n   share of questions whose commonest answer is right: right answers are one answer however written, wrong
-            ones are told apart by their text, samples without an answer do not vote; where k answers tie, 1/k for a
-            right one
+            ones are told apart by their value, or their text where they are no numbers; samples without an answer do
+            not vote; where k answers tie, 1/k for a right one
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ import math
 import os
 from collections import Counter
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 from tqdm import tqdm
 
 from evaluation.harness import CorpusLevelMetric, Doc, ModelResponse, SampleLevelComputation, SamplingMethod
 from evaluation.model import Answers, facts
+from vopd_recipes.answers import answer_key
 from vopd_recipes.grading import Grade, MathGrader, grade_choice
 
 METRIC = "grades"
@@ -64,7 +66,7 @@ class TaskGrades(SampleLevelComputation):
 
     def compute(self, responses: list[ModelResponse], docs: list[Doc]) -> list[Graded]:  # type: ignore[override]
         """One `Graded` per question: lighteval's batched metrics get all of a task's at once."""
-        texts = [text for response in responses for text in response.text]
+        texts = [text for response in responses for text in _as_said(response)]
         owners = [doc for doc, response in zip(docs, responses) for _ in response.text]
         grades: list[Grade] = []
         bar = tqdm(total=len(texts), desc=f"Grading {docs[0].task_name.split('|')[0]}", unit="", leave=False)
@@ -83,6 +85,12 @@ class TaskGrades(SampleLevelComputation):
         if self._kind == "choice":
             return [grade_choice(text, facts(doc)["gold"], facts(doc)["letters"]) for text, doc in zip(texts, docs)]
         return self._grader.grade(texts, [facts(doc)["gold"] for doc in docs])
+
+
+def _as_said(response: ModelResponse) -> list[str]:
+    """Every sample, after the `<think>` that the template put into the prompt: reasoning that was cut is no answer."""
+    assert isinstance(response, Answers)
+    return [f"<think>{text}" for text in response.text] if response.opens_thinking else response.text
 
 
 def metric(kind: str, grader: MathGrader) -> CorpusLevelMetric:
@@ -132,10 +140,10 @@ def standard_error(means: list[float]) -> float:
 
 def majority(grades: list[Grade]) -> float:
     """1 where the commonest answer is right, 1/k where k answers tie and one is, else 0."""
-    votes: Counter[str | None] = Counter()
+    votes: Counter[str | Fraction | None] = Counter()
     for grade in grades:
         if grade.extracted is not None:
-            votes[None if grade.correct else "".join(grade.extracted.split())] += 1
+            votes[None if grade.correct else answer_key(grade.extracted)] += 1
     most = max(votes.values(), default=0)
     tied = [answer for answer, count in votes.items() if count == most]
     return 1 / len(tied) if None in tied else 0.0

@@ -29,10 +29,12 @@ class Answers(ModelResponse):
 
     Args:
         seed: of sample 0.
+        opens_thinking: the prompt ends in `<think>`, so that a completion begins with reasoning.
         responses: every sample, in order.
     """
 
     seed: int = 0
+    opens_thinking: bool = False
     responses: list[Response] = field(default_factory=list)
 
 
@@ -44,6 +46,7 @@ class Asked:
     seed: int
     drawing: Drawing
     count: int
+    opens_thinking: bool = False
 
     @property
     def key(self) -> str:
@@ -72,6 +75,11 @@ def encode(tokenizer: PreTrainedTokenizerBase, protocol: Protocol, prompt: str) 
     except Exception as error:  # templates raise what they like
         raise RecipeError(f"the model's chat template cannot render {prompt[:80]!r}: {error}") from error
     return list(encoded["input_ids"])
+
+
+def opens_thinking(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> bool:
+    """Whether a prompt ends in `<think>`, as the templates of some reasoning models leave it."""
+    return str(tokenizer.decode(token_ids[-16:])).rstrip().endswith("<think>")
 
 
 def facts(doc: Doc) -> dict[str, Any]:
@@ -174,6 +182,7 @@ class EvaluatedModel(LightevalModel):
             input_tokens=question.token_ids,
             text=[response.text for response in responses],
             seed=question.seed,
+            opens_thinking=question.opens_thinking,
             responses=responses,
         )
 
@@ -191,7 +200,7 @@ def _drawn(engine: Engine | None, requests: list[Request]) -> Iterator[list[tupl
         return
     try:
         yield from engine.run(requests)
-    except (RuntimeError, ValueError) as error:  # out of memory, a dead engine
+    except Exception as error:  # out of memory, a dead engine: engines raise what they like
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise RolloutFailed(
             f"answers stopped coming: {reason}; those so far are kept, and the same command goes on"

@@ -75,7 +75,7 @@ def evaluate(options: Options) -> Outcome:
     # late: lighteval takes seconds to import, and what is above needs none of it
     from evaluation import engines
     from evaluation.grades import new_grader
-    from evaluation.model import Asked, EvaluatedModel, encode, facts, seed_of, stores
+    from evaluation.model import Asked, EvaluatedModel, encode, facts, opens_thinking, seed_of, stores
     from evaluation.results import folder_of, write_results
     from evaluation.suite import Prepared, run_suite
 
@@ -93,7 +93,8 @@ def evaluate(options: Options) -> Outcome:
             failures[name] = str(error)
             continue
         for question, token_ids in zip(found, encoded):
-            asked[name, question.text] = Asked(token_ids, seed_of(name, question.text), drawing, count)
+            opened = protocol.chat_template and opens_thinking(tokenizer, token_ids)
+            asked[name, question.text] = Asked(token_ids, seed_of(name, question.text), drawing, count, opened)
         prepared.append(Prepared(task, found, count))
     if not prepared:
         return Outcome(None, failures)

@@ -1,5 +1,6 @@
 """Scripted completions with known grades, through lighteval's own pipeline: every metric to the digit."""
 
+import copy
 import math
 from collections.abc import Iterator
 from fractions import Fraction
@@ -12,12 +13,15 @@ from transformers import PreTrainedTokenizerFast
 
 from evaluation.compare import bootstrap_interval
 from evaluation.engines import Request
-from evaluation.grades import new_grader
-from evaluation.model import Asked, EvaluatedModel, facts, seed_of, stores
-from evaluation.protocol import Drawing
+from evaluation.grades import majority, new_grader
+from evaluation.harness import Doc
+from evaluation.model import Asked, EvaluatedModel, encode, facts, opens_thinking, seed_of, stores
+from evaluation.protocol import Drawing, read_protocol
 from evaluation.responses import Response
 from evaluation.suite import Measured, Prepared, run_suite
 from evaluation.tasks import TASKS, Question
+from vopd_recipes.grading import Grade
+from vopd_recipes.rollout import RolloutFailed
 
 DRAWING = Drawing(0.6, 0.9, 0, 16)
 
@@ -39,16 +43,20 @@ class Script:
 
 
 def measure(
-    name: str, answers: dict[Question, list[str]], tokenizer: PreTrainedTokenizerFast, folder: Path
+    name: str,
+    answers: dict[Question, list[str]],
+    tokenizer: PreTrainedTokenizerFast,
+    folder: Path,
+    opened: bool = False,
 ) -> tuple[Measured, Script]:
-    """Run a task over questions whose completions are given."""
+    """Run a task over questions whose completions are given; `opened`: the prompt ends in `<think>`."""
     task, count = TASKS[name], len(next(iter(answers.values())))
     ids = {question.text: tokenizer(task.prompt(question))["input_ids"] for question in answers}
     script = Script({tuple(ids[question.text]): texts for question, texts in answers.items()})
     model = EvaluatedModel(
         "scripted",
         tokenizer,
-        lambda doc: Asked(ids[facts(doc)["question"]], seed_of(name, facts(doc)["question"]), DRAWING, count),
+        lambda doc: Asked(ids[facts(doc)["question"]], seed_of(name, facts(doc)["question"]), DRAWING, count, opened),
         stores(folder / "responses", "0" * 64, {}),
         lambda length: script,
     )
@@ -158,3 +166,55 @@ def test_the_bootstrap_interval_is_the_normal_one_where_it_should_be() -> None:
     assert low == pytest.approx(differences.mean() - half, abs=0.05 * half)
     assert high == pytest.approx(differences.mean() + half, abs=0.05 * half)
     assert bootstrap_interval(np.array([0.25])) == (0.25, 0.25)
+
+
+def test_reasoning_that_the_template_opens_and_nobody_closes_is_no_answer(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    answers = {Question("q0", "5"): [box("5"), f"{box('4')}</think>{box('5')}", f"{box('5')}</think>…"]}
+    measured, _ = measure("minerva", answers, tokenizer, tmp_path, opened=True)
+    assert [grade.correct for grade in measured.questions[0].grades] == [False, True, False]
+    letters = {Question("q0", "B", "AB"): ["The answer is B", '</think>{"answer": "B"}']}
+    measured, _ = measure("gpqa", letters, tokenizer, tmp_path, opened=True)
+    assert [grade.extracted for grade in measured.questions[0].grades] == [None, "B"]
+
+
+@pytest.mark.parametrize(("tail", "opened"), [("<think>\n", True), ("<think>\n\n</think>\n\n", False), ("", False)])
+def test_whose_prompts_open_the_reasoning(tail: str, opened: bool, tokenizer: PreTrainedTokenizerFast) -> None:
+    reasoning = copy.deepcopy(tokenizer)
+    reasoning.chat_template = "{{ messages[0]['content'] }}<|assistant|>" + tail
+    ids = encode(reasoning, read_protocol("qwen"), "What is <think>?")
+    assert opens_thinking(reasoning, ids) is opened
+
+
+@pytest.mark.parametrize(
+    ("said", "share"),
+    [
+        (["3/4", r"\frac{3}{4}", "0.75", "7", "7"], 0.0),  # three for a wrong 3/4
+        (["3/4", r"\frac{3}{4}", "7", "7"], 0.5),
+        (["3/4", r"\frac{3}{4}", "7", "7", "7"], 1.0),
+        (["x + 1", "x+1", r"\left(x+1\right)", "7", "7"], 0.5),  # other text is another vote
+        (["2 cm", "2", "7", "7", "7"], 1.0),
+    ],
+)
+def test_wrong_votes_are_counted_by_their_value(said: list[str], share: float) -> None:
+    assert majority([Grade(answer == "7", answer, True) for answer in said]) == share
+
+
+class Broken(Script):
+    """An engine that dies after its first answer."""
+
+    def run(self, requests: list[Request]) -> Iterator[list[tuple[Request, Response]]]:
+        yield next(super().run(requests))
+        raise KeyError("block 7")
+
+
+def test_whatever_an_engine_dies_of_is_one_line(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    asked = {name: Asked(tokenizer(name)["input_ids"], 0, DRAWING, 1) for name in ("q0", "q1")}
+    script = Broken({tuple(question.token_ids): ["7"] for question in asked.values()})
+    store = stores(tmp_path, "0" * 64, {})
+    model = EvaluatedModel("broken", tokenizer, lambda doc: asked[doc.query], store, lambda length: script)
+    docs = [Doc(query=name, choices=["7"], gold_index=0, task_name="minerva") for name in asked]
+    with pytest.raises(RolloutFailed, match="answers stopped coming: KeyError: 'block 7'; those so far are kept"):
+        model.greedy_until(docs)
+    assert store(DRAWING).get(asked["q0"].key, 0) is not None
