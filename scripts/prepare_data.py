@@ -27,10 +27,14 @@ def main() -> None:
         if words.push:
             check_access(api, words.push)
         summary = prepared(recipe)
-        if summary is None:
-            summary = prepare(recipe)
-        else:
+        if summary is not None:
             print(f"{recipe.output_dir} was made by this recipe before; delete it to make it anew", file=sys.stderr)
+        elif Path(recipe.output_dir).exists():
+            raise RecipeError(
+                f"output_dir: {recipe.output_dir} is there already, from another recipe or other input; "
+                "delete it or name another"
+            )
+        summary = summary or prepare(recipe)
         removed = ", ".join(f"{count:,} {name}" for name, count in summary["rows_removed"].items() if count)
         print(f"{recipe.output_dir}: {summary['rows_written']:,} of {summary['rows_read']:,} rows", end="")
         print(f"; left out: {removed}" if removed else "")

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -171,7 +172,9 @@ def test_the_card_and_the_summary_say_what_happened(tmp_path: Path) -> None:
     summary = prepare(recipe)
     assert summary == json.loads((tmp_path / "made" / "summary.json").read_text(encoding="utf-8"))
     assert summary["rows_removed"] == dict.fromkeys(preparation.FILTERS, 0) | {"contaminated": 1, "duplicate": 1}
-    assert summary["evaluation_sets"] == {"known": {"questions": 1, "malformed": 1, "hits": 1}}
+    origin = {"sha256": sha256(Path(evaluated).read_bytes()).hexdigest()}
+    assert summary["evaluation_sets"] == {"known": {"questions": 1, "malformed": 1, "hits": 1, "source": origin}}
+    assert summary["source"] == {"sha256": sha256(Path(recipe.dataset_name).read_bytes()).hexdigest()}
     assert removed_in(tmp_path) == {
         2: ("contaminated", "known, row 0: 100% of its 8-grams"),
         5: ("duplicate", "row 0"),
@@ -180,10 +183,54 @@ def test_the_card_and_the_summary_say_what_happened(tmp_path: Path) -> None:
     metadata = yaml.safe_load(card.split("---")[1])
     assert metadata["configs"][0]["data_files"] == [{"split": "train", "path": "train.parquet"}]
     assert metadata["size_categories"] == ["n<1K"] and metadata["language"] == ["en"]
-    assert "4 of 6 rows" in card and "| known | 1 | 1 |" in card and "| contaminated | 1 |" in card
+    assert (
+        "4 of 6 rows" in card
+        and f"| known | 1 | 1 | SHA-256 {origin['sha256']} |" in card
+        and "| contaminated | 1 |" in card
+    )
     assert str(tmp_path) not in card  # a folder of this machine is nobody else's business
     assert prepared(recipe) == summary
     assert prepared(DataRecipe(**{**vars(recipe), "language": None})) is None
+
+
+def test_only_the_same_input_counts_as_made_before(tmp_path: Path) -> None:
+    """Another file of that name, the same file with other content, an evaluation set that grew, a broken folder."""
+    known = EvaluationSet(name="known", dataset_name=write_rows(tmp_path / "known.jsonl", [{"prompt": "Who is it?"}]))
+    rows = [{"prompt": "a b", "answer": 1}]
+    recipe = recipe_of(tmp_path, rows, evaluation_sets=[known])
+    summary = prepare(recipe)
+    assert prepared(recipe) == summary
+    (tmp_path / "elsewhere").mkdir()
+    for content, same in ((rows, True), ([{"prompt": "c d", "answer": 2}], False)):
+        other = write_rows(tmp_path / "elsewhere" / "rows.jsonl", content)
+        assert (prepared(replace(recipe, dataset_name=other)) == summary) == same
+    write_rows(tmp_path / "rows.jsonl", [*rows, *rows])
+    assert prepared(recipe) is None
+    write_rows(tmp_path / "rows.jsonl", rows)
+    write_rows(tmp_path / "known.jsonl", [{"prompt": "Who is it?"}, {"prompt": "Who are they?"}])
+    assert prepared(recipe) is None
+    write_rows(tmp_path / "known.jsonl", [{"prompt": "Who is it?"}])
+    assert prepared(recipe) == summary
+    (tmp_path / "rows.jsonl").unlink()
+    assert prepared(recipe) is None
+    write_rows(tmp_path / "rows.jsonl", rows)
+    for name, content in (("train.parquet", "other"), ("removed.jsonl", "other")):
+        path = tmp_path / "made" / name
+        kept = path.read_bytes()
+        path.write_text(content)
+        assert prepared(recipe) is None
+        path.write_bytes(kept)
+    assert prepared(recipe) == summary
+    for content in (
+        "",
+        '{"schema_version": 2',
+        "[]",
+        "3",
+        '{"schema_version": 2}',
+        json.dumps({**summary, "files": 1}),
+    ):
+        (tmp_path / "made" / "summary.json").write_text(content)
+        assert prepared(recipe) is None
 
 
 # Malformed rows ------------------------------------------------------------------------------------------------------
@@ -480,7 +527,7 @@ def command(*words: object, **environment: str) -> subprocess.CompletedProcess[s
 
 @pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
-    """Three processes that import everything: the words that a person reads and the exit status."""
+    """Four processes that import everything: the words that a person reads and the exit status."""
     rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "a b", "answer": 1}] * 2)
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump({"dataset_name": rows, "output_dir": str(tmp_path / "made")}))
@@ -493,6 +540,12 @@ def test_the_command(tmp_path: Path) -> None:
     assert done.stdout == f"{tmp_path / 'made'}: 1 of 2 rows; left out: 1 duplicate\n"
     again = command(path)
     assert again.returncode == 0 and "made by this recipe before" in again.stderr and again.stdout == done.stdout
+    write_rows(tmp_path / "rows.jsonl", [{"prompt": "c d", "answer": 1}])
+    other = command(path)
+    assert (other.returncode, other.stderr) == (
+        2, f"error: output_dir: {tmp_path / 'made'} is there already, from another recipe or other input; "
+        "delete it or name another\n",
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -558,6 +611,16 @@ def test_from_the_hub_and_back(tmp_path: Path, hub: FakeHub) -> None:
     made = (tmp_path / "made" / "train.parquet").read_bytes()
     assert hub.files("org/made", "main", "dataset")["train.parquet"] == made
 
+    first = source.branches["main"]
+    summary = json.loads((tmp_path / "made" / "summary.json").read_text(encoding="utf-8"))
+    assert summary["source"] == summary["evaluation_sets"]["test"]["source"] == {"revision": first}
+    assert f"Read at commit {first}." in (tmp_path / "made" / "README.md").read_text(encoding="utf-8")
+    source.commit("main", {**files, "train.jsonl": hub.store(b"".join(lines[:9]))}, "fewer rows")
+    moved = command(path, **environment)
+    assert moved.returncode == 2 and "is there already, from another recipe or other input" in moved.stderr
+    at_first = command(path, "--dataset_revision", first, "--output_dir", tmp_path / "first", **environment)
+    assert f"{tmp_path / 'first'}: 14 of 15 rows" in at_first.stdout, at_first.stderr
+
     hub.create("dataset", "org/gated", private=False)
     hub.fail("org/gated", 100, status=403, headers={"X-Error-Code": "GatedRepo"})
     refused = command(path, "--dataset_name", "org/gated", "--output_dir", tmp_path / "other", **environment)
@@ -589,6 +652,20 @@ summary = prepare(DataRecipe(dataset_name=str(path), output_dir=str(path.parent 
 print(json.dumps(summary["rows_removed"]))
 print(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 """
+
+
+@pytest.mark.slow
+def test_a_hub_that_was_away_for_an_optional_set_takes_the_push(tmp_path: Path, hub: FakeHub) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl", [{"prompt": "a b", "answer": 1}])
+    away = {"name": "away", "dataset_name": "org/away", "optional": True}
+    fields = {"dataset_name": rows, "output_dir": str(tmp_path / "made"), "evaluation_sets": [away]}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(fields))
+    hub.create("dataset", "org/away", private=False)
+    hub.fail("org/away", 100, status=0)
+    done = command(tmp_path / "recipe.yaml", "--push", "org/made", HF_DATASETS_CACHE=str(tmp_path / "datasets"))
+    assert done.returncode == 0, done.stderr
+    assert "not compared with away: org/away: the Hub cannot be reached" in done.stderr
+    assert "train.parquet" in hub.files("org/made", "main", "dataset")
 
 
 @pytest.mark.slow

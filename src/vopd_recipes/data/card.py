@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from vopd_recipes.data.origin import Origin
+
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _WHAT = {
     "malformed": "a column is missing, null, of another type, empty or broken Unicode",
@@ -27,11 +29,11 @@ def data_card(summary: dict[str, Any]) -> str:
     metadata = yaml.safe_dump(_metadata(summary), sort_keys=False)
     recipe, read, written = summary["recipe"], summary["rows_read"], summary["rows_written"]
     part = f", {recipe['domain']}, level {recipe['level']}: the training part" if recipe["domain"] else ""
-    revision = f", revision {recipe['dataset_revision']}" if recipe["dataset_revision"] else ""
     sections = [
         f"---\n{metadata}---\n",
         f"# {recipe['dataset_name']}, prepared for on-policy distillation\n",
-        f"{written:,} of {read:,} rows of {recipe['dataset_name']}{revision}{part}. The terms of the source apply.\n",
+        f"{written:,} of {read:,} rows of {recipe['dataset_name']}{part}. The terms of the source apply.\n",
+        f"Read at {_version(summary['source'])}.\n",
         "Columns: `prompt`, without a template, and `answer`, " + _answers(recipe["answer_format"]) + ".\n",
         "## Rows left out\n",
         *_removed(summary),
@@ -76,10 +78,16 @@ def _evaluation_sets(summary: dict[str, Any]) -> list[str]:
     lines = [
         f"A prompt is left out where it has {recipe['contamination_overlap']:.0%} of the "
         f"{recipe['contamination_ngram']}-grams (of words) of a question.\n",
-        "| set | questions | rows left out |",
-        "|---|--:|--:|",
+        "| set | questions | rows left out | read at |",
+        "|---|--:|--:|---|",
     ]
     for name, known in summary["evaluation_sets"].items():
         hits = f"not checked: {known['not_checked']}" if "not_checked" in known else f"{known['hits']:,}"
-        lines.append(f"| {name} | {known['questions']:,} | {hits} |")
+        lines.append(f"| {name} | {known['questions']:,} | {hits} | {_version(known.get('source', {}))} |")
     return [*lines, ""]
+
+
+def _version(origin: Origin) -> str:
+    if "revision" in origin:
+        return f"commit {origin['revision']}"
+    return f"SHA-256 {origin['sha256']}" if "sha256" in origin else "a version that is not known"

@@ -12,13 +12,11 @@ answer is one that math-verify reads within seconds.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -33,7 +31,8 @@ from vopd_recipes.data.contamination import Contamination, Question
 from vopd_recipes.data.duplicates import ExactDuplicates, NearDuplicates
 from vopd_recipes.data.language import not_english
 from vopd_recipes.data.lengths import LengthOf, length_of, too_long
-from vopd_recipes.data.recipe import DataRecipe, EvaluationSet
+from vopd_recipes.data.origin import Origin, hub_asked_once, is_same, origin_of, pinned, sha256
+from vopd_recipes.data.recipe import DataRecipe, EvaluationSet, Source
 from vopd_recipes.data.rows import Left, Problem, problem_of, question_of
 from vopd_recipes.data.sources import Numbered, Unreachable, numbered_rows
 from vopd_recipes.hub.scrub import scrub
@@ -47,6 +46,7 @@ TABLE, REMOVED, SUMMARY = "train.parquet", "removed.jsonl", "summary.json"
 
 _BATCH_ROWS, _BATCH_CHARACTERS = 1024, 1 << 20
 _GROUP_ROWS, _GROUP_CHARACTERS = 10_000, 8 << 20
+_SCHEMA_VERSION = 2
 _SCHEMA = pa.schema([("prompt", pa.string()), ("answer", pa.string())])
 
 
@@ -74,33 +74,57 @@ def prepare(recipe: DataRecipe) -> dict[str, Any]:
     output = Path(recipe.output_dir)
     if output.exists():
         raise RecipeError(f"output_dir: {output} is there already; delete it or name another")
-    rows = _peeked(recipe)
-    lengths = length_of(recipe.tokenizer_name_or_path)
-    questions, sets = _questions(recipe.evaluation_sets)
-    contamination = Contamination(questions, recipe.contamination_ngram, recipe.contamination_overlap)
-    exact = ExactDuplicates()
-    with written_whole(output) as folder, ExitStack() as stack:
-        folder.mkdir()
-        answers = stack.enter_context(AnswerCheck(recipe.answer_format, len(os.sched_getaffinity(0))))
-        filters = _filters(recipe, answers, lengths, contamination, exact)
-        counts = _write(rows, recipe, filters, folder)
-        if not counts.written:
-            raise RecipeError(_nothing_left(recipe, counts))
-        for name, known in sets.items():
-            known["hits"] = contamination.hits[name]
-        summary = _summary(recipe, counts, sets, exact.contradictions, folder)
-        (folder / SUMMARY).write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        (folder / "README.md").write_text(data_card(summary), encoding="utf-8")
+    with hub_asked_once():
+        origin = origin_of(recipe)
+        rows = _peeked(pinned(recipe, origin))
+        lengths = length_of(recipe.tokenizer_name_or_path)
+        questions, sets = _questions(recipe.evaluation_sets)
+        contamination = Contamination(questions, recipe.contamination_ngram, recipe.contamination_overlap)
+        exact = ExactDuplicates()
+        with written_whole(output) as folder, AnswerCheck(recipe.answer_format, _cores()) as answers:
+            folder.mkdir()
+            filters = _filters(recipe, answers, lengths, contamination, exact)
+            counts = _write(rows, recipe, filters, folder)
+            if not counts.written:
+                raise RecipeError(_nothing_left(recipe, counts))
+            for name, known in sets.items():
+                known["hits"] = contamination.hits[name]
+            summary = _summary(recipe, origin, counts, sets, exact.contradictions, folder)
+            (folder / SUMMARY).write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            (folder / "README.md").write_text(data_card(summary), encoding="utf-8")
     return summary
 
 
 def prepared(recipe: DataRecipe) -> dict[str, Any] | None:
-    """The summary of a folder that this recipe has made before; `None` if there is none, or another recipe's."""
-    path = Path(recipe.output_dir) / SUMMARY
-    if not path.is_file():
+    """The summary of a folder that this recipe has made before from the same input; `None` if there is none."""
+    folder = Path(recipe.output_dir)
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        is_ours = summary["schema_version"] == _SCHEMA_VERSION and summary["recipe"] == _published(recipe)
+        if not is_ours or not _is_whole(folder, summary):
+            return None
+        said = [summary["evaluation_sets"][known.name] for known in recipe.evaluation_sets]
+        recorded: list[Origin | None] = [summary["source"], *(one.get("source") for one in said)]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # not there, or not a summary
         return None
-    summary = json.loads(path.read_text(encoding="utf-8"))
-    return summary if summary.get("recipe") == _published(recipe) else None
+    with hub_asked_once():  # a set that was not checked has no origin
+        now = [None if origin is None else origin_of(one) for origin, one in zip(recorded, _inputs(recipe))]
+    return summary if all(map(is_same, recorded, now)) else None
+
+
+def _inputs(recipe: DataRecipe) -> list[Source]:
+    return [recipe, *recipe.evaluation_sets]
+
+
+def _is_whole(folder: Path, summary: dict[str, Any]) -> bool:
+    return all(
+        (folder / name).is_file() and _facts(folder / name) == facts for name, facts in summary["files"].items()
+    )
+
+
+def _cores() -> int:
+    """Those that this process may use; macOS does not say."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _published(recipe: DataRecipe) -> dict[str, Any]:
@@ -121,8 +145,9 @@ def _questions(sets: list[EvaluationSet]) -> tuple[list[Question], dict[str, dic
     questions: list[Question] = []
     said: dict[str, dict[str, Any]] = {}
     for known in sets:
+        origin = origin_of(known)
         try:
-            texts = [(number, question_of(row, known)) for number, row in numbered_rows(known)]
+            texts = [(number, question_of(row, known)) for number, row in numbered_rows(pinned(known, origin))]
         except RecipeError as error:
             if known.optional and isinstance(error, Unreachable):
                 said[known.name] = {"questions": 0, "not_checked": str(error)}
@@ -132,7 +157,7 @@ def _questions(sets: list[EvaluationSet]) -> tuple[list[Question], dict[str, dic
         if not own:
             why = next((text.why for _, text in texts if isinstance(text, Left)), "it has no rows")
             raise RecipeError(f"evaluation_sets, {known.name}: no question in {known.dataset_name}: {why}")
-        said[known.name] = {"questions": len(own), "malformed": len(texts) - len(own)}
+        said[known.name] = {"questions": len(own), "malformed": len(texts) - len(own), "source": origin}
         questions += own
     return questions, said
 
@@ -229,11 +254,17 @@ def _nothing_left(recipe: DataRecipe, counts: Counts) -> str:
 
 
 def _summary(
-    recipe: DataRecipe, counts: Counts, sets: dict[str, dict[str, Any]], contradictions: int, folder: Path
+    recipe: DataRecipe,
+    origin: Origin,
+    counts: Counts,
+    sets: dict[str, dict[str, Any]],
+    contradictions: int,
+    folder: Path,
 ) -> dict[str, Any]:
     return {
-        "schema_version": 1,
+        "schema_version": _SCHEMA_VERSION,
         "recipe": _published(recipe),
+        "source": origin,
         "rows_read": counts.read,
         "rows_removed": {name: counts.removed[name] for name in FILTERS},
         "rows_written": counts.written,
@@ -246,5 +277,4 @@ def _summary(
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": sha256(path)}

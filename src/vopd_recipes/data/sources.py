@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import datasets
-import huggingface_hub.constants
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets.exceptions import DatasetNotFoundError
 
 from vopd_recipes import sciknoweval
+from vopd_recipes.data.origin import ask_only_the_cache
 from vopd_recipes.data.recipe import DataRecipe, EvaluationSet, Source
 from vopd_recipes.data.rows import Left, Row
 from vopd_recipes.hub.queue import is_hub_id
@@ -191,8 +191,7 @@ def _hub(source: Source) -> Iterator[Row | Left]:
         )
     except Exception as error:  # the readers raise dozens of types; each becomes one line
         if isinstance(error, ConnectionError):
-            # from now on only the cache is asked: the Hub's client tries for half a minute, for every set again
-            huggingface_hub.constants.HF_HUB_OFFLINE = True
+            ask_only_the_cache()
         raise _hub_error(name, error) from None
     columns = _present(source, found.column_names)
     for table in found.select_columns(columns).with_format("arrow").iter(_ROWS):
