@@ -46,6 +46,7 @@ def test_mathematics_must_be_readable() -> None:
         "10\\%",
     ]
     readable += ["1" * 1000, r"5 \text{ cm}", r"\begin{pmatrix}1\\2\end{pmatrix}", r"\{1,2\}", "A"]
+    readable += ["5 square units", "12 cubic centimeters", "10 meters per second", r"\frac{3}{4} miles per hour"]
     unreadable = [
         "no solution",
         "the answer is not known",
@@ -62,6 +63,19 @@ def test_mathematics_must_be_readable() -> None:
         verdicts = check([Problem(0, "p", answer) for answer in readable + unreadable])
     wrong = [answer for answer, why in zip(readable + unreadable, verdicts) if (why is None) != (answer in readable)]
     assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("7.", "7"), (r"\[7\]", "7"), (r"\( \frac{1}{2} \)", r"\frac{1}{2}"), ("$$7$$", "7"), ("$7.$", "7"),
+        ("$3$ and $4$", "$3$ and $4$"), ("1, 2, ...", "1, 2, ..."), ("$$", "$$"), ("[0,1]", "[0,1]"), ("7.5", "7.5"),
+    ],
+)  # fmt: skip
+def test_answers_lose_their_dress(written: str, meant: str) -> None:
+    recipe = DataRecipe(dataset_name="x", output_dir="y")
+    found = problem_of(0, {"prompt": "p", "answer": written}, recipe)
+    assert isinstance(found, Problem) and found.answer == meant
 
 
 def test_refused_answers_are_not_asked_again_and_not_held() -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from decimal import Decimal
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from vopd_recipes.data import prepare as preparation
 from vopd_recipes.data.prepare import prepare, prepared
 from vopd_recipes.data.push import check_access, push
 from vopd_recipes.data.recipe import DataRecipe, EvaluationSet, load_data_recipe
+from vopd_recipes.grading import MathGrader
 from vopd_recipes.prompts import read_rows
 from vopd_recipes.recipe_text import RecipeError
 
@@ -106,6 +108,48 @@ def test_answers_after_hashes(tmp_path: Path) -> None:
     summary = prepare(recipe_of(tmp_path, rows, answer_in="hashes"))
     assert pq.read_table(tmp_path / "made" / "train.parquet")["answer"].to_pylist() == ["1,234"]
     assert summary["rows_removed"]["unverifiable"] == 1
+
+
+def test_numbers_are_written_out(tmp_path: Path) -> None:
+    numbers = [1e16, 1e-05, 2.5, 7.0, -3, 10**20, 123456789.123]
+    rows = [{"prompt": f"How many are {n} apples?", "answer": number} for n, number in enumerate(numbers)]
+    prepare(recipe_of(tmp_path, rows))
+    made = pq.read_table(tmp_path / "made" / "train.parquet")["answer"].to_pylist()
+    assert made == ["10000000000000000", "0.00001", "2.5", "7.0", "-3", "1" + "0" * 20, "123456789.123"]
+    with MathGrader() as grader:
+        grades = grader.grade([rf"\boxed{{{n}}}" for n in ("10000000000000000", "0.00001", "5/2", "7")], made[:4])
+    assert [grade.correct for grade in grades] == [True] * 4
+
+
+def test_decimal_columns(tmp_path: Path) -> None:
+    numbers = [Decimal("10000000000000000.00"), Decimal("-0.05"), None]
+    table = pa.table({"prompt": ["a b", "c d", "e f"], "answer": pa.array(numbers, pa.decimal128(38, 2))})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    prepare(DataRecipe(dataset_name=str(tmp_path / "rows.parquet"), output_dir=str(tmp_path / "made")))
+    made = pq.read_table(tmp_path / "made" / "train.parquet")["answer"].to_pylist()
+    assert made == ["10000000000000000.00", "-0.05"]
+
+
+def test_choices_by_letter_and_by_index(tmp_path: Path) -> None:
+    options = {"options": ["red", "blue", "green", "grey"]}
+    letters = ["(B)", "B.", "b", "B)", "[b]", "B:", "E.", "BC", "2"]
+    rows = [{"prompt": f"Which {noun}?", "answer": gold, **options} for noun, gold in zip(NOUNS, letters)]
+    fields: dict[str, Any] = {
+        "choices_column": "options",
+        "answer_format": "choice",
+        "near_duplicate_similarity": None,
+    }
+    prepare(recipe_of(tmp_path, rows, **fields))
+    assert pq.read_table(tmp_path / "made" / "train.parquet")["answer"].to_pylist() == ["B"] * 6
+    assert (
+        removed_in(tmp_path)[8][1] == "the answer is none of the choices 'ABCD'; answer_in: index reads numbers from 0"
+    )
+    (tmp_path / "made").rename(tmp_path / "letters")
+    numbers = [0, 1, "2", 3.0, "03", 4, -1, "B", 1.5]
+    rows = [{"prompt": f"Which {noun}?", "answer": number, **options} for noun, number in zip(NOUNS, numbers)]
+    summary = prepare(recipe_of(tmp_path, rows, **fields, answer_in="index"))
+    assert pq.read_table(tmp_path / "made" / "train.parquet")["answer"].to_pylist() == ["A", "B", "C", "D", "D"]
+    assert summary["rows_removed"]["unverifiable"] == 4
 
 
 @pytest.mark.slow
@@ -453,7 +497,11 @@ def test_evaluation_sets_that_cannot_be_read(tmp_path: Path) -> None:
     ("fields", "says"),
     [
         ({"promt_column": "a"}, "recipe.yaml:3: unknown field 'promt_column'; did you mean 'prompt_column'?"),
-        ({"answer_in": "somewhere"}, "recipe.yaml:3: answer_in must be one of plain, boxed, hashes, got 'somewhere'"),
+        (
+            {"answer_in": "somewhere"},
+            "recipe.yaml:3: answer_in must be one of plain, boxed, hashes, index, got 'somewhere'",
+        ),
+        ({"answer_in": "index"}, "recipe.yaml: answer_in: index counts choices"),
         ({"max_prompt_length": "long"}, "max_prompt_length must be a whole number or null, got 'long'"),
         ({"near_duplicate_similarity": 1.5}, "near_duplicate_similarity must lie in (0, 1], got 1.5"),
         (

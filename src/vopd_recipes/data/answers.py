@@ -3,7 +3,8 @@ r"""Has a row an answer that a completion can be graded against?
 Asked of `vopd_recipes.grading` itself: a completion that gives the gold answer must be right. In mathematics it is
 given with a space in front (`\quad`), because equal text is right without being read, and the question is whether
 math-verify can read it. Numbers and fractions of numbers need no asking. Prose parses too, as a product of its
-letters, and is refused before: two words in a row (`no solution`) are no answer that another wording could equal.
+letters, and is refused before: two words in a row (`no solution`), a unit apart, are no answer that another wording
+could equal.
 An answer over 1,000 characters is refused, however it is made: the grader compares it as text only.
 """
 
@@ -15,8 +16,9 @@ from collections import OrderedDict
 from types import TracebackType
 from typing import Self
 
+from vopd_recipes.answers import extract_boxed, rewritten
 from vopd_recipes.data.rows import Problem
-from vopd_recipes.grading import MathGrader, extract_boxed, grade_choice
+from vopd_recipes.grading import MathGrader, grade_choice
 
 _PLAIN = re.compile(
     r"\$?[+-]?(?:[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?|\\[dt]?frac\{[0-9]+\}\{0*[1-9][0-9]*\}|[0-9]+/0*[1-9][0-9]*)\$?"
@@ -83,7 +85,7 @@ def _needs_asking(gold: str) -> bool:
 
 
 def _may_be_mathematics(gold: str) -> bool:
-    return extract_boxed(rf"\boxed{{{gold}}}") is not None and not _PROSE.search(_COMMAND.sub(" ", gold))
+    return extract_boxed(rf"\boxed{{{gold}}}") is not None and not _PROSE.search(_COMMAND.sub(" ", rewritten(gold)[0]))
 
 
 def _choice_problem(problem: Problem) -> str | None:
@@ -91,7 +93,8 @@ def _choice_problem(problem: Problem) -> str | None:
     letters = problem.letters or "".join(_CHOICE_LINE.findall(problem.prompt))
     gold = problem.answer.strip().upper()
     if len(gold) != 1 or gold not in letters.upper():
-        return f"the answer is none of the choices {letters!r}"
+        hint = "; answer_in: index reads numbers from 0" if gold.isdigit() else ""
+        return f"the answer is none of the choices {letters!r}{hint}"
     try:
         right = grade_choice(f'{{"answer": "{gold}"}}', gold).correct
     except ValueError:

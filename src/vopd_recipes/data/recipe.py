@@ -73,7 +73,7 @@ class DataRecipe(Source):
         answer_column: text or a number; `a.b` is field b of column a.
         answer_format: `math` is compared as LaTeX, `choice` is a letter.
         answer_in: where the answer stands in its column: `plain` all of it, `boxed` in its last box, `hashes` after
-            the last ####.
+            the last ####; `index`: it is the number of a choice, from 0.
         language: `english` leaves rows of other languages out.
         tokenizer_name_or_path: Hub id or folder; counts `max_prompt_length`.
         max_prompt_length: in tokens of that tokenizer, in characters without one; of the prompt without a template.
@@ -86,7 +86,7 @@ class DataRecipe(Source):
     output_dir: str
     answer_column: str = "answer"
     answer_format: Literal["math", "choice"] = "math"
-    answer_in: Literal["plain", "boxed", "hashes"] = "plain"
+    answer_in: Literal["plain", "boxed", "hashes", "index"] = "plain"
     language: Literal["english"] | None = None
     tokenizer_name_or_path: str | None = None
     max_prompt_length: int | None = None
@@ -109,6 +109,7 @@ class DataRecipe(Source):
             self.answer_format == "choice" or (self.source == "columns" and not self.choices_column),
             "answer_format: questions with choices need answer_format: choice",
         )
+        _require(self.answer_format == "choice" or self.answer_in != "index", "answer_in: index counts choices")
         names = [known.name for known in self.evaluation_sets]
         _require(len(set(names)) == len(names), f"evaluation_sets: a name stands twice: {', '.join(names)}")
 

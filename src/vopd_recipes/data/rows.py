@@ -6,15 +6,15 @@ or half a surrogate pair. Such a row is left out and counted; it never ends the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
+from vopd_recipes.data.gold import answer_in, bare, letter, written_out
 from vopd_recipes.data.recipe import DataRecipe, Source
 from vopd_recipes.data.words import words_of
-from vopd_recipes.grading import extract_boxed
 from vopd_recipes.sciknoweval import multiple_choice
 
 Row = Mapping[str, Any]
@@ -67,10 +67,10 @@ def problem_of(number: int, row: Row | Left, recipe: DataRecipe) -> Problem | Le
         answer = _answer(_field(row, column), column)
     except _Malformed as error:
         return Left("malformed", str(error))
-    found = _answer_in(answer, recipe.answer_in)
+    found = answer_in(answer, recipe.answer_in, letters)
     if not found:
         return Left("unverifiable", f"no answer in '{column}'")
-    return Problem(number, prompt, found, letters)
+    return Problem(number, prompt, bare(found) if recipe.answer_format == "math" else letter(found), letters)
 
 
 def question_of(row: Row | Left, source: Source) -> str | Left:
@@ -161,16 +161,9 @@ def _choices(value: Any, column: str) -> tuple[list[str], list[str]]:
 
 
 def _answer(value: Any, column: str) -> str:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise _Malformed(f"'{column}' is not a finite number")
-        value = repr(value)
+    if isinstance(value, (int, float, Decimal)) and not isinstance(value, bool):
+        try:
+            value = written_out(value)
+        except ValueError:
+            raise _Malformed(f"'{column}' is not a finite number") from None
     return _text(value, column)
-
-
-def _answer_in(text: str, where: str) -> str:
-    if where == "boxed":
-        return extract_boxed(text) or ""
-    if where == "hashes":
-        return text.rpartition("####")[2].strip() if "####" in text else ""
-    return text
