@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,6 +60,15 @@ def launch(recipe: Path, output_dir: Path, processes: int = 1, **fields: object)
     done = execute(words)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     return Run(output_dir, done.stdout + done.stderr)
+
+
+def on_two_processes(kind: str, recipe: Path, output: Path) -> dict[str, Any]:
+    """What a function of tests/sharded_worker.py saw."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    worker = REPOSITORY / "tests" / "sharded_worker.py"
+    done = execute([*torchrun, str(worker), kind, str(recipe), str(output)], timeout=240)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(output.read_text())
 
 
 def assert_same_run(run: Run, reference: Run, tolerance: float) -> None:

@@ -1,24 +1,29 @@
-"""What one of two processes does in tests/test_weights.py: shard a model, gather it again, compare.
+"""What one of two processes does in tests/test_weights.py and tests/test_distributed.py.
 
-Started by torchrun; writes what it saw as JSON, from rank 0. Arguments: `fsdp2` or `zero3`, recipe, output file.
+Started by torchrun; writes what it saw as JSON, from rank 0. Arguments: a function of this file, recipe, output file.
 """
 
 import gc
 import json
+import os
 import sys
 import weakref
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather_object
 from safetensors.torch import load_file
 from test_trainer import build
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback
 
 from vopd_recipes.models import causal_lm_of
 from vopd_recipes.packing import pack
+from vopd_recipes.rollout import RolloutFailed
 from vopd_recipes.teacher import slice_with_fsdp2
+from vopd_recipes.trainer import TrainingStopped
 from vopd_recipes.weights import FullCopy, full_weights
 
 
@@ -112,13 +117,55 @@ def fsdp2(trainer) -> dict[str, object]:
     }
 
 
+def ddp_on_gpus(trainer) -> dict[str, object]:
+    """The loss through DDP as it is on CPUs, and as GPUs make it: with devices, to which arguments are moved."""
+    samples = trainer._sample(list(trainer.train_dataset)[:6], step=0, generations=1)
+    trainer.model = trainer.accelerator.prepare_model(trainer.model)
+    loss, gradients = loss_and_gradients(trainer, samples)
+    trainer.model.device_ids, trainer.model.device_type = [0], "cpu"
+    moved_loss, moved_gradients = loss_and_gradients(trainer, samples)
+    return {
+        "wrapper": type(trainer.model).__name__,
+        "loss": abs(loss - moved_loss),
+        "gradients": largest_difference(gradients, moved_gradients),
+    }
+
+
+def failing_sync(trainer) -> dict[str, object]:
+    """The second step's weights do not arrive at one process: what each of them stops with."""
+    if trainer.is_world_process_zero():
+        trainer.add_callback(FailingSync(trainer))
+    try:
+        trainer.train()
+        mine = "it went on"
+    except TrainingStopped as error:
+        mine = str(error)
+    return {"messages": gather_object([mine])}
+
+
+class FailingSync(TrainerCallback):
+    """Takes three tensors and fails, from the second step on."""
+
+    def __init__(self, trainer) -> None:
+        self.trainer = trainer
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        self.trainer.rollout.sync = self.fail
+
+    def fail(self, named_weights) -> None:
+        for _ in zip(range(3), named_weights):
+            pass
+        raise RolloutFailed("no room")
+
+
 def main(kind: str, recipe: Path, output: Path) -> None:
     trainer = build(recipe)
     assert trainer.accelerator.num_processes == 2
-    seen = {"fsdp2": fsdp2, "zero3": zero3}[kind](trainer)
+    seen = {"fsdp2": fsdp2, "zero3": zero3, "ddp_on_gpus": ddp_on_gpus, "failing_sync": failing_sync}[kind](trainer)
     if trainer.is_world_process_zero():
         output.write_text(json.dumps(seen))
     trainer.accelerator.end_training()
+    os._exit(0)  # after a step that was broken off, a thread of the communication library may abort the exit
 
 
 if __name__ == "__main__":

@@ -12,7 +12,16 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from launching import REPOSITORY, SCRIPT, Run, assert_same_run, assert_same_weights, execute, launch
+from launching import (
+    REPOSITORY,
+    SCRIPT,
+    Run,
+    assert_same_run,
+    assert_same_weights,
+    execute,
+    launch,
+    on_two_processes,
+)
 from transformers import AutoModelForCausalLM
 
 from vopd_recipes import arithmetic
@@ -46,9 +55,21 @@ def problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def few_problems(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The third step of an epoch has 2 prompts, and the second of two processes none."""
+    folder = tmp_path_factory.mktemp("few")
+    arithmetic.write(folder, *arithmetic.split("chain", train=18, test=6))
+    return folder
+
+
 @pytest.fixture
-def recipe(write_recipe, problems: Path):
-    return lambda case: write_recipe(case, dataset_name=str(problems), **COMMON, **CASES[case])
+def recipe(write_recipe, problems: Path, few_problems: Path):
+    def write(case: str) -> Path:
+        folder = few_problems if case == "masked" else problems
+        return write_recipe(case, dataset_name=str(folder), **COMMON, **CASES[case])
+
+    return write
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +123,25 @@ def test_two_processes_equal_one(recipe, one_process, tmp_path, layout) -> None:
     refused = execute([sys.executable, str(SCRIPT), str(recipe("full")), "--output_dir", str(run.folder), *flags])
     assert refused.returncode == 2
     assert f"written by 2 processes ({layout}), this launch has 1" in refused.stderr
+
+
+@pytest.mark.slow
+def test_ddp_with_devices_is_ddp_without(write_recipe, tmp_path) -> None:
+    """On GPUs accelerate gives DDP a device, and it then moves the forward's arguments there: it must have one."""
+    seen = on_two_processes("ddp_on_gpus", write_recipe(), tmp_path / "seen.json")
+    assert seen == {"wrapper": "DistributedDataParallel", "loss": 0, "gradients": 0}
+
+
+@pytest.mark.slow
+def test_weights_that_do_not_arrive_stop_every_process(write_recipe, tmp_path) -> None:
+    """Under ZeRO-3 the others gather on; all stop, with a checkpoint that each of them names."""
+    recipe = write_recipe(deepspeed=ZERO["zero3"], max_steps=3, save_steps=100)
+    messages = on_two_processes("failing_sync", recipe, tmp_path / "seen.json")["messages"]
+    checkpoint = tmp_path / "run" / "checkpoint-1"
+    assert messages == [
+        f"step 2: sampling failed: no room; the same command goes on from {checkpoint}",
+        f"step 2: sampling failed on another process; the same command goes on from {checkpoint}",
+    ]
 
 
 @pytest.mark.slow

@@ -1,20 +1,16 @@
 """The weights that leave the trainer are the whole ones: names, ties, adapters, slices."""
 
 import copy
-import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import TinyPair
-from launching import REPOSITORY, execute
+from launching import REPOSITORY, on_two_processes
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from vopd_recipes.weights import FullCopy, full_weights
-
-WORKER = Path(__file__).parent / "sharded_worker.py"
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -87,15 +83,6 @@ def test_a_full_copy_has_weights_between_fill_and_release(tiny_pair: TinyPair) -
         assert not torch.equal(full.model(ids).logits, student(ids).logits)  # a copy, not a view
     full.release()
     assert sum(parameter.numel() for parameter in full.model.parameters()) == 0
-
-
-def on_two_processes(kind: str, recipe: Path, output: Path) -> dict[str, float]:
-    done = execute(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(WORKER), kind]
-        + [str(recipe), str(output)]
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(output.read_text())
 
 
 @pytest.mark.slow

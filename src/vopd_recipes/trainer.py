@@ -164,8 +164,8 @@ class VOPDTrainer(OwnPublishing, Trainer):
         seeds = [rollout_seed(self.args.seed, step, row["prompt_id"], generation) for row, generation in rows]
         inputs = [row["input_ids"] for row, _ in rows]
         failure = None
+        self._sync_rollout()
         try:
-            self._sync_rollout()
             with self.metrics.timed("rollout"), _evaluating(self.student), self.accelerator.autocast():
                 completions = self.rollout.generate(inputs, seeds, self.args.max_completion_length)
         except RolloutFailed as error:
@@ -187,10 +187,18 @@ class VOPDTrainer(OwnPublishing, Trainer):
 
     def _sync_rollout(self) -> None:
         """Hand the student's weights over if they have changed since the engine got them, or it has lost them."""
-        if self.rollout.stale or self._weights_sampled_with != self.state.global_step:
-            with self.metrics.timed("sync"):
-                self.rollout.sync(full_weights(self.student))
-            self._weights_sampled_with = self.state.global_step
+        if not self.rollout.stale and self._weights_sampled_with == self.state.global_step:
+            return
+        failure, weights = None, full_weights(self.student)
+        with self.metrics.timed("sync"):
+            try:
+                self.rollout.sync(pair for pair in weights)  # not `weights` itself: an engine may close what it gets
+            except RolloutFailed as error:
+                failure = error
+                for _ in weights:  # the other processes still gather, and wait for this one
+                    pass
+        self._stop_together("sampling failed", failure)
+        self._weights_sampled_with = self.state.global_step
 
     def _stop_together(self, what: str, failure: RuntimeError | None) -> None:
         """Where something failed on any process, save a checkpoint and stop on all of them."""
@@ -226,10 +234,7 @@ class VOPDTrainer(OwnPublishing, Trainer):
         weights = torch.ones_like(batch.rollout_logprobs) * (self.accelerator.num_processes / tokens)
         with self.metrics.timed("teacher"):
             view = inputs["teacher_view"]()
-        try:
-            loss, stats = self._student_loss(model, batch, view, weights, self.args.log_gradient_variance)
-        except TeacherUnavailable as error:  # asked in the middle of a forward: too late to save this step's state
-            raise TrainingStopped(self._stopping(f"the teacher failed: {error}")) from error
+        loss, stats = self._student_loss(model, batch, view, weights, self.args.log_gradient_variance)
         self.metrics.add_tokens(stats, batch.rollout_logprobs)
         batch.record({name: getattr(stats, name) for name in RECORDED})
         return loss
@@ -240,30 +245,50 @@ class VOPDTrainer(OwnPublishing, Trainer):
         """One forward of the wrapped student, with the loss in place of its head."""
         unwrapped = self.accelerator.unwrap_model(model)
         module, head = head_module(unwrapped), head_of(unwrapped)
-        collected: list[TokenStats] = []
+        collected: list[tuple[Tensor, TokenStats]] = []
 
         def loss_at_head(hidden: Tensor) -> Tensor:
             dtype = _product_dtype(hidden, module.weight)
-            ours = replace(head, weight=module.weight.to(dtype))
+            ours = replace(head, weight=module.weight.to(dtype), bias=module.bias)  # whole only in here
             loss, stats = view.loss(hidden.to(dtype), ours, batch, self.estimator, weights, gradient_variance)
-            collected.append(stats)
+            collected.append((loss, stats))
             return loss
 
-        def student_forward() -> Tensor:
+        def student_forward(_: Tensor) -> Tensor:
             hidden = completion_states(unwrapped, batch)
             with redirected(module, loss_at_head):
                 return module(hidden)
 
-        with self.accelerator.autocast(), redirected(unwrapped, student_forward):
-            loss = model()
-        return loss, collected[0]
+        try:
+            with self.accelerator.autocast(), redirected(unwrapped, student_forward):
+                output = model(batch.input_ids)  # on GPUs DDP fails without an argument to move
+        except TeacherUnavailable as error:  # asked in the middle of a forward: too late to save this step's state
+            raise TrainingStopped(self._stopping(f"the teacher failed: {error}")) from error
+        loss, stats = collected[0]
+        # FSDP2 rounds what a forward returns to half precision; the gradient must enter by it, the value need not.
+        return output.to(loss.dtype) + (loss - output).detach(), stats
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
         """Forward and backward of one micro-batch, timed."""
-        with self.metrics.timed("update"):
+        with self.metrics.timed("update"), self._engine_step_timed(model):
             return super().training_step(model, inputs, num_items_in_batch)
+
+    @contextmanager
+    def _engine_step_timed(self, model: nn.Module) -> Iterator[None]:
+        """DeepSpeed's optimiser steps inside of the last backward; its seconds are the optimiser's."""
+        if not layout(self.accelerator).startswith("zero"):
+            yield
+            return
+        step: Callable[..., Any] = model.step  # type: ignore[assignment]
+
+        def timed_step(*args: Any, **kwargs: Any) -> Any:
+            with self.metrics.timed("engine_step"):
+                return step(*args, **kwargs)
+
+        with redirected(model, timed_step, "step"):
+            yield
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Refuse to step on a loss or gradient that is not finite."""
@@ -335,6 +360,7 @@ class VOPDTrainer(OwnPublishing, Trainer):
             keep_newest(self.output_dir, limit)
             if self.publisher is not None:
                 self.publisher.retry()
+        self.accelerator.wait_for_everyone()  # a process that stops now must find the marker
 
     # Evaluation -----------------------------------------------------------------------------------------------------
 
