@@ -55,10 +55,12 @@ def build_rollout(
     config = causal_lm_of(student).config
     source = source or ModelConfig(model_name_or_path=config._name_or_path)
     base = base_of(student, source)
+    half = "bfloat16" if accelerator.mixed_precision == "bf16" else None  # the recipe's bf16, or the launcher's
     engine = VLLMRollout(
         model=str(base.model_name_or_path),
         revision=base.model_revision,
-        dtype=args.vllm_dtype or ("bfloat16" if args.bf16 else str(config.dtype).removeprefix("torch.")),
+        device=accelerator.device,
+        dtype=args.vllm_dtype or half or str(config.dtype).removeprefix("torch."),
         eos_token_ids=eos_token_ids,
         vocabulary=vocabulary,
         sampling=sampling,

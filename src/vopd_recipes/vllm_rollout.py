@@ -28,6 +28,9 @@ from vopd_recipes.launch import free_port
 from vopd_recipes.recipe_text import RecipeError
 from vopd_recipes.rollout import Completion, RolloutFailed, Sampling
 
+# Of one request, in the engine that GPUs run.
+_MAX_BIASES = 1024
+
 
 class VLLMRollout:
     """A `RolloutEngine` on vLLM. Collective under tensor parallelism; kept until the process ends.
@@ -35,6 +38,7 @@ class VLLMRollout:
     Args:
         model: Hub id or folder that the first weights are loaded from.
         revision: of a Hub id.
+        device: of the training process.
         dtype: of vLLM's weights: `float32`, `bfloat16` or `float16`.
         eos_token_ids: tokens that end a completion.
         vocabulary: tokens from this id on are never drawn: the teacher does not know them.
@@ -57,6 +61,7 @@ class VLLMRollout:
         *,
         model: str,
         revision: str | None,
+        device: torch.device,
         dtype: str,
         eos_token_ids: set[int],
         vocabulary: int,
@@ -70,7 +75,7 @@ class VLLMRollout:
         seed: int = 0,
         progress: bool = False,
     ) -> None:
-        self._on_gpu = torch.cuda.is_available()
+        self._on_gpu = device.type == "cuda"
         self._eos_token_ids = sorted(eos_token_ids)
         self.sampling = sampling
         self._max_model_len = max_model_len
@@ -99,8 +104,7 @@ class VLLMRollout:
                 seed=seed,
                 **({} if self._on_gpu else prompts_in_one_piece(max_model_len)),
             )
-        size = self._llm.llm_engine.model_config.get_vocab_size()
-        self._allowed = list(range(vocabulary)) if vocabulary < size else None
+        self._bias = _never(range(vocabulary, self._llm.llm_engine.model_config.get_vocab_size()))
         self._sleep()
 
     def _join_group(self, tensor_parallel_size: int) -> None:
@@ -135,6 +139,8 @@ class VLLMRollout:
         return completions[before : before + len(prompts)]
 
     def _generate_all(self, prompts: list[list[int]], seeds: list[int], max_new_tokens: int) -> list[Completion]:
+        if "weights" in self._asleep:
+            raise RuntimeError("it sleeps and has no weights; sync comes first")
         longest = max(map(len, prompts), default=0)
         if longest + max_new_tokens > self._max_model_len:
             raise ValueError(
@@ -152,7 +158,7 @@ class VLLMRollout:
                 seed=seeds[i],
                 max_tokens=max_new_tokens,
                 stop_token_ids=self._eos_token_ids,
-                allowed_token_ids=self._allowed,
+                logit_bias=self._bias,
                 logprobs=0,
                 detokenize=False,
             )
@@ -205,6 +211,22 @@ def _completion(output: Any) -> Completion:
     return Completion(token_ids, logprobs, finished=output.finish_reason == "stop")
 
 
+def _never(token_ids: range) -> dict[int, float] | None:
+    """The logit bias that keeps tokens from being drawn.
+
+    Not `allowed_token_ids`, the other way round: of those a GPU's engine takes no more than it does biases.
+
+    Raises:
+        RecipeError: more tokens than an engine takes.
+    """
+    if len(token_ids) > _MAX_BIASES:
+        raise RecipeError(
+            f"rollout_backend: vllm cannot keep {len(token_ids)} tokens of the student's head from being drawn that "
+            f"the teacher does not score ({_MAX_BIASES} at most); use rollout_backend: transformers"
+        )
+    return dict.fromkeys(token_ids, float("-inf")) or None
+
+
 def prompts_in_one_piece(max_model_len: int) -> dict[str, Any]:
     """Settings of an engine on a CPU: a prompt waits rather than be read in pieces.
 
@@ -228,6 +250,7 @@ def _prepare_environment(on_gpu: bool) -> None:
     os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # a generator is handed to it, within the process
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_FLOAT32_MATMUL_PRECISION", torch.get_float32_matmul_precision())  # else it resets it
     if not on_gpu:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
 
