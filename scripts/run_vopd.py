@@ -18,7 +18,7 @@ from vopd_recipes.hub import Target, check_write_access
 from vopd_recipes.models import check_models, check_tokenizers, load_student, load_teacher, load_tokenizer
 from vopd_recipes.prompts import Prompts, build_prompts, read_rows
 from vopd_recipes.run import finish_run, publishing, start_run
-from vopd_recipes.sharding import is_sliced, layout
+from vopd_recipes.sharding import is_sliced, layout, loading_teacher
 from vopd_recipes.teacher import ServerTeacher
 from vopd_recipes.teacher_server import TeacherServer
 from vopd_recipes.trainer import TrainingStopped, VOPDTrainer
@@ -47,7 +47,8 @@ def run(recipe: Recipe) -> None:
     ################
     set_seed(recipe.training.seed)  # LoRA's initial weights
     student = load_student(recipe.model)
-    teacher = server or load_teacher(recipe.model)
+    with loading_teacher(recipe.training.teacher_offload):
+        teacher = server or load_teacher(recipe.model)
     if not is_sliced(student):  # else the trainer does, once the slices can be gathered
         check_models(student, None if server else teacher, prompts.train[0]["input_ids"])
 

@@ -5,6 +5,7 @@ Under DDP and ZeRO-1/2 every process holds every parameter; under ZeRO-3 and FSD
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,10 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from transformers.integrations import deepspeed as hf_deepspeed
+
+# DeepSpeed's `offload_param`: pinned, so that slices travel while the layer before computes.
+IN_CPU_MEMORY = {"device": "cpu", "pin_memory": True}
 
 
 def layout(accelerator: Accelerator) -> str:
@@ -36,6 +41,25 @@ def is_sliced(model: nn.Module) -> bool:
 
 
 @contextmanager
+def loading_teacher(offload: bool) -> Iterator[None]:
+    """Under ZeRO-3 models are sliced while they load, to where the student's configuration says; a teacher that is to
+    be offloaded has to be sliced into CPU memory then and there, because DeepSpeed moves no slice that exists.
+    """
+    if not (offload and hf_deepspeed.is_deepspeed_zero3_enabled()):
+        yield
+        return
+    ours = hf_deepspeed._hf_deepspeed_config_weak_ref()
+    configuration = copy.deepcopy(ours.config)
+    configuration["zero_optimization"]["offload_param"] = IN_CPU_MEMORY
+    others = hf_deepspeed.HfDeepSpeedConfig(configuration)  # what loading asks, for as long as it lives
+    try:
+        yield
+    finally:
+        hf_deepspeed.set_hf_deepspeed_config(ours)
+        del others
+
+
+@contextmanager
 def gathered(*parameters: Tensor) -> Iterator[list[Tensor]]:
     """The whole of each parameter, detached, for the length of the block; sharded again after it. Collective."""
     if any(hasattr(parameter, "ds_id") for parameter in parameters):
@@ -48,18 +72,25 @@ def gathered(*parameters: Tensor) -> Iterator[list[Tensor]]:
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    if not isinstance(tensor, DTensor):
+        return tensor
+    local, mesh = tensor.to_local(), tensor.device_mesh
+    if local.device.type != mesh.device_type:  # slices that wait in CPU memory: only the mesh's devices can gather
+        local = local.to(mesh.device_type)
+        shape, stride = tensor.size(), tensor.stride()
+        tensor = DTensor.from_local(local, mesh, tensor.placements, run_check=False, shape=shape, stride=stride)
+    return tensor.full_tensor()
 
 
 @contextmanager
-def redirected(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Call `forward` in place of the module's own; the hooks around it, which gather and reduce, stay."""
-    own = vars(module).get("forward")
-    module.forward = forward
+def redirected(module: nn.Module, function: Callable[..., Any], method: str = "forward") -> Iterator[None]:
+    """Call `function` in place of the module's own method; the hooks around forward, which gather and reduce, stay."""
+    own = vars(module).get(method)
+    setattr(module, method, function)
     try:
         yield
     finally:
         if own is None:
-            del module.forward
+            delattr(module, method)
         else:
-            module.forward = own
+            setattr(module, method, own)

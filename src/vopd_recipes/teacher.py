@@ -2,7 +2,8 @@
 
 The trainer asks for `views`: one call per micro-batch, made when the micro-batch is trained on, that gives what the
 loss needs. A local teacher answers with hidden states, and its head stays here; a server answers with the
-log-probabilities of a few tokens, requested for the whole window at once so that it scores while the student trains.
+log-probabilities of a few tokens, requested for the whole window at once: the student trains on the first micro-batch
+as soon as that is scored, and the server goes on with the others meanwhile.
 
 A local teacher is laid out like the student: in slices under ZeRO-3 and FSDP2, a copy per process otherwise. With
 `offload` its backbone waits in CPU memory and visits the device once per window, before the student's turn.
@@ -11,7 +12,7 @@ A local teacher is laid out like the student: in slices under ZeRO-3 and FSDP2, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -28,7 +29,7 @@ from vopd_recipes.fused import Head, fused_loss
 from vopd_recipes.models import causal_lm_of, head_module, head_of, hidden_states, vocabulary_of
 from vopd_recipes.packing import MicroBatch
 from vopd_recipes.scored import Scores, scored_loss, student_support
-from vopd_recipes.sharding import gathered, layout, redirected
+from vopd_recipes.sharding import IN_CPU_MEMORY, gathered, layout, redirected
 from vopd_recipes.teacher_server import TeacherServer
 
 
@@ -64,7 +65,8 @@ class LocalTeacher:
     Args:
         model: in evaluation mode.
         accelerator: the trainer's; says where the model goes and how it is sharded.
-        offload: keep the backbone in CPU memory between windows.
+        offload: keep the backbone in CPU memory between windows; under ZeRO-3 it was loaded there
+            (`sharding.loading_teacher`).
     """
 
     def __init__(self, model: nn.Module, accelerator: Accelerator, offload: bool = False) -> None:
@@ -107,8 +109,9 @@ class LocalTeacher:
     def head(self) -> Iterator[Head]:
         """The head with its whole weight. Collective under ZeRO-3 and FSDP2."""
         head = head_of(self.model)
-        with gathered(head.weight) as (weight,):
-            yield replace(head, weight=weight)
+        parameters = [head.weight] if head.bias is None else [head.weight, head.bias]
+        with gathered(*parameters) as (weight, *bias):
+            yield replace(head, weight=weight, bias=bias[0] if bias else None)
 
 
 class LocalView:
@@ -158,14 +161,18 @@ class ServerTeacher:
     def views(self, batches: Sequence[MicroBatch]) -> list[Callable[[], TeacherView]]:
         """Scores of the whole window, requested at once; those on the student's support wait for its logits.
 
+        The first completions' are waited for here: a server that is away is noticed while this step's state can still
+        be saved. One that fails later is noticed by the loss that needs its scores.
+
         Raises:
-            TeacherUnavailable: the server cannot be had.
+            TeacherUnavailable: the server cannot be had, or holds another model.
         """
+        self.server.confirm()  # started again between two windows, it may hold another model
         if self.asks_for_ids:
             return [partial(ServerView, self, None)] * len(batches)
         window = [[self.server.submit(s.prompt_ids, s.completion_ids) for s in batch.samples] for batch in batches]
-        joined = [self.joined(futures) for futures in window]
-        return [partial(ServerView, self, scores) for scores in joined]
+        self.joined(next(filter(None, window), []))
+        return [partial(ServerView, self, futures) for futures in window]
 
     def ask(self, batch: MicroBatch, support: Tensor) -> Scores:
         """Scores of a micro-batch on ids [N, k] that the student chose."""
@@ -187,19 +194,25 @@ class ServerTeacher:
 
 
 class ServerView:
-    """A micro-batch's scores, there already or asked for once the student's logits are known."""
+    """A micro-batch's scores, waited for here, or asked for once the student's logits are known."""
 
-    def __init__(self, teacher: ServerTeacher, scores: Scores | None) -> None:
-        self._teacher, self._scores = teacher, scores
+    def __init__(self, teacher: ServerTeacher, futures: Sequence[Future[Scores]] | None) -> None:
+        self._teacher, self._futures = teacher, futures
+        wait(futures or ())
 
     def loss(
         self, hidden: Tensor, head: Head, batch: MicroBatch, estimator: Estimator, weights: Tensor, variance: bool
     ) -> tuple[Tensor, TokenStats]:
-        """See `TeacherView.loss`; there are no variances without the whole distribution."""
-        scores = self._scores
-        if scores is None:
+        """See `TeacherView.loss`; there are no variances without the whole distribution.
+
+        Raises:
+            TeacherUnavailable: the server cannot be had.
+        """
+        if self._futures is None:
             support = student_support(hidden, head, self._teacher.k, self._teacher.vocabulary)
             scores = self._teacher.ask(batch, support)
+        else:
+            scores = self._teacher.joined(self._futures)
         return scored_loss(
             hidden,
             head,
@@ -232,7 +245,7 @@ def _zero3_engine(model: nn.Module, accelerator: Accelerator, offload: bool) -> 
 
     zero: dict[str, Any] = {"stage": 3}
     if offload:
-        zero["offload_param"] = {"device": "cpu", "pin_memory": True}
+        zero["offload_param"] = IN_CPU_MEMORY
     configuration = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
