@@ -99,9 +99,9 @@ class StepMetrics:
         return _log_line(totals, largest_anywhere, self._accelerator.num_processes)
 
 
-# Seconds per step: `update` is every micro-batch's forward and backward, the teacher's forward inside; `train` is all
-# of it up to the end of the optimiser's step.
-_TIMES = ("rollout", "sync", "teacher", "update", "train")
+# Seconds per step: `update` is every micro-batch's forward and backward, the teacher's forward inside, and DeepSpeed's
+# `engine_step`; `train` is all of it up to the end of the optimiser's step.
+_TIMES = ("rollout", "sync", "teacher", "update", "engine_step", "train")
 
 
 def _log_line(totals: dict[str, float], largest_importance: float, processes: int) -> dict[str, float]:
@@ -127,8 +127,9 @@ def _log_line(totals: dict[str, float], largest_importance: float, processes: in
     seconds = {name: totals.get(f"time/{name}", 0.0) / processes / steps for name in _TIMES}
     line["time/rollout"], line["time/sync"] = seconds["rollout"], seconds["sync"]
     line["time/train"], line["time/teacher"] = seconds["train"], seconds["teacher"]
-    line["time/student"] = seconds["update"] - seconds["teacher"]
-    line["time/optimizer"] = seconds["train"] - seconds["update"]
+    student = seconds["update"] - seconds["teacher"] - seconds["engine_step"]
+    line["time/student"] = student
+    line["time/optimizer"] = seconds["train"] - seconds["teacher"] - student
     step_seconds = seconds["rollout"] + seconds["sync"] + seconds["train"]
     line["tokens_per_second"] = totals["tokens"] / steps / max(step_seconds, 1e-9)
     return line
