@@ -28,6 +28,8 @@ RECIPE = "recipe.yaml"
 _HARMLESS = re.compile(
     r"(logging|report|save|eval|push|hub|run_name|project|trackio|disable_tqdm|log_|rollout_batch_size|max_test_prompts)"
     r"|(output_dir|resume_from_checkpoint)$"  # where it is, and from where it goes on
+    r"|(teacher_server_(url|timeout)|teacher_offload|gradient_checkpointing|ddp_timeout|dataloader_num_workers)$"
+    r"|vllm_(gpu_memory_utilization|max_model_len|enforce_eager)$"  # a server that moved, memory that ran out
 )
 
 

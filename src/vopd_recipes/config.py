@@ -141,6 +141,7 @@ _UNSUPPORTED = {
     "auto_find_batch_size": "a micro-batch is packed by tokens; lower per_device_train_batch_size instead",
     "load_best_model_at_end": "every checkpoint is kept by step; pick one with the evaluation results",
     "ignore_data_skip": "a resumed run repeats the undisturbed one",
+    "fp16": "the loss forms its gradient before a loss scale could save it from underflow; use bf16: true",
 }
 
 
@@ -222,6 +223,11 @@ class VOPDConfig(TrainingArguments):
         self.baseline = self.estimator.baseline
         prepare_launch(self)
         super().__post_init__()
+        batches: Any = self.accelerator_config
+        _require(
+            not (batches.split_batches or batches.dispatch_batches),
+            "accelerator_config: split_batches and dispatch_batches deal prompts out in an order that is not ours",
+        )
         introduce_deepspeed(self)
 
     def _check_backends(self) -> None:
@@ -233,6 +239,11 @@ class VOPDConfig(TrainingArguments):
             return
         _require(bool(self.teacher_server_url), "teacher_server_url: missing; teacher_backend: server needs it")
         _require(not self.teacher_offload, "teacher_offload has no effect with teacher_backend: server")
+        _require(
+            self.teacher_server_timeout < self.ddp_timeout,
+            f"teacher_server_timeout: {self.teacher_server_timeout:g} is not below ddp_timeout: {self.ddp_timeout}, "
+            "after which processes that wait for one another are killed; raise ddp_timeout",
+        )
         _require(
             not self.log_gradient_variance,
             "log_gradient_variance: true needs the teacher's whole distribution, which teacher_backend: server lacks",

@@ -31,7 +31,7 @@ def prepare_launch(args: VOPDConfig) -> None:
         RecipeError: a launch that cannot become what was asked for.
     """
     by_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ
-    if by_accelerate and "MASTER_ADDR" in os.environ and "RANK" not in os.environ:
+    if args.use_cpu and by_accelerate and "MASTER_ADDR" in os.environ and "RANK" not in os.environ:
         raise RecipeError(f"the launcher was asked for several processes on CPUs and started one; {_USE_TORCHRUN}")
     if args.use_cpu and _is_set("ACCELERATE_USE_FSDP"):
         raise RecipeError("use_cpu: true with FSDP: its processes would train apart; use DDP or ZeRO on CPUs")
