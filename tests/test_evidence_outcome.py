@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 from transformers import AutoModelForCausalLM, TrainerState
 
 from vopd_recipes.checkpoints import mark_complete
@@ -18,9 +19,11 @@ from vopd_recipes.config import load_recipe
 from vopd_recipes.estimators import Estimator, reference_loss
 from vopd_recipes.evidence.baselines import measure_baselines, write_baselines
 from vopd_recipes.evidence.execution import execute, locked
+from vopd_recipes.evidence.intervals import interval, paired
 from vopd_recipes.evidence.measurement import freeze
 from vopd_recipes.evidence.outcome import METHODS, Run, check_runs, plan
-from vopd_recipes.evidence.outcome_report import interval, paired, write_report
+from vopd_recipes.evidence.outcome_plots import plot_curves, shared_curves
+from vopd_recipes.evidence.outcome_report import write_report
 from vopd_recipes.models import load_student, load_teacher, load_tokenizer
 from vopd_recipes.prompts import build_prompts, read_rows
 from vopd_recipes.recipe_text import RecipeError
@@ -36,6 +39,8 @@ def test_intervals_are_students() -> None:
     assert found.mean == 3.0
     assert found.half == pytest.approx(2.7764451 * math.sqrt(2.5 / 5), rel=1e-6)  # t of 4 degrees of freedom
     assert math.isnan(interval([1.0]).half)
+    assert interval([0.25]).text("{:.1f}", 100) == "25.0"  # a single seed has no interval
+    assert interval([1.0, 1.0]).text("{:.0f}") == "1 ± 0"
 
 
 def test_pairs_cancel_what_seeds_share() -> None:
@@ -45,6 +50,7 @@ def test_pairs_cancel_what_seeds_share() -> None:
     assert found.p == pytest.approx(0.0033, abs=1e-4)
     assert paired([1.0, 2.0], [1.0, 2.0]).p == 1.0
     assert paired([1.0, -1.0, 1.0, -1.0], [0.0] * 4).p == 1.0
+    assert paired([2.0, 3.0], [1.0, 2.0]).p == 0.0
 
 
 def test_every_seed_of_all_methods_comes_before_the_next(tmp_path: Path) -> None:
@@ -57,14 +63,16 @@ def test_a_method_named_twice_runs_once(tmp_path: Path) -> None:
     assert [run.folder.name for run in runs] == ["opd-seed0", "vopd-seed0"]
 
 
-def finished(folder: Path, name: str, seed: int, values: list[float]) -> Run:
-    """A run as it lies on disk: an evaluation every five steps, one second a step."""
+def finished(folder: Path, name: str, seed: int, values: list[float], logging_steps: int = 5) -> Run:
+    """A run as it lies on disk: an evaluation every five steps from the fifth, 1.1 seconds a step."""
     run = Run(METHODS[name], seed, folder / f"{name}-seed{seed}")
     history: list[dict] = []
     for index, value in enumerate(values):
-        step = 5 * index
+        step = 5 * (index + 1)
+        seconds = {"time/rollout": 0.4, "time/sync": 0.1, "time/train": 0.6}  # the mean over the line's steps
+        for logged in range(step - 5 + logging_steps, step + 1, logging_steps):
+            history += [{"step": logged, "grad_norm": 1.0 + seed, **seconds}]
         history += [{"step": step, "eval_reverse_kl": value, "eval_accuracy": 1 - value}]
-        history += [{"step": step, "grad_norm": 1.0 + seed, "time/rollout": 0.4, "time/train": 0.6}]
     run.folder.mkdir(parents=True)
     (run.folder / "trainer_state.json").write_text(json.dumps({"log_history": history}))
     return run
@@ -81,14 +89,52 @@ def test_the_table_says_what_the_runs_did(tmp_path: Path) -> None:
         if "|" in line
     }
     half = 12.7062047 * math.sqrt(0.0002) / math.sqrt(2)
-    assert "| vOPD | 2 | " + f"89.0 ± {100 * half:.1f} | 0.1100 ± {half:.4f} | 1.500 ± 6.353 | 5 | 1.00 |" in text
-    assert "| OPD | 2 |" in text and "10 (1 of 2 runs)" in text  # seed 1 ends at 0.32
+    assert (
+        "| vOPD | 2 | " + f"89.0 ± {100 * half:.1f} | 0.1100 ± {half:.4f} | 1.500 ± 6.353 | 10 ± 0 | 1.10 ± 0.00 |"
+        in text
+    )
+    assert "| OPD | 2 |" in text and "≥ 15 (1 of 2 runs)" in text  # seed 0 comes to it in 15 steps, seed 1 not in 15
     content = json.loads((tmp_path / "estimators.json").read_text())
     assert content["differences"]["opd"]["vopd"]["reverse_kl"]["mean"] == pytest.approx(-0.2)
     assert content["differences"]["opd"]["vopd"]["accuracy"]["mean"] == pytest.approx(0.2)
+    assert "steps_to_target" not in content["differences"]["opd"]["vopd"]  # one of OPD's never came to it
+    assert content["methods"]["opd"]["0"]["hours"] == pytest.approx(15 * 1.1 / 3600)
     assert rows["vOPD"][0].startswith("+20.0")  # the last table of that name: minus OPD
     for picture in ("reverse-kl.png", "accuracy.png"):
         assert (tmp_path / picture).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_steps_and_seconds_are_paired_where_every_run_has_them(tmp_path: Path) -> None:
+    runs = [finished(tmp_path, "opd", seed, [0.5, 0.4, 0.3], logging_steps=1) for seed in (0, 1)]
+    runs += [finished(tmp_path, "vopd", seed, [0.5, 0.3 - 0.2 * seed, 0.1]) for seed in (0, 1)]
+    text = write_report(runs, tmp_path, target=0.3)
+    content = json.loads((tmp_path / "estimators.json").read_text())
+    assert content["differences"]["opd"]["vopd"]["steps_to_target"]["mean"] == pytest.approx(-5)
+    assert content["differences"]["opd"]["vopd"]["seconds_per_step"]["mean"] == pytest.approx(0)
+    assert content["differences"]["vopd"]["opd"]["steps_to_target"]["mean"] == pytest.approx(5)
+    assert "| vOPD | " in text and "| -5 ± 0 | < 0.001 | +0.00 ± 0.00 | 1.000 |" in text
+    hours = {seed: found["hours"] for name in ("opd", "vopd") for seed, found in content["methods"][name].items()}
+    assert list(hours.values()) == pytest.approx([15 * 1.1 / 3600] * 2)  # whatever the steps of a log line
+
+
+def test_curves_are_means_over_the_steps_that_runs_share(tmp_path: Path) -> None:
+    runs = [finished(tmp_path, "vopd", 0, [0.5, 0.3, 0.1]), finished(tmp_path, "vopd", 1, [0.7, 0.5])]
+    assert shared_curves(runs) == {5: [0.5, 0.7], 10: [0.3, 0.5]}
+    pictures = []
+    for names in (("opd", "vopd"), ("opd", "vopd", "vopd_topk_5")):
+        path = tmp_path / f"{len(names)}.png"
+        plot_curves({name: [finished(tmp_path / path.stem, name, 0, [0.5, 0.4])] for name in names}, path)
+        with Image.open(path) as image:
+            pictures.append(image.width)
+    assert pictures[1] > 1.8 * pictures[0]  # the top-k baselines have a panel of their own
+
+
+def test_a_run_that_was_not_evaluated_costs_no_other(tmp_path: Path) -> None:
+    runs = [finished(tmp_path, "opd", seed, [0.5, 0.4]) for seed in (0, 1, 2)]
+    (runs[1].folder / "trainer_state.json").write_text(json.dumps({"log_history": [{"step": 1, "loss": 1.0}]}))
+    text = write_report(runs, tmp_path)
+    assert "| OPD | 2 |" in text and "Left out, never evaluated: opd-seed1." in text
+    assert json.loads((tmp_path / "estimators.json").read_text())["left_out"] == ["opd-seed1"]
 
 
 def test_runs_that_cannot_be_compared(tmp_path: Path) -> None:
@@ -96,7 +142,7 @@ def test_runs_that_cannot_be_compared(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no method has two finished seeds"):
         write_report([one], tmp_path)
     (one.folder / "trainer_state.json").write_text(json.dumps({"log_history": [{"step": 1, "loss": 1.0}]}))
-    with pytest.raises(RecipeError, match="never evaluated"):
+    with pytest.raises(RecipeError, match="no run was ever evaluated"):
         write_report([one], tmp_path)
 
 

@@ -1,0 +1,49 @@
+"""Means over seeds with their 95 % intervals, and differences seed by seed with the paired t-test's p-value."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from scipy import stats
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over seeds and half the width of its 95 % interval."""
+
+    mean: float
+    half: float
+
+    def text(self, form: str, scale: float = 1.0) -> str:
+        """`mean ± half`, each times `scale`; the mean alone where a single seed has no interval."""
+        mean = form.format(scale * self.mean)
+        return mean if math.isnan(self.half) else f"{mean} ± {form.format(scale * self.half)}"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of a method from another, seed by seed: its 95 % interval and the paired t-test's p-value."""
+
+    mean: float
+    half: float
+    p: float
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """The 95 % interval of a mean; half its width is nan for a single value."""
+    if len(values) < 2:
+        return Interval(values[0], float("nan"))
+    spread = statistics.stdev(values) / len(values) ** 0.5
+    return Interval(statistics.fmean(values), float(stats.t.ppf(0.975, len(values) - 1)) * spread)
+
+
+def paired(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
+    """Of `ours` from `theirs`, the same seed at the same place."""
+    differences = [a - b for a, b in zip(ours, theirs)]
+    found = interval(differences)
+    if not found.half:  # the same difference at every seed
+        return Difference(found.mean, found.half, float(not any(differences)))
+    return Difference(found.mean, found.half, float(stats.ttest_1samp(differences, 0.0).pvalue))

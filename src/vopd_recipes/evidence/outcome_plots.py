@@ -1,0 +1,96 @@
+"""Pictures of what came of the runs: reverse KL over steps, and accuracy per method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt  # noqa: E402  # the backend is chosen first: no screen is needed
+import numpy as np  # noqa: E402
+from matplotlib.axes import Axes  # noqa: E402
+
+from vopd_recipes.evidence.intervals import interval  # noqa: E402
+from vopd_recipes.evidence.outcome import METHODS, Run  # noqa: E402
+from vopd_recipes.report import history_of, series  # noqa: E402
+from vopd_recipes.whole import written_whole  # noqa: E402
+
+_TOP_K = tuple(name for name in METHODS if name.startswith("vopd_topk_"))
+
+
+def plot_curves(runs: Mapping[str, Sequence[Run]], path: Path) -> None:
+    """Held-out reverse KL over steps, each method's mean over seeds in its 95 % band, on a logarithmic scale.
+
+    The top-k baselines lie on vOPD's curve, or nearly: they have a panel of their own, vOPD beside them.
+
+    Args:
+        runs: of each method, evaluated.
+        path: of the PNG.
+    """
+    panels = [("", [name for name in runs if name not in _TOP_K])]
+    if any(name in runs for name in _TOP_K):
+        panels.append(("top-k baselines", [name for name in runs if name == "vopd" or name in _TOP_K]))
+    panels = [(title, names) for title, names in panels if names]
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(6.2 * len(panels), 4.8), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axis, (title, names) in zip(axes.flat, panels):
+        for name in names:
+            _draw_curve(axis, name, shared_curves(runs[name]))
+        axis.set_yscale("log")
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3, which="both")
+        axis.legend(fontsize=8)
+    axes.flat[0].set_ylabel("held-out reverse KL (nats per token)")
+    _save(figure, path)
+
+
+def shared_curves(runs: Sequence[Run]) -> dict[int, list[float]]:
+    """Step → held-out reverse KL of every run, at the steps at which all of them were evaluated."""
+    curves = [dict(zip(*series(history_of(run.folder), "eval_reverse_kl"))) for run in runs]
+    return {step: [curve[step] for curve in curves] for step in curves[0] if all(step in curve for curve in curves)}
+
+
+def _draw_curve(axis: Axes, name: str, curves: Mapping[int, list[float]]) -> None:
+    steps, bands = list(curves), [interval(values) for values in curves.values()]
+    mean, half = np.array([band.mean for band in bands]), np.nan_to_num([band.half for band in bands])
+    axis.plot(steps, mean, label=METHODS[name].title, color=_colour(name), linewidth=1.5)
+    lowest = np.maximum(mean - half, mean / 10)  # a logarithmic scale has no room for what is not positive
+    axis.fill_between(steps, lowest, mean + half, color=_colour(name), alpha=0.15, linewidth=0)
+
+
+def plot_accuracy(accuracies: Mapping[str, Sequence[float]], path: Path) -> None:
+    """Held-out accuracy: a stroke per run, the mean over seeds and its 95 % interval.
+
+    Args:
+        accuracies: of each method's runs, as shares.
+        path: of the PNG.
+    """
+    figure, axis = plt.subplots(figsize=(9, 0.45 * len(accuracies) + 1.4), layout="constrained")
+    for place, (name, shares) in enumerate(accuracies.items()):
+        values = [100 * value for value in shares]
+        found = interval(values)
+        axis.errorbar(
+            found.mean, place, xerr=np.nan_to_num(found.half), fmt="o", color=_colour(name), capsize=4, markersize=7
+        )
+        axis.plot(values, [place + 0.22] * len(values), "|", color=_colour(name), alpha=0.7)
+    axis.set_yticks(range(len(accuracies)), [METHODS[name].title for name in accuracies], fontsize=9)
+    axis.invert_yaxis()
+    axis.set_xlabel("held-out accuracy (%): mean and 95 % interval over seeds, a stroke for each run")
+    axis.grid(axis="x", alpha=0.3)
+    _save(figure, path)
+
+
+def _colour(name: str) -> Any:
+    return plt.get_cmap("tab10")(list(METHODS).index(name))
+
+
+def _save(figure: Any, path: Path) -> None:
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
+    plt.close(figure)
