@@ -85,7 +85,7 @@ def test_an_engine_that_dies_leaves_a_checkpoint_to_go_on_from(recipe, reference
 
 
 def test_an_engine_in_half_precision(recipe, tmp_path) -> None:
-    """`vllm_dtype`, `vllm_enforce_eager` and `vllm_max_model_len` reach the engine; the weights make up for rounding."""
+    """`vllm_dtype`, `vllm_enforce_eager` and `vllm_max_model_len` reach the engine, and weights make up."""
     run = launch(recipe, tmp_path / "run", vllm_dtype="bfloat16", vllm_enforce_eager=True, vllm_max_model_len=1100)
     gaps = [line["rollout/logprob_gap"] for line in training_lines(run)]
     assert all(1e-4 < gap < 0.1 for gap in gaps), gaps  # bfloat16, not float32, and the same model

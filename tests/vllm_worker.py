@@ -57,7 +57,8 @@ def main(folder: str, kind: str, output: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder).eval()
     start = time.perf_counter()
     engine = VLLMRollout(
-        model=folder, revision=None, device=torch.device("cpu"), dtype="float32", eos_token_ids={EOS}, vocabulary=VOCABULARY, sampling=Sampling(),
+        model=folder, revision=None, device=torch.device("cpu"), dtype="float32", eos_token_ids={EOS},
+        vocabulary=VOCABULARY, sampling=Sampling(),
         max_model_len=64, gpu_memory_utilization=0.1, max_num_seqs=128,
     )  # fmt: skip
     seen: dict[str, object] = {"start_seconds": time.perf_counter() - start}

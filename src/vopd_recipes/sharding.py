@@ -48,7 +48,7 @@ def loading_teacher(offload: bool) -> Iterator[None]:
     if not (offload and hf_deepspeed.is_deepspeed_zero3_enabled()):
         yield
         return
-    ours = hf_deepspeed._hf_deepspeed_config_weak_ref()
+    ours: Any = hf_deepspeed._hf_deepspeed_config_weak_ref()  # type: ignore[misc]  # set: it was just asked
     configuration = copy.deepcopy(ours.config)
     configuration["zero_optimization"]["offload_param"] = IN_CPU_MEMORY
     others = hf_deepspeed.HfDeepSpeedConfig(configuration)  # what loading asks, for as long as it lives
