@@ -77,7 +77,7 @@ flag = --$(shell echo $(1) | tr A-Z_ a-z-) "$($(1))"
 
 evaluate: $(STAMP)
 	@$(BIN)/python scripts/evaluate.py $(if $(MODEL),"$(MODEL)") \
-	  $(foreach name,$(EVALUATE),$(if $($(name)),$(call flag,$(name)))) $(if $(PUSH),--push)
+	  $(foreach name,$(EVALUATE),$(if $($(name)),$(call flag,$(name)))) $(if $(filter 1,$(PUSH)),--push)
 
 # Two files at a time: many tests wait for processes to start.
 test: $(STAMP)

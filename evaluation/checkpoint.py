@@ -57,15 +57,20 @@ class Checkpoint:
         return self.base or self.folder
 
     def recipe(self) -> dict[str, Any]:
-        """The recipe that the weights were trained by; empty where there is none beside them."""
+        """The recipe that the weights were trained by; empty where there is none beside them, or one of others."""
         for folder in (self.folder, self.folder.parent):
             if (folder / "recipe.yaml").is_file():
-                return yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+                try:
+                    read = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+                except (yaml.YAMLError, UnicodeDecodeError):
+                    return {}
+                return read if isinstance(read, dict) else {}
         return {}
 
     def adapter_rank(self) -> int:
-        """Of a LoRA adapter."""
-        return int(_read_json(self.folder / "adapter_config.json")["r"])
+        """The greatest of a LoRA adapter's ranks: some modules may have their own."""
+        settings = _read_json(self.folder / "adapter_config.json")
+        return max(int(rank) for rank in (settings["r"], *(settings.get("rank_pattern") or {}).values()))
 
     def window(self) -> int:
         """Tokens that prompt and completion may have together.
@@ -119,6 +124,8 @@ def resolve(model: str, revision: str | None = None) -> Checkpoint:
         RecipeError: it is not there, cannot be reached, or holds no safetensors.
     """
     folder, is_local = _locate(model, revision, "MODEL")
+    if is_local and revision is not None:
+        raise RecipeError(f"REVISION: {_shown(model)} is a folder, and revisions are a Hub model's; leave it out")
     adapter = folder / "adapter_config.json"
     base = None
     if adapter.is_file():

@@ -78,6 +78,9 @@ def _table(paths: list[Path], results: list[dict[str, Any]], labels: list[str], 
     if len(protocols) > 1:
         listed = "; ".join(" ".join(protocol) for protocol in sorted(protocols))
         notes.append(f"Measured in different ways ({listed}): a difference may be the way's.")
+    for content, label in zip(results, labels):
+        if alone := [name for name in content["tasks"] if name not in tasks]:
+            notes.append(f"Not compared: {label} also has {', '.join(alone)}.")
     return "\n".join([*lines, "", f"Percent; differences from {labels[0]}, * where 0 is outside.", *notes])
 
 

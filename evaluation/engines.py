@@ -27,6 +27,8 @@ from vopd_recipes.recipe_text import RecipeError
 from vopd_recipes.rollout import Sampling, TransformersRollout
 from vopd_recipes.vllm_rollout import prompts_in_one_piece
 
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM 0.32 takes as max_lora_rank
+
 
 @dataclass(frozen=True)
 class Request:
@@ -79,6 +81,19 @@ def start(
     except Exception as error:  # loaders raise what they like; each becomes one line
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
         raise RecipeError(f"BACKEND: {backend} cannot load {checkpoint.name}: {reason}") from error
+
+
+def room_for(rank: int) -> int:
+    """The smallest `max_lora_rank` that vLLM takes for an adapter.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if rank > _LORA_RANKS[-1]:
+        raise ValueError(
+            f"rank {rank} is above vLLM's {_LORA_RANKS[-1]}; use BACKEND=transformers, or merge the adapter"
+        )
+    return next(allowed for allowed in _LORA_RANKS if rank <= allowed)
 
 
 def default_backend() -> str:
@@ -171,9 +186,7 @@ class VLLMEngine:
 
         self._vllm: Any = vllm
         adapter = checkpoint.base is not None
-        lora: dict[str, Any] = (
-            {"enable_lora": True, "max_lora_rank": max(8, checkpoint.adapter_rank())} if adapter else {}
-        )
+        lora = {"enable_lora": True, "max_lora_rank": room_for(checkpoint.adapter_rank())} if adapter else {}
         self._llm: Any = self._vllm.LLM(
             model=str(checkpoint.model_folder),
             skip_tokenizer_init=True,  # token ids go in and come out

@@ -96,6 +96,9 @@ def read_protocol(
         if value is not None and value != read[field]:
             read[field] = value
             label.append(f"{field}={str(value).lower()}")
+    if thinking and read["thinking"]:  # what its makers advise for the mode that was asked for
+        for kind in ("math", "choice"):
+            read[kind] |= read.get("when_thinking", {})
     if read["thinking"] and not read["chat_template"]:
         raise RecipeError("THINKING: only a chat template knows about thinking; set CHAT_TEMPLATE=1 as well")
     if max_new_tokens is not None and any(

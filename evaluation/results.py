@@ -1,15 +1,20 @@
 """What an evaluation leaves: `results.json`, `results.md`, and `details/<task>.parquet` with every completion.
 
 A results file says all that its numbers depend on. Tasks that were measured before on the same weights under the same
-protocol, back end and type stay in it; results of other weights or of another protocol are replaced (their answers are
-kept, so that they are soon made again). Nothing in it tells when it was made, so the same evaluation writes the same
-file, but for `seconds`.
+protocol, back end and type stay in it; results of other weights or of another protocol are moved to a folder below
+`earlier`, and back when their turn comes again. Nothing in a file tells when it was made, so the same evaluation
+writes the same file, but for `seconds`. Two evaluations that end together write one after the other.
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
-from collections.abc import Callable
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,12 +22,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from evaluation.paper import published_columns
+from evaluation.protocol import read_protocol
 from evaluation.tasks import TASKS
 from vopd_recipes.recipe_text import RecipeError
 from vopd_recipes.whole import written_whole
 
 if TYPE_CHECKING:  # comparing results needs no lighteval, which takes seconds to import
     from evaluation.suite import Measured
+
+logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = 1
 
@@ -62,30 +70,82 @@ def write_results(folder: Path, about: dict[str, Any], measured: dict[str, Measu
         measured: task → what came of it.
         recipe: that the model was trained by, for the paper's column.
     """
-    for name, task in measured.items():
-        with written_whole(folder / "details" / f"{name}.parquet") as temporary:
-            pq.write_table(_details(task), temporary, compression="zstd")
-    path = folder / "results.json"
-    kept = _kept(path, about)
-    tasks = {**kept, **{name: task.scores for name, task in measured.items()}}
-    ordered = {name: tasks[name] for name in dict.fromkeys([*TASKS, *tasks]) if name in tasks}
-    content = {"schema_version": SCHEMA_VERSION, **about, "tasks": ordered}
-    _write_text(path, json.dumps(content, indent=2) + "\n")
-    for file in (folder / "details").glob("*.parquet"):
-        if file.stem not in tasks:  # of results that these replace
-            file.unlink()
-    _write_text(folder / "results.md", table(content, recipe) + "\n")
+    path, about = folder / "results.json", {"schema_version": SCHEMA_VERSION, **about}
+    with _alone(folder):
+        _put_earlier_ones_aside(folder, about)
+        for name, task in measured.items():
+            with written_whole(folder / "details" / f"{name}.parquet") as temporary:
+                pq.write_table(_details(task), temporary, compression="zstd")
+        tasks = {**_tasks_of(path), **{name: task.scores for name, task in measured.items()}}
+        ordered = {name: tasks[name] for name in dict.fromkeys([*TASKS, *tasks]) if name in tasks}
+        content = {**about, "tasks": ordered}
+        _write_text(path, json.dumps(content, indent=2) + "\n")
+        _write_text(folder / "results.md", table(content, recipe) + "\n")
     return path
 
 
-def _kept(path: Path, about: dict[str, Any]) -> dict[str, Any]:
-    """Tasks of an earlier evaluation of the same thing."""
+def digest(task: Measured) -> str:
+    """SHA-256 of the prompts and gold answers that a task's numbers are of, in order."""
+    asked = [[question.doc.query, question.facts["gold"]] for question in task.questions]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time; the kernel opens the lock of a process that dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _put_earlier_ones_aside(folder: Path, about: dict[str, Any]) -> None:
+    """Move results of another kind below `earlier`, and those of this kind back from there."""
+    there = _content_of(folder / "results.json")
+    if there and not _alike(there, about):
+        aside = _aside(folder, there)
+        _move(folder, aside)
+        logger.warning("results of %s (%s, %s) were here before; now in %s", *_kind(there), aside)
+    aside = _aside(folder, about)
+    if not (folder / "results.json").is_file() and _alike(_content_of(aside / "results.json"), about):
+        _move(aside, folder)
+
+
+def _kind(content: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(content.get(name) for name in ("protocol", "backend", "dtype"))
+
+
+def _aside(folder: Path, content: dict[str, Any]) -> Path:
+    """Of these results: named by all that may differ from others of the same model and revision."""
+    same = hashlib.sha256(json.dumps([content.get(name) for name in _SAME], sort_keys=True).encode()).hexdigest()
+    return folder / "earlier" / "-".join([*map(str, _kind(content)), same[:8]])
+
+
+def _move(source: Path, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for name in ("details", "results.md", "results.json"):  # last what makes it a folder of results
+        if (source / name).is_dir():
+            shutil.rmtree(target / name, ignore_errors=True)
+        if (source / name).exists():
+            (source / name).replace(target / name)
+
+
+def _content_of(path: Path) -> dict[str, Any]:
+    """Of a results file; empty where it is none."""
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        new = {"schema_version": SCHEMA_VERSION, **about}
-        return before["tasks"] if all(before.get(name) == new[name] for name in _SAME) else {}
-    except (OSError, ValueError, KeyError, AttributeError):
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _tasks_of(path: Path) -> dict[str, Any]:
+    found = _content_of(path).get("tasks")
+    return found if isinstance(found, dict) else {}
+
+
+def _alike(content: dict[str, Any], about: dict[str, Any]) -> bool:
+    return all(content.get(name) == about[name] for name in _SAME)
 
 
 def _write_text(path: Path, text: str) -> None:
@@ -155,7 +215,29 @@ def table(results: dict[str, Any], recipe: dict[str, Any]) -> str:
             *(column.get(name, "") for column in columns.values()),
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines + _combined(tasks, columns))
+    return "\n".join(lines + _combined(tasks, columns) + _notes(results, list(columns)))
+
+
+def _notes(results: dict[str, Any], columns: list[str]) -> list[str]:
+    """What keeps these numbers from being set beside the paper's."""
+    tasks: dict[str, dict[str, Any]] = results["tasks"]
+    notes = []
+    if cut := [f"{name} ({scores['problems']})" for name, scores in tasks.items() if scores.get("limit") is not None]:
+        notes.append(f"LIMIT: only some questions of {', '.join(cut)}: no results of the whole sets.")
+    if columns and results["protocol"] != "paper":
+        notes.append(
+            f"The paper's columns are of its own protocol, `paper`; these numbers are of {results['protocol']}."
+        )
+    paper = read_protocol("paper")
+    others = [f"{name} ({scores['n']})" for name, scores in tasks.items() if scores["n"] != paper.samples_of(name)]
+    if columns and others:
+        notes.append(f"Other numbers of samples than the paper's, on which pass@n depends: {', '.join(others)}.")
+    if "paper, OPD" in columns:
+        notes.append(
+            "The code that the paper released as OPD has a constant baseline of 1 (here `baseline: constant`); this "
+            "model was trained without one."
+        )
+    return [line for note in notes for line in ("", note)]
 
 
 def _combined(tasks: dict[str, dict[str, Any]], columns: dict[str, dict[str, str]]) -> list[str]:

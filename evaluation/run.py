@@ -62,10 +62,12 @@ def evaluate(options: Options) -> Outcome:
         RecipeError: nothing can be evaluated with these options.
     """
     names, failures = task_names(options.tasks)
-    questions = {}
+    if not names and not failures:
+        raise RecipeError(f"TASKS: '{options.tasks}' names no task")
+    questions, sources = {}, {}
     for name in names:
         try:
-            questions[name] = TASKS[name].questions(options.data_dir)
+            questions[name], sources[name] = TASKS[name].read(options.data_dir)
         except RecipeError as error:
             failures[name] = str(error)
     if not questions:
@@ -76,7 +78,7 @@ def evaluate(options: Options) -> Outcome:
     from evaluation import engines
     from evaluation.grades import new_grader
     from evaluation.model import Asked, EvaluatedModel, encode, facts, opens_thinking, seed_of, stores
-    from evaluation.results import folder_of, write_results
+    from evaluation.results import digest, folder_of, write_results
     from evaluation.suite import Prepared, run_suite
 
     protocol = options.protocol
@@ -116,8 +118,11 @@ def evaluate(options: Options) -> Outcome:
     with new_grader() as grader, tempfile.TemporaryDirectory() as scratch:
         measured = run_suite(model, prepared, grader, options.limit, Path(scratch))
     about = _about(checkpoint, protocol, backend, dtype)
-    for result in measured.values():
+    for name, result in measured.items():
         result.scores["limit"] = options.limit
+        result.scores["source"] = sources[name]
+        result.scores["questions_sha256"] = digest(result)
+        result.scores["max_new_tokens"] = protocol.drawing(TASKS[name].kind, TASKS[name].longest).max_new_tokens
     folder = folder_of(options.output, checkpoint.name, checkpoint.revision)
     return Outcome(write_results(folder, about, measured, checkpoint.recipe()), failures)
 
@@ -222,19 +227,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             check_pushable(words.model or "")
         if words.model:
             outcome = evaluate(_options(words))
+            for name, reason in outcome.failures.items():  # now: what follows may fail in its turn
+                print(f"error: {name}: {reason}", file=sys.stderr)
         if outcome.path is not None:
             print((outcome.path.parent / "results.md").read_text(encoding="utf-8"))
             print(f"results: {outcome.path}")
             compared.append(outcome.path)
             if words.push:
                 print(f"published: {words.model}-evals, {push(outcome.path)}")
-        if words.compare:
+        if words.compare and (outcome.path or not outcome.failures or len(compared) > 1):
             from evaluation.compare import compare  # late: it draws
 
             print(compare(compared, words.output / "comparison"))
     except (RecipeError, RolloutFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for name, reason in outcome.failures.items():
-        print(f"error: {name}: {reason}", file=sys.stderr)
     return 1 if outcome.failures else 0

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import huggingface_hub.constants
@@ -20,57 +21,77 @@ from vopd_recipes import arithmetic, sciknoweval
 from vopd_recipes.recipe_text import RecipeError
 
 Row = dict[str, Any]
-Rows = Callable[[Path | None], list[Row]]  # the folder of local files, or None for the Hub → rows
+
+
+class Table(NamedTuple):
+    """Rows, and where they are from: `org/name@commit`, the name of a local file, or `built in`."""
+
+    rows: list[Row]
+    source: str
+
+
+Rows = Callable[[Path | None], Table]  # of the folder of local files, or None for the Hub
 
 _ARITHMETIC_PROBLEMS = 256
 
 
 def hub(dataset: str, file: str, *, config: str | None = None, split: str = "test") -> Rows:
     """The rows of a data set on the Hub, or of `file`.jsonl, .json or .parquet in a local folder."""
-    return lambda data_dir: list(_read(dataset, file, config, split, data_dir))
+    return lambda data_dir: _read(dataset, file, config, split, data_dir)
 
 
 def science(domain: str) -> Rows:
     """SciKnowEval's test questions of a domain; see `vopd_recipes.sciknoweval`."""
 
-    def rows(data_dir: Path | None) -> list[Row]:
-        everything = _read(sciknoweval.DATASET, "sciknoweval", None, "test", data_dir)
+    def rows(data_dir: Path | None) -> Table:
+        everything, source = _read(sciknoweval.DATASET, "sciknoweval", None, "test", data_dir)
         try:
-            return [dict(row) for row in sciknoweval.split(everything, domain)[1]]
-        except KeyError as error:
-            raise RecipeError(f"{sciknoweval.DATASET}: a row has no {error}") from None
+            return Table([dict(row) for row in sciknoweval.split(everything, domain)[1]], source)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise RecipeError(f"{sciknoweval.DATASET}: a row is no question of it: {_named(error)}") from None
         except ValueError as error:
             raise RecipeError(str(error)) from None
 
     return rows
 
 
+def _named(error: Exception) -> str:
+    return f"it has no {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
+
+
 def built_in(kind: str) -> Rows:
     """The held-out problems of the built-in pair, or others of the same making."""
 
-    def rows(data_dir: Path | None) -> list[Row]:
+    def rows(data_dir: Path | None) -> Table:
         problems = arithmetic.split(kind, train=0, test=_ARITHMETIC_PROBLEMS)[1]
-        return [{"problem": problem.prompt, "answer": problem.answer} for problem in problems]
+        return Table([{"problem": problem.prompt, "answer": problem.answer} for problem in problems], "built in")
 
     return rows
 
 
 @functools.lru_cache(maxsize=2)  # four tasks read SciKnowEval one after the other
-def _read(dataset: str, file: str, config: str | None, split: str, data_dir: Path | None) -> tuple[Row, ...]:
-    rows = _from_hub(dataset, config, split) if data_dir is None else _from_folder(data_dir, file)
-    if not rows:
+def _read(dataset: str, file: str, config: str | None, split: str, data_dir: Path | None) -> Table:
+    table = _from_hub(dataset, config, split) if data_dir is None else _from_folder(data_dir, file)
+    if not table.rows:
         raise RecipeError(f"{dataset if data_dir is None else data_dir / file}: it has no rows")
-    return tuple(rows)
+    return table
 
 
-def _from_hub(dataset: str, config: str | None, split: str) -> list[Row]:
+def _from_hub(dataset: str, config: str | None, split: str) -> Table:
     try:
-        return datasets.load_dataset(dataset, config, split=split).to_list()
+        loaded = datasets.load_dataset(dataset, config, split=split)
+        return Table(loaded.to_list(), dataset + _commit(loaded))
     except Exception as error:  # the readers raise dozens of types; each becomes one line
         if isinstance(error, ConnectionError):
             # from now on only the cache is asked: the Hub's client tries for half a minute, and there are ten tasks
             huggingface_hub.constants.HF_HUB_OFFLINE = True
         raise RecipeError(f"{dataset}: {_reason(dataset, error)}") from error
+
+
+def _commit(loaded: datasets.Dataset) -> str:
+    """`@` and the commit that was read, as the addresses of its files have it; nothing where they have none."""
+    found = re.search(r"@[0-9a-f]{40}(?=/)", " ".join(loaded.info.download_checksums or ()))
+    return found[0] if found else ""
 
 
 def _reason(dataset: str, error: Exception) -> str:
@@ -85,7 +106,7 @@ def _reason(dataset: str, error: Exception) -> str:
     return f"cannot be read from the Hub: {text[:300]}"
 
 
-def _from_folder(folder: Path, file: str) -> list[Row]:
+def _from_folder(folder: Path, file: str) -> Table:
     for suffix in (".jsonl", ".json", ".parquet"):
         path = folder / f"{file}{suffix}"
         if path.is_file():
@@ -94,10 +115,11 @@ def _from_folder(folder: Path, file: str) -> list[Row]:
         raise RecipeError(f"DATA_DIR: {folder} holds no {file}.jsonl, {file}.json or {file}.parquet")
     try:
         if suffix == ".parquet":
-            return pq.read_table(path).to_pylist()
+            return Table(pq.read_table(path).to_pylist(), path.name)
         text = path.read_text(encoding="utf-8")
-        return (
-            json.loads(text) if suffix == ".json" else [json.loads(line) for line in text.splitlines() if line.strip()]
+        rows = (
+            json.loads(text) if suffix == ".json" else [json.loads(line) for line in text.split("\n") if line.strip()]
         )
+        return Table(rows, path.name)
     except (OSError, ValueError) as error:
         raise RecipeError(f"DATA_DIR: {path} cannot be read: {' '.join(str(error).split())[:200]}") from None

@@ -60,14 +60,15 @@ class Task:
     instruction: str = ""
     longest: int | None = None
 
-    def questions(self, data_dir: Path | None) -> list[Question]:
-        """Every question, in the data set's order.
+    def read(self, data_dir: Path | None) -> tuple[list[Question], str]:
+        """Every question, in the data set's order, and the data set's name and revision.
 
         Raises:
             RecipeError: the rows are not there, or not what the task expects.
         """
         found = []
-        for number, row in enumerate(self.rows(data_dir)):
+        rows, source = self.rows(data_dir)
+        for number, row in enumerate(rows):
             try:
                 question = self.question(row)
             except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
@@ -77,8 +78,13 @@ class Task:
                 ) from None
             if not question.text.strip() or not question.gold.strip():
                 raise RecipeError(f"row {number} of {self.title} has an empty question or answer")
+            if question.letters and question.gold.upper() not in question.letters.upper():
+                raise RecipeError(
+                    f"row {number} of {self.title}: the answer {question.gold!r} is none of its choices "
+                    f"{', '.join(question.letters)}"
+                )
             found.append(question)
-        return found
+        return found, source
 
     def prompt(self, question: Question) -> str:
         """What the model reads, before any chat template."""
@@ -87,12 +93,18 @@ class Task:
 
 def columns(question: str, answer: str) -> Callable[[Row], Question]:
     """A question of mathematics from two columns."""
-    return lambda row: Question(row[question], str(row[answer]))
+    return lambda row: Question(_given(row, question), _given(row, answer))
+
+
+def _given(row: Row, column: str) -> str:
+    if row[column] is None:
+        raise ValueError(f"its {column!r} is null")
+    return str(row[column])
 
 
 def _boxed_solution(row: Row) -> Question:
     """AIME 2024 as it is on the Hub: the answer is boxed in `solution`."""
-    return Question(row["problem"], extract_boxed(row["solution"]) or row["solution"])
+    return Question(_given(row, "problem"), extract_boxed(row["solution"]) or row["solution"])
 
 
 def _gpqa(row: Row) -> Question:

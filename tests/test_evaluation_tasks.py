@@ -6,8 +6,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from datasets import Dataset, DatasetInfo
 from evaluation_records import chemistry, gpqa, write_records
 
+from evaluation import sources
 from evaluation.protocol import Drawing, read_protocol
 from evaluation.tasks import GROUPS, TASKS, task_names
 from vopd_recipes import sciknoweval
@@ -22,7 +24,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("name", GROUPS["math"])
 def test_mathematics(name: str, records: Path) -> None:
     task = TASKS[name]
-    questions = task.questions(records)
+    questions = task.read(records)[0]
     assert len(questions) == 3
     assert task.prompt(questions[0]) == (
         "What is $2+3$?\n\nPlease reason step by step, and put your final answer within \\boxed{}."
@@ -32,7 +34,7 @@ def test_mathematics(name: str, records: Path) -> None:
 
 
 def test_gpqa(records: Path) -> None:
-    first = TASKS["gpqa"].questions(records)[0]
+    first = TASKS["gpqa"].read(records)[0][0]
     text, *choices = first.text.split("\n\n")
     assert text == gpqa(3)["Question"]
     lines = choices[0].split("\n")
@@ -53,7 +55,7 @@ def test_gpqa_order_is_the_questions_own(tmp_path: Path) -> None:
     def golds(folder: Path, numbers: list[int]) -> dict[str, str]:
         folder.mkdir()
         (folder / "gpqa.jsonl").write_text("".join(json.dumps(gpqa(number)) + "\n" for number in numbers))
-        return {question.text: question.gold for question in TASKS["gpqa"].questions(folder)}
+        return {question.text: question.gold for question in TASKS["gpqa"].read(folder)[0]}
 
     everything = golds(tmp_path / "all", list(range(5, 405)))
     random.seed(3)  # a global random state decides nothing
@@ -66,7 +68,7 @@ def test_sciknoweval_is_split_as_documented(records: Path) -> None:
     rows = [json.loads(line) for line in (records / "sciknoweval.jsonl").read_text().splitlines()]
     for domain in sciknoweval.DOMAINS:
         train, test = sciknoweval.split(rows, domain)
-        asked = {question.text for question in TASKS[f"sciknoweval_{domain.lower()}"].questions(records)}
+        asked = {question.text for question in TASKS[f"sciknoweval_{domain.lower()}"].read(records)[0]}
         assert len(asked) == len(test) == 4 and len(train) == 36
         assert not asked & {sciknoweval.question_text(row) for row in train}
         assert {row["details"]["level"] for row in train + test} == {"L3"}
@@ -95,7 +97,7 @@ def test_built_in_problems_are_those_held_out_in_training() -> None:
     from vopd_recipes import arithmetic
 
     trained_on, held_out = arithmetic.split("chain", train=1000, test=256)
-    asked = [question.text for question in TASKS["arithmetic"].questions(None)]
+    asked = [question.text for question in TASKS["arithmetic"].read(None)[0]]
     assert asked == [problem.prompt for problem in held_out]
     assert not set(asked) & {problem.prompt for problem in trained_on}
 
@@ -106,6 +108,8 @@ def test_built_in_problems_are_those_held_out_in_training() -> None:
         ("minerva.jsonl", '{"question": "?"}\n', "row 0 is not a question of Minerva Math: KeyError: 'answer'"),
         ("minerva.jsonl", '{"question": " ", "answer": "1"}\n', "row 0 of Minerva Math has an empty question"),
         ("minerva.jsonl", "[1]\n", "row 0 is not a question of Minerva Math: TypeError"),
+        ("minerva.jsonl", '{"question": null, "answer": "1"}\n', "Minerva Math: ValueError: its 'question' is null"),
+        ("minerva.jsonl", '{"question": "?", "answer": null}\n', "Minerva Math: ValueError: its 'answer' is null"),
         ("minerva.jsonl", "", "it has no rows"),
         ("minerva.jsonl", "{", "minerva.jsonl cannot be read"),
         ("minerva.parquet", "x", "minerva.parquet cannot be read"),
@@ -115,8 +119,40 @@ def test_built_in_problems_are_those_held_out_in_training() -> None:
 def test_records_that_are_none(tmp_path: Path, file: str, content: str, message: str) -> None:
     (tmp_path / file).write_text(content)
     with pytest.raises(RecipeError, match=".") as refused:
-        TASKS["minerva"].questions(tmp_path)
+        TASKS["minerva"].read(tmp_path)[0]
     assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"answerKey": "E"}, "SciKnowEval Chemistry L3: the answer 'E' is none of its choices A, B, C, D"),
+        ({"answerKey": None}, "SciKnowEval Chemistry L3: AttributeError"),
+        ({"details": None}, "hicai-zju/SciKnowEval: a row is no question of it: TypeError"),
+        ({"choices": None}, "hicai-zju/SciKnowEval: a row is no question of it: TypeError"),
+        (
+            {"domain": "Chemistry", "details": {}},
+            "hicai-zju/SciKnowEval: a row is no question of it: it has no 'level'",
+        ),
+    ],
+)
+def test_science_records_that_are_none(tmp_path: Path, change: dict, message: str) -> None:
+    rows = [{**chemistry(number), **change} for number in range(20)]
+    (tmp_path / "sciknoweval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(RecipeError) as refused:
+        TASKS["sciknoweval_chemistry"].read(tmp_path)
+    assert message in str(refused.value)
+
+
+def test_where_questions_are_from(records: Path) -> None:
+    names = ("math500", "amc23", "sciknoweval_physics", "arithmetic")
+    assert [TASKS[name].read(records)[1] for name in names] == [
+        *("math500.json", "amc23.parquet", "sciknoweval.jsonl", "built in")
+    ]
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    info = DatasetInfo(download_checksums={f"hf://datasets/org/name@{commit}/data/test.parquet": {}})
+    assert sources._commit(Dataset.from_dict({"a": [1]}, info=info)) == f"@{commit}"
+    assert sources._commit(Dataset.from_dict({"a": [1]})) == ""
 
 
 def test_task_names() -> None:
@@ -139,6 +175,11 @@ def test_protocols_are_the_papers() -> None:
     assert released.drawing("choice", None) == Drawing(0.6, 0.95, 20, 4096)
     assert released.samples_of("aime24") == 8
     assert not paper.chat_template and qwen.chat_template and not qwen.thinking
+    assert qwen.drawing("math", None) == qwen.drawing("choice", None) == Drawing(0.7, 0.8, 20, 32768)
+    thinking = read_protocol("qwen", thinking=True)
+    assert thinking.name == "qwen+thinking=true"
+    assert thinking.drawing("math", None) == thinking.drawing("choice", None) == Drawing(0.6, 0.95, 20, 32768)
+    assert read_protocol("olmo").drawing("math", None) == Drawing(0.6, 0.95, 0, 32768)
     assert paper.drawing("math", 64).max_new_tokens == 64
 
 

@@ -38,16 +38,20 @@ def distilled(recipe: Mapping[str, Any]) -> dict[str, str]:
     """Task → `avg/pass` (science: `avg`) in percent, as printed; empty where the paper has no such run.
 
     Args:
-        recipe: fields of a run. Its teacher, student, estimator and data decide.
+        recipe: fields of a run. Its teacher, student, estimator and data decide. One of another library is none.
     """
     pair = f"{recipe.get('teacher_model_name_or_path')} > {recipe.get('model_name_or_path')}"
-    method = method_of(recipe)[0]
+    try:
+        method = method_of(recipe)[0]
+    except (KeyError, TypeError):  # an estimator of others
+        return {}
     if method.endswith("top-k") and (
         recipe.get("support_top_k", _TOP_K) != _TOP_K or recipe.get("baseline_support") == "teacher"
     ):
         return {}
     for data, table, columns in _TABLES:
-        if all(data in name.lower() for name in datasets_of(recipe)):
+        names = datasets_of(recipe)
+        if names and all(data in name.lower() for name in names):
             return dict(zip(_NUMBERS[columns], _NUMBERS[table].get(pair, {}).get(method, [])))
     return {}
 
@@ -65,6 +69,8 @@ def prompts_of(recipe: Mapping[str, Any]) -> int | None:
 
 
 def datasets_of(recipe: Mapping[str, Any]) -> list[str]:
-    """The data sets a run trained on, by name."""
+    """The data sets a run trained on, by name; none where a mixture is written as other libraries do."""
     sources = recipe.get("dataset_mixture") or [{"dataset_name": recipe.get("dataset_name")}]
+    if not all(isinstance(source, Mapping) and "dataset_name" in source for source in sources):
+        return []
     return [str(source["dataset_name"]) for source in sources]
