@@ -14,6 +14,7 @@ ESTIMATORS += [
     Estimator(baseline="value_topk", support_top_k=5, baseline_support="teacher"),
     Estimator(divergence="full"),
     Estimator(divergence="topk", support_top_k=5),
+    Estimator(divergence="topk", support_top_k=5, baseline_support="teacher"),  # of the live variance of value_topk
     Estimator(baseline="value", reward_clip_lambda=0.3),
     Estimator(baseline="optimal", reward_clip_lambda=0.3),
 ]

@@ -322,15 +322,17 @@ class _Block:
         return values.gather(1, self.targets)[:, 0]
 
     def _read_support(self, teacher_logp: Tensor) -> None:
-        """The k most likely tokens and both log-probabilities there, before `rewards` overwrites the teacher's."""
-        estimator = self.estimator
-        if not (estimator.divergence == "topk" or estimator.baseline == "value_topk" or self.sweep.gradient_variance):
-            return
-        by_teacher = estimator.baseline_support == "teacher" and estimator.divergence != "topk"
-        k = min(estimator.support_top_k, self.logp.shape[1])
-        self.support = (teacher_logp if by_teacher else self.logp).topk(k, dim=-1).indices  # [b, k]
-        self.support_logp = self.logp.gather(1, self.support)
-        self.support_teacher_logp = teacher_logp.gather(1, self.support)
+        """What k tokens carry, before `rewards` overwrites `teacher_logp`: `topk`'s loss, `value_topk`'s baseline."""
+        estimator, k = self.estimator, min(self.estimator.support_top_k, self.logp.shape[1])
+        if estimator.divergence == "topk":
+            self.support = self.logp.topk(k, dim=-1).indices  # [b, k]
+            both = (self.logp, teacher_logp)
+            self.support_logp, self.support_teacher_logp = (logp.gather(1, self.support) for logp in both)
+        if estimator.baseline == "value_topk" or self.sweep.gradient_variance:
+            by_teacher = estimator.baseline_support == "teacher"
+            likeliest = (teacher_logp if by_teacher else self.logp).topk(k, dim=-1).indices
+            ours, theirs = self.logp.gather(1, likeliest), teacher_logp.gather(1, likeliest)
+            self.value_topk = value_on_support(ours, theirs, estimator)
 
     def _read_variance(self) -> None:
         """Moments of R = r - E_p[r] under the weights ω = p s, s = ‖∇_z log p‖²; `logp` lends its room."""
@@ -356,7 +358,7 @@ class _Block:
         if name == "value":
             return self.value
         if name == "value_topk":
-            return value_on_support(self.support_logp, self.support_teacher_logp, self.estimator)
+            return self.value_topk
         negligible = self.score_norm < NEGLIGIBLE_GRADIENT_NORM
         return self.value + (self.first_moment / self.score_norm).masked_fill(negligible, 0)
 
