@@ -1,0 +1,212 @@
+"""Results files: nothing is lost between evaluations, nothing claimed that was not measured, bad input is one line."""
+
+import json
+import multiprocessing
+import subprocess
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import TinyPair
+
+from evaluation.checkpoint import Checkpoint, resolve
+from evaluation.engines import room_for
+from evaluation.grades import Graded, scores
+from evaluation.harness import Doc
+from evaluation.model import Answers
+from evaluation.paper import published_columns
+from evaluation.responses import Response
+from evaluation.results import digest, table, write_results
+from evaluation.run import main
+from evaluation.suite import Measured
+from vopd_recipes.grading import Grade
+from vopd_recipes.hub.results import _SAME as SAME_ON_THE_HUB
+from vopd_recipes.hub.results import read_results as read_on_the_hub
+from vopd_recipes.recipe_text import RecipeError
+
+ABOUT = {
+    "model": "org/name", "revision": "main", "weights_hash": "0" * 64, "adapter": False, "protocol": "paper",
+    "sampling": {}, "backend": "vllm", "dtype": "bfloat16", "versions": {},
+}  # fmt: skip
+
+
+def measured(name: str, right: list[bool]) -> Measured:
+    """A task with one sample of each question."""
+    questions = [
+        Graded(
+            Doc(query=f"{name} {i}", choices=["7"], gold_index=0, id=str(i), task_name=name,
+                specific={"question": f"{i}", "gold": "7", "letters": ""}),
+            Answers(text=["7"], responses=[Response(f"{i}", 0, "7", 3, True, 0.5)]),
+            [Grade(value, "7", True)],
+        )
+        for i, value in enumerate(right)
+    ]  # fmt: skip
+    task = Measured(scores(questions), questions)
+    task.scores.update(limit=None, source="built in", questions_sha256=digest(task), max_new_tokens=64)
+    return task
+
+
+def write(folder: Path, tasks: dict[str, list[bool]], **changes: object) -> Path:
+    return write_results(
+        folder, {**ABOUT, **changes}, {name: measured(name, right) for name, right in tasks.items()}, {}
+    )
+
+
+def tasks_in(path: Path) -> dict[str, float]:
+    return {name: scores["avg"] for name, scores in json.loads(path.read_text())["tasks"].items()}
+
+
+def test_results_of_another_kind_are_moved_and_come_back(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, {"amc23": [True, False]})
+    assert not caplog.records
+    path = write(tmp_path, {"aime24": [True]}, protocol="qwen")
+    assert tasks_in(path) == {"aime24": 1.0}
+    (earlier,) = tmp_path.glob("earlier/*/results.json")
+    assert tasks_in(earlier) == {"amc23": 0.5} and earlier.parent.name.startswith("paper-vllm-bfloat16-")
+    assert (earlier.parent / "details" / "amc23.parquet").is_file() and (earlier.parent / "results.md").is_file()
+    assert [file.name for file in (tmp_path / "details").iterdir()] == ["aime24.parquet"]
+    assert caplog.messages == [f"results of paper (vllm, bfloat16) were here before; now in {earlier.parent}"]
+    # the first kind again: its old task stands beside its new one
+    path = write(tmp_path, {"aime25": [False]})
+    assert tasks_in(path) == {"amc23": 0.5, "aime25": 0.0}
+    assert sorted(file.stem for file in (tmp_path / "details").iterdir()) == ["aime25", "amc23"]
+    (other,) = tmp_path.glob("earlier/*/results.json")
+    assert tasks_in(other) == {"aime24": 1.0} and other.parent.name.startswith("qwen-")
+    # other weights of the same kind are another kind
+    assert tasks_in(write(tmp_path, {"amc23": [True]}, weights_hash="1" * 64)) == {"amc23": 1.0}
+    assert len(list(tmp_path.glob("earlier/*/results.json"))) == 2
+
+
+def write_many(folder: Path, name: str) -> None:
+    for _ in range(20):
+        write(folder, {name: [True]})
+
+
+def test_two_evaluations_that_end_together_keep_each_others_tasks(tmp_path: Path) -> None:
+    names = ["amc23", "aime24", "aime25", "gpqa"]
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=write_many, args=(tmp_path, name)) for name in names]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [writer.exitcode for writer in writers] == [0] * 4
+    assert tasks_in(tmp_path / "results.json") == dict.fromkeys(names, 1.0)
+    assert {path.stem: pq.read_table(path).num_rows for path in tmp_path.glob("details/*")} == dict.fromkeys(names, 1)
+
+
+def test_the_hub_takes_what_is_written(tmp_path: Path) -> None:
+    path = write(tmp_path, {"gpqa": [True, False]})
+    content = read_on_the_hub(path).content
+    assert content["tasks"]["gpqa"]["source"] == "built in"
+    assert set(SAME_ON_THE_HUB) <= content.keys()
+
+
+def test_the_digest_is_of_prompts_and_golds() -> None:
+    assert digest(measured("amc23", [True, True])) == digest(measured("amc23", [False, True]))
+    assert digest(measured("amc23", [True])) != digest(measured("aime24", [True]))
+    assert digest(measured("amc23", [True])) != digest(measured("amc23", [True, True]))
+
+
+PAIR = {"model_name_or_path": "Qwen/Qwen3-1.7B-Base", "teacher_model_name_or_path": "Qwen/Qwen3-1.7B"}
+OPD = {**PAIR, "divergence": "sampled", "baseline": "none", "dataset_name": "dapo"}
+
+
+def notes(content: dict, recipe: dict) -> str:
+    return "\n".join(line for line in table(content, recipe).splitlines()[2:] if line and not line.startswith("|"))
+
+
+def test_what_keeps_numbers_from_the_papers_is_said(tmp_path: Path) -> None:
+    content = json.loads(write(tmp_path, {"amc23": [True] * 4}).read_text())
+    content["tasks"]["amc23"]["n"] = 32
+    assert notes(content, {}) == ""
+    assert "the paper released as OPD has a constant baseline of 1" in notes(content, OPD)
+    vopd = {**OPD, "baseline": "value"}
+    assert notes(content, vopd) == ""
+    content["tasks"]["amc23"] |= {"n": 2, "limit": 4}
+    content["protocol"] = "paper+max_new_tokens=12"
+    said = notes(content, vopd)
+    assert "LIMIT: only some questions of amc23 (4)" in said
+    assert (
+        "The paper's columns are of its own protocol, `paper`; these numbers are of paper+max_new_tokens=12." in said
+    )
+    assert "Other numbers of samples than the paper's, on which pass@n depends: amc23 (2)." in said
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "- a\n- list",
+        "{ not yaml",
+        "just a sentence",
+        "\x00",
+        "model_name_or_path: Qwen/Qwen3-1.7B-Base\ndataset_mixture: {org/data: 1.0}\nlearning_rate: 1",
+        "divergence: jensen_shannon\nmodel_name_or_path: a",
+        "divergence: [full]\ndataset_name: dapo",
+    ],
+)
+def test_a_recipe_of_another_library_is_none(text: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(text)
+    recipe = Checkpoint("org/name", "main", tmp_path, None, "0" * 64).recipe()
+    assert published_columns("org/name", recipe) == {}
+    assert published_columns("org/name", {**PAIR, "dataset_name": "dapo", "divergence": "jensen_shannon"}) == {}
+    assert published_columns("org/name", {**PAIR, "dataset_mixture": {"dapo": 1.0}}) == {}
+
+
+@pytest.mark.parametrize(("rank", "room"), [(1, 8), (8, 8), (9, 16), (24, 32), (64, 64), (257, 320), (512, 512)])
+def test_vllm_gets_a_rank_that_it_takes(rank: int, room: int) -> None:
+    assert room_for(rank) == room
+
+
+def test_an_adapters_rank_is_its_greatest(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 8, "rank_pattern": {"q_proj": 24, "v_proj": 4}}))
+    assert Checkpoint("a", "main", tmp_path, tmp_path, "0" * 64).adapter_rank() == 24
+    with pytest.raises(ValueError, match="rank 513 is above vLLM's 512"):
+        room_for(513)
+
+
+def test_a_folder_has_no_revision(tiny_pair: TinyPair) -> None:
+    with pytest.raises(RecipeError, match="REVISION: .* is a folder, and revisions are a Hub model's"):
+        resolve(str(tiny_pair.student), "step-00000100")
+
+
+def said(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
+    """Exit status and lines of error."""
+    status = main(arguments)
+    return status, capsys.readouterr().err.strip().splitlines()
+
+
+def test_bad_commands_are_one_line(tiny_pair: TinyPair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, output = str(tiny_pair.student), ["--output", str(tmp_path)]
+    assert said([model, "--tasks", ",", *output], capsys) == (2, ["error: TASKS: ',' names no task"])
+    other = write(tmp_path / "a", {"amc23": [True]})
+    status, lines = said([model, "--tasks", "nosuch", "--compare", str(other), *output], capsys)
+    assert status == 1 and len(lines) == 1 and lines[0].startswith("error: nosuch: no such task")
+    again = write(tmp_path / "b", {"amc23": [False]})
+    both = f"{other},{again}"
+    status, lines = said([model, "--tasks", "nosuch", "--compare", both, *output], capsys)
+    assert status == 1 and lines[0].startswith("error: nosuch: no such task")
+    assert (tmp_path / "comparison.md").is_file()  # what can be compared is
+
+
+def test_a_row_that_is_wrong_costs_its_task(
+    tiny_pair: TinyPair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "minerva.jsonl").write_text('{"question": "1 + 1?", "answer": null}\n')
+    flags = ["--tasks", "minerva,arithmetic", "--data-dir", str(tmp_path), "--output", str(tmp_path / "out")]
+    flags += ["--backend", "transformers", "--limit", "2", "--samples", "2", "--max-new-tokens", "12"]
+    status = main([str(tiny_pair.student), *flags])
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    reason = "row 0 is not a question of Minerva Math: ValueError: its 'answer' is null; it has question, answer"
+    assert status == 1 and errors == [f"error: minerva: {reason}"]
+    (path,) = (tmp_path / "out").glob("*/*/results.json")
+    (name, task), *rest = json.loads(path.read_text())["tasks"].items()
+    assert (name, rest) == ("arithmetic", []) and len(task["questions_sha256"]) == 64
+    assert (task["source"], task["max_new_tokens"], task["limit"]) == ("built in", 12, 2)
+
+
+@pytest.mark.parametrize(("push", "published"), [("PUSH=1", True), ("PUSH=0", False), ("PUSH=", False)])
+def test_only_push_1_publishes(push: str, published: bool) -> None:
+    words = ["make", "-n", "--no-print-directory", "-o", ".venv/.installed", "evaluate", "MODEL=org/name", push]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert done.returncode == 0 and ("--push" in done.stdout) is published
