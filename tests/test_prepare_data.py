@@ -324,12 +324,43 @@ def test_malformed_rows_of_a_json_array(tmp_path: Path) -> None:
     assert prompts_in(tmp_path) == ["good"]
 
 
+def test_items_of_an_array_that_are_no_json(tmp_path: Path) -> None:
+    """Counted by their place, whatever stands in them; the good ones around them are read."""
+    broken = [
+        '{"prompt": "a", "answer": 1,}', f'{{"prompt": "a", "answer": {"7" * 5000}}}', "[" * 5000 + "]" * 5000,
+        '{"prompt": "a, ]} \\" [{", answer: 1}', "tru", "", '{"a": 1} {"b": 2}', "}",
+        '{"prompt": "' + "x" * 2_500_000 + '" 1}',
+    ]  # fmt: skip
+    items = [json.dumps({"prompt": f"good {n}", "answer": n}) for n in range(len(broken) + 1)]
+    text = ",\n".join(item for pair in itertools.zip_longest(items, broken) for item in pair if item is not None)
+    (tmp_path / "rows.json").write_text(f"[{text}]")
+    recipe = DataRecipe(dataset_name=str(tmp_path / "rows.json"), output_dir=str(tmp_path / "made"))
+    summary = prepare(recipe)
+    assert prompts_in(tmp_path) == [f"good {n}" for n in range(len(broken) + 1)]
+    assert summary["malformed"] == {"not JSON": len(broken)}
+    assert sorted(removed_in(tmp_path)) == [2 * n + 1 for n in range(len(broken))]
+
+
 def test_malformed_rows_of_parquet(tmp_path: Path) -> None:
     texts = pa.array([b"a fine row", b"\xff\xfe", None, b"another"], pa.binary()).view(pa.string())
     pq.write_table(pa.table({"prompt": texts, "answer": ["1", "2", "3", "4"]}), tmp_path / "rows.parquet")
     summary = prepare(DataRecipe(dataset_name=str(tmp_path / "rows.parquet"), output_dir=str(tmp_path / "made")))
     assert summary["malformed"] == {"'prompt' is null": 1, "not UTF-8": 1}
     assert prompts_in(tmp_path) == ["a fine row", "another"]
+
+
+def test_a_value_that_python_has_not(tmp_path: Path) -> None:
+    """A date of the year 292,000: one row, not the file."""
+    times = pa.array([0, 2**62, 1], pa.timestamp("us"))
+    table = pa.table(
+        {"prompt": pa.array([{"text": f"{n} a", "at": time} for n, time in enumerate(times)]), "answer": [1] * 3}
+    )
+    pq.write_table(table, tmp_path / "rows.parquet")
+    recipe = DataRecipe(
+        dataset_name=str(tmp_path / "rows.parquet"), output_dir=str(tmp_path / "made"), prompt_column="prompt.text"
+    )
+    assert prepare(recipe)["malformed"] == {"a value that cannot be read": 1}
+    assert prompts_in(tmp_path) == ["0 a", "2 a"]
 
 
 def test_an_array_longer_than_a_chunk(tmp_path: Path) -> None:
@@ -456,6 +487,8 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
     assert "cannot read" in of(str(tmp_path / "broken.parquet"))
     (tmp_path / "broken.json").write_text('[{"prompt": "a", "answer": 1}, {"prompt": "b", "ans')
     assert of(str(tmp_path / "broken.json")).endswith("item 1 of the array is not JSON")
+    (tmp_path / "early.json").write_text('[{"prompt": "a", "answer": 1}, {"prompt": "b"]}, 2], {"prompt": "c"}]')
+    assert of(str(tmp_path / "early.json")).endswith("the array ends at item 2, and something follows")
     good = write_rows(tmp_path / "good.jsonl", [{"prompt": "a", "answer": 1}])
     assert "cannot load ./no/tokenizer" in of(good, max_prompt_length=9, tokenizer_name_or_path="./no/tokenizer")
 
@@ -668,6 +701,21 @@ def test_from_the_hub_and_back(tmp_path: Path, hub: FakeHub) -> None:
     assert moved.returncode == 2 and "is there already, from another recipe or other input" in moved.stderr
     at_first = command(path, "--dataset_revision", first, "--output_dir", tmp_path / "first", **environment)
     assert f"{tmp_path / 'first'}: 14 of 15 rows" in at_first.stdout, at_first.stderr
+
+    mixed = [*lines[:6], b'{"question": {"a": [1]}, "answer": 7}\n', b'{"question": "d e", "answer": 3}\n', b"{\n"]
+    hub.create("dataset", "org/mixed", private=False).commit("main", {"train.jsonl": hub.store(b"".join(mixed))}, "x")
+    of_mixed = ("--dataset_name", "org/mixed", "--output_dir", tmp_path / "mixed", "--answer_in", "plain")
+    done = command(path, *of_mixed, **environment)
+    assert done.returncode == 0, done.stderr
+    said = json.loads((tmp_path / "mixed" / "summary.json").read_text(encoding="utf-8"))
+    assert said["malformed"] == {"'question' is not text": 1, "not JSON": 1}
+    mixed.pop()  # now `datasets` reads it, with its own encoding of a column of two types
+    hub.repositories["dataset", "org/mixed"].commit("main", {"train.jsonl": hub.store(b"".join(mixed))}, "y")
+    done = command(path, *of_mixed[:2], "--output_dir", tmp_path / "types", *of_mixed[4:], **environment)
+    assert done.returncode == 0, done.stderr
+    said = json.loads((tmp_path / "types" / "summary.json").read_text(encoding="utf-8"))
+    assert said["malformed"] == {"'question' is not text": 1}
+    assert pq.read_table(tmp_path / "types" / "train.parquet")["prompt"].to_pylist() == ["d e"]
 
     hub.create("dataset", "org/gated", private=False)
     hub.fail("org/gated", 100, status=403, headers={"X-Error-Code": "GatedRepo"})

@@ -1,24 +1,23 @@
 """Rows of a file or of the Hub, one after the other: no source is held in memory, but SciKnowEval for its split.
 
 Only tables are read (JSON lines, a JSON array, parquet, `datasets`' own formats); a data set's own code is never run.
-A line that is not JSON, or not UTF-8, is a row that is left out; an array that breaks off is an error.
+A row that the table's reader cannot make is left out, as one that is not JSON is.
 """
 
 from __future__ import annotations
 
-import codecs
-import json
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets.exceptions import DatasetNotFoundError
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from huggingface_hub import hf_hub_download
 
 from vopd_recipes import sciknoweval
+from vopd_recipes.data.json_rows import json_rows
 from vopd_recipes.data.origin import ask_only_the_cache
 from vopd_recipes.data.recipe import DataRecipe, EvaluationSet, Source
 from vopd_recipes.data.rows import Left, Row
@@ -27,12 +26,9 @@ from vopd_recipes.recipe_text import RecipeError, nearest
 
 Numbered = tuple[int, Row | Left]
 
+_UNREADABLE = (ValueError, OverflowError, pa.ArrowException)
 _FILES = (".jsonl", ".json", ".parquet")
-_LONGEST_LINE = 64 << 20  # bytes of JSON for one row
-_CHUNK = 1 << 20
 _ROWS, _DECODED = 256, 32 << 20  # rows, and about the bytes of them, decoded at a time
-_SPACE = re.compile(r"[ \t\r\n]*")
-_NOTHING = object()
 
 
 class Unreachable(RecipeError):
@@ -77,70 +73,9 @@ def _file(path: Path, source: Source) -> Iterator[Row | Left]:
             yield from _parquet(path, source)
             return
         with path.open("rb") as file:
-            is_array = path.suffix == ".json" and file.read(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"["
-            file.seek(0)
-            yield from _json_array(file, path) if is_array else _json_lines(file)
+            yield from json_rows(file, str(path))
     except (OSError, pa.ArrowException) as error:
         raise RecipeError(f"dataset_name: cannot read {path}: {_one_line(error)}") from None
-
-
-def _json_lines(file: BinaryIO) -> Iterator[Row | Left]:
-    while line := file.readline(_LONGEST_LINE):
-        if len(line) == _LONGEST_LINE and not line.endswith(b"\n"):
-            while (rest := file.readline(_LONGEST_LINE)) and not rest.endswith(b"\n"):
-                pass
-            yield Left("malformed", f"a line over {_LONGEST_LINE >> 20} MiB")
-        elif line.strip():
-            yield _row_of(line)
-
-
-def _row_of(line: bytes) -> Row | Left:
-    try:
-        row = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        return Left("malformed", "not UTF-8")
-    except (ValueError, RecursionError):
-        return Left("malformed", "not JSON")
-    return row if isinstance(row, dict) else Left("malformed", "not an object")
-
-
-def _json_array(file: BinaryIO, path: Path) -> Iterator[Row | Left]:
-    """The items of one JSON array, decoded as they arrive."""
-    decoder, more = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8-sig")(errors="surrogateescape")
-    text, number = more.decode(file.read(_CHUNK)), 0
-    at, size = text.index("[") + 1, _CHUNK
-    while True:
-        found = _item(decoder, text, at)
-        if found is None:  # the item goes on after this chunk, or is not JSON
-            block = file.read(size) if len(text) - at < _LONGEST_LINE else b""
-            if not block:
-                raise RecipeError(f"dataset_name: {path}: item {number} of the array is not JSON")
-            text, at, size = text[at:] + more.decode(block), 0, 2 * size  # twice: one long item stays linear
-            continue
-        row, at, is_last = found
-        if row is not _NOTHING:
-            yield row if isinstance(row, dict) else Left("malformed", "not an object")
-        if is_last:
-            return
-        number, size = number + 1, _CHUNK
-
-
-def _item(decoder: json.JSONDecoder, text: str, at: int) -> tuple[Any, int, bool] | None:
-    """An item, where the next one starts, and whether it is the last; `None` where the text is not enough to tell."""
-    try:
-        at = _past_space(text, at)
-        if text[at] == "]":
-            return _NOTHING, at, True
-        row, end = decoder.raw_decode(text, at)
-        end = _past_space(text, end)
-        return (row, end + 1, text[end] == "]") if text[end] in ",]" else None
-    except (ValueError, IndexError, RecursionError):
-        return None
-
-
-def _past_space(text: str, at: int) -> int:
-    space = _SPACE.match(text, at)
-    return space.end() if space else at
 
 
 def _parquet(path: Path, source: Source) -> Iterator[Row | Left]:
@@ -170,13 +105,21 @@ def _present(source: Source, names: Iterable[str]) -> list[str]:
 
 def _table_rows(table: pa.RecordBatch | pa.Table) -> Iterator[Row | Left]:
     try:
-        yield from table.to_pylist()
-    except UnicodeDecodeError:  # one of the rows; a string column does not promise UTF-8
-        for place in range(table.num_rows):
-            try:
-                yield table.slice(place, 1).to_pylist()[0]
-            except UnicodeDecodeError:
-                yield Left("malformed", "not UTF-8")
+        rows = table.to_pylist()
+    except _UNREADABLE:  # one of the rows; a string column does not promise UTF-8, nor a time a year that there is
+        rows = [_table_row(table.slice(place, 1)) for place in range(table.num_rows)]
+    yield from rows
+
+
+def _table_row(table: pa.RecordBatch | pa.Table) -> Row | Left:
+    try:
+        return table.to_pylist()[0]
+    except _UNREADABLE as error:
+        return Left("malformed", _unreadable(error))
+
+
+def _unreadable(error: Exception) -> str:
+    return "not UTF-8" if isinstance(error, UnicodeDecodeError) else "a value that cannot be read"
 
 
 # The Hub -------------------------------------------------------------------------------------------------------------
@@ -186,16 +129,49 @@ def _hub(source: Source) -> Iterator[Row | Left]:
     """By `datasets`' cache, which is mapped into memory and not read into it."""
     name = source.dataset_name
     try:
-        found = datasets.load_dataset(
-            name, source.dataset_config, split=source.dataset_split, revision=source.dataset_revision
-        )
+        found = _loaded(source)
     except Exception as error:  # the readers raise dozens of types; each becomes one line
         if isinstance(error, ConnectionError):
             ask_only_the_cache()
         raise _hub_error(name, error) from None
-    columns = _present(source, found.column_names)
-    for table in found.select_columns(columns).with_format("arrow").iter(_ROWS):
-        yield from _table_rows(table)
+    if isinstance(found, list):
+        for path in found:
+            yield from _file(path, source)
+        return
+    chosen = found.select_columns(_present(source, found.column_names))
+    for start in range(0, len(chosen), _ROWS):
+        yield from _decoded(chosen, range(start, min(start + _ROWS, len(chosen))))
+
+
+def _loaded(source: Source) -> datasets.Dataset | list[Path]:
+    """The set; its files of JSON where `datasets` gives up on all of them for the sake of one row."""
+    name, config, revision = source.dataset_name, source.dataset_config, source.dataset_revision
+    try:
+        return datasets.load_dataset(name, config, split=source.dataset_split, revision=revision)
+    except (DatasetGenerationError, ValueError):
+        found = datasets.load_dataset_builder(name, config, revision=revision).config.data_files or {}
+        places = [url.partition("@")[2].partition("/") for url in found.get(source.dataset_split, [])]
+        if not places or not all(path.endswith((".jsonl", ".json")) for _, _, path in places):
+            raise
+        return [Path(hf_hub_download(name, path, repo_type="dataset", revision=at)) for at, _, path in places]
+
+
+def _decoded(chosen: datasets.Dataset, places: range) -> Iterator[Row | Left]:
+    """Rows by `datasets`, which also undoes the JSON in which it keeps a column of several types."""
+    rows: list[Row | Left]
+    try:
+        columns = chosen[places.start : places.stop]
+        rows = [dict(zip(columns, values)) for values in zip(*columns.values())]
+    except _UNREADABLE:
+        rows = [_decoded_row(chosen, place) for place in places]
+    yield from rows
+
+
+def _decoded_row(chosen: datasets.Dataset, place: int) -> Row | Left:
+    try:
+        return chosen[place]
+    except _UNREADABLE as error:
+        return Left("malformed", _unreadable(error))
 
 
 def _hub_error(name: str, error: Exception) -> RecipeError:
