@@ -47,16 +47,10 @@ def science(domain: str) -> Rows:
         everything, source = _read(sciknoweval.DATASET, "sciknoweval", None, "test", data_dir)
         try:
             return Table([dict(row) for row in sciknoweval.split(everything, domain)[1]], source)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise RecipeError(f"{sciknoweval.DATASET}: a row is no question of it: {_named(error)}") from None
         except ValueError as error:
             raise RecipeError(str(error)) from None
 
     return rows
-
-
-def _named(error: Exception) -> str:
-    return f"it has no {error}" if isinstance(error, KeyError) else f"{type(error).__name__}: {error}"
 
 
 def built_in(kind: str) -> Rows:

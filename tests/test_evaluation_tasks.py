@@ -13,6 +13,9 @@ from evaluation import sources
 from evaluation.protocol import Drawing, read_protocol
 from evaluation.tasks import GROUPS, TASKS, task_names
 from vopd_recipes import sciknoweval
+from vopd_recipes.data.recipe import DataRecipe, EvaluationSet
+from vopd_recipes.data.rows import Left
+from vopd_recipes.data.sources import numbered_rows
 from vopd_recipes.recipe_text import RecipeError
 
 
@@ -93,6 +96,46 @@ def test_sciknoweval_trains_on_no_test_question() -> None:
     assert not {sciknoweval.identity(row) for row in train} & {sciknoweval.identity(row) for row in test}
 
 
+def test_malformed_rows_deal_the_same_questions_to_training_and_evaluation(tmp_path: Path) -> None:
+    """Rows that are no question, in the file that both read: not one question that was trained on is asked."""
+    rows: list[object] = [chemistry(number) for number in range(400)]
+    bad = [
+        {**chemistry(1000), "question": "\ud800"},
+        {**chemistry(1001), "choices": None},
+        {"question": "?"},
+        [1],
+        None,
+    ]
+    for place, row in enumerate(bad):
+        rows.insert(70 * place + 5, row)
+    path = tmp_path / "sciknoweval.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = {question.text for question in TASKS["sciknoweval_chemistry"].read(tmp_path)[0]}
+    source = DataRecipe(
+        source="sciknoweval", dataset_name=str(path), output_dir="x", answer_format="choice", domain="Chemistry"
+    )
+    read = [row for _, row in numbered_rows(source)]
+    trained_on = {sciknoweval.question_text(row) for row in read if not isinstance(row, Left)}
+    assert (len(asked), len(trained_on), len(read)) == (40, 360, 365)
+    assert not asked & trained_on
+    known = EvaluationSet(name="s", source="sciknoweval", dataset_name=str(path), domain="Chemistry")
+    tested = {sciknoweval.question_text(row) for _, row in numbered_rows(known) if not isinstance(row, Left)}
+    assert tested == asked
+
+
+def test_a_science_question_is_the_same_in_other_typesetting() -> None:
+    row = {
+        "question": "What is the mass of $H_2O$ at 20 °C?",
+        "choices": {"text": ["18 g", "$\\frac{1}{2}$ g", "2,000 g"]},
+    }
+    same = {
+        "question": "what is the mass of H2O at $20 ^\\circ C$ ?",
+        "choices": {"text": ["2000 g", "18 g.", "\\frac12 g"]},
+    }
+    other = {**same, "choices": {"text": ["2000 g", "19 g", "\\frac12 g"]}}
+    assert sciknoweval.identity(row) == sciknoweval.identity(same) != sciknoweval.identity(other)
+
+
 def test_built_in_problems_are_those_held_out_in_training() -> None:
     from vopd_recipes import arithmetic
 
@@ -128,12 +171,9 @@ def test_records_that_are_none(tmp_path: Path, file: str, content: str, message:
     [
         ({"answerKey": "E"}, "SciKnowEval Chemistry L3: the answer 'E' is none of its choices A, B, C, D"),
         ({"answerKey": None}, "SciKnowEval Chemistry L3: AttributeError"),
-        ({"details": None}, "hicai-zju/SciKnowEval: a row is no question of it: TypeError"),
-        ({"choices": None}, "hicai-zju/SciKnowEval: a row is no question of it: TypeError"),
-        (
-            {"domain": "Chemistry", "details": {}},
-            "hicai-zju/SciKnowEval: a row is no question of it: it has no 'level'",
-        ),
+        ({"details": None}, "two or more make a split; malformed rows: 20 (a column of the wrong type)"),
+        ({"choices": None}, "two or more make a split; malformed rows: 20 (a column of the wrong type)"),
+        ({"details": {}}, "two or more make a split; malformed rows: 20 (no column 'level')"),
     ],
 )
 def test_science_records_that_are_none(tmp_path: Path, change: dict, message: str) -> None:

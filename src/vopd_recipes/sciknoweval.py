@@ -2,8 +2,9 @@
 
 Data preparation and evaluation share this file, so that no question which a model was trained on is asked in its test.
 The split is the community's (SDPO's; the paper's 1,890 chemistry prompts are its training part): one domain, level L3,
-questions with two or four choices, then `train_test_split(0.1, seed=42)` in the order of the data set. The data set
-repeats some questions; a training row whose question is also a test row's is left out here.
+questions with two or four choices, then `train_test_split(0.1, seed=42)` in the order of the data set. Rows that are
+no question at all (`defect`) do not count, here and nowhere else: one row more or less deals all of them anew. The
+data set repeats some questions; a training row whose question is also a test row's is left out here.
 
 Rows are the Hub's (`hicai-zju/SciKnowEval`): `{"question", "choices": {"text", "label"}, "answerKey", "type",
 "domain", "details": {"level", …}}`.
@@ -12,10 +13,13 @@ Rows are the Hub's (`hicai-zju/SciKnowEval`): `{"question", "choices": {"text", 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from datasets import Dataset
+
+from vopd_recipes.data.words import words_of
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +52,20 @@ def split(rows: Iterable[Row], domain: str, level: str = "L3") -> tuple[list[Row
         raise ValueError(f"SciKnowEval has no domain {domain!r}; it has {', '.join(DOMAINS)}")
     if level not in LEVELS:
         raise ValueError(f"SciKnowEval has no level {level!r}; it has {', '.join(LEVELS)}")
-    kept = [row for row in rows if belongs(row, domain, level)]
+    kept: list[Row] = []
+    defects: Counter[str] = Counter()
+    for row in rows:
+        if why := defect(row, domain, level):
+            defects[why] += 1
+        elif belongs(row, domain, level):
+            kept.append(row)
+    broken = "; malformed rows: " + ", ".join(f"{count} ({why})" for why, count in defects.items()) if defects else ""
     if len(kept) < 2:
-        raise ValueError(f"SciKnowEval: {len(kept)} questions of {domain}, level {level}; two or more make a split")
+        raise ValueError(
+            f"SciKnowEval: {len(kept)} questions of {domain}, level {level}; two or more make a split{broken}"
+        )
+    if broken:
+        logger.warning("SciKnowEval %s%s", domain, broken)
     parts = Dataset.from_dict({"row": range(len(kept))}).train_test_split(_TEST_SHARE, seed=_SEED)
     test = [kept[index] for index in parts["test"]["row"]]
     asked = {identity(row) for row in test}
@@ -68,10 +83,25 @@ def belongs(row: Row, domain: str, level: str) -> bool:
     return row["domain"] == domain and row["details"]["level"] == level and row["type"] in _TYPES
 
 
+def defect(row: object, domain: str, level: str) -> str | None:
+    """Why a row is no question that the split could count; `None` also for a question of another domain."""
+    if not isinstance(row, Mapping):
+        return "not an object"
+    try:
+        if belongs(row, domain, level):
+            "".join([row["question"], *row["choices"]["text"]]).encode()
+    except KeyError as error:
+        return f"no column {error}"
+    except UnicodeEncodeError:
+        return "broken Unicode"
+    except (TypeError, AttributeError):
+        return "a column of the wrong type"
+    return None
+
+
 def identity(row: Row) -> str:
-    """What makes two rows the same question, whatever their spacing, case and order of choices."""
-    parts = [row["question"], *sorted(row["choices"]["text"])]
-    return "\n".join(" ".join(part.split()).casefold() for part in parts)
+    """What makes two rows the same question: its words, whatever their typesetting, and its choices in any order."""
+    return "\n".join([words_of(row["question"]), *sorted(words_of(choice) for choice in row["choices"]["text"])])
 
 
 def question_text(row: Row) -> str:

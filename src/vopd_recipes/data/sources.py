@@ -200,8 +200,8 @@ def _science(rows: Iterable[Numbered], source: Source) -> Iterator[Numbered]:
     for number, row in rows:
         if isinstance(row, Left):
             yield number, row
-        elif problem := _science_problem(row, domain, source.level):
-            yield number, Left("malformed", problem)
+        elif why := sciknoweval.defect(row, domain, source.level):
+            yield number, Left("malformed", why)
         elif sciknoweval.belongs(row, domain, source.level):
             chosen.append({**row, "number": number})
     try:
@@ -218,17 +218,3 @@ def _science(rows: Iterable[Numbered], source: Source) -> Iterator[Numbered]:
             where = f"row {asked[sciknoweval.identity(row)]} of {sciknoweval.DATASET}"
             yield row["number"], Left("contaminated", f"{where}, which the split tests")
     yield from ((row["number"], row) for row in train)
-
-
-def _science_problem(row: Row, domain: str, level: str) -> str | None:
-    """Why the split could not read a row."""
-    try:
-        if sciknoweval.belongs(row, domain, level):
-            sciknoweval.identity(row).encode()
-    except KeyError as error:
-        return f"no column {error}"
-    except UnicodeEncodeError:
-        return "broken Unicode"
-    except (TypeError, AttributeError, ValueError):
-        return "a column of the wrong type"
-    return None
