@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).parents[1] / "scripts" / "benchmark_loss.py"
 TINY = ["--tokens=8", "--hidden=16", "--vocab=300", "--rounds=1", "--threads=1"]
 ESTIMATORS = ["none", "constant", "value", "value_topk", "optimal", "full", "topk", "value, variances"]
@@ -41,3 +43,18 @@ def test_what_the_variances_add_is_a_ratio_with_its_quartiles():
 
 def test_a_peak_is_measured_in_a_process_of_its_own():
     assert int(benchmark("--peak", "value", "trained")) >= 300 * 16 * 4  # at least the gradient of the head
+
+
+@pytest.mark.slow  # a process that trains
+def test_what_the_variances_add_to_a_step_is_a_ratio_with_its_quartiles(write_recipe):
+    script = SCRIPT.with_name("benchmark_step.py")
+    recipe = write_recipe(learning_rate=None, output_dir=None, max_steps=None, disable_tqdm=None)
+    command = [sys.executable, script, recipe, "--rounds"]
+    printed = subprocess.run([*command, "3"], check=True, capture_output=True, text=True).stdout
+    cells = [cell.strip() for cell in printed.strip().splitlines()[-1].split("|")[1:-1]]
+    rounds, without, with_it, ratio, quartiles = cells
+    assert rounds == "3" and float(without) > 0 < float(with_it)
+    low, high = map(float, quartiles.split(" to "))
+    assert 0 < low <= float(ratio) <= high < math.inf
+    refused = subprocess.run([*command, "1"], capture_output=True, text=True)
+    assert refused.returncode == 2 and "error: --rounds must be at least 2" in refused.stderr

@@ -1,0 +1,82 @@
+"""What `log_gradient_variance` adds to a whole step: `python scripts/benchmark_step.py RECIPE [--field value]`.
+
+One process trains with a learning rate of 0, without and with the option in turn: off, on, on, off, and so on, so that
+a slow minute of the machine hits both. A step is all of it, from one log line to the next: rollout, teacher, student,
+optimiser, metrics, files. Every step samples anew, so its time is taken per completion token. Neighbours are a round,
+and a round gives a ratio.
+"""
+
+import argparse
+import logging
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+from transformers import PrinterCallback, TrainerCallback
+
+from vopd_recipes.config import load_recipe
+from vopd_recipes.models import load_student, load_teacher, load_tokenizer
+from vopd_recipes.prompts import build_prompts, read_rows
+from vopd_recipes.recipe_text import RecipeError
+from vopd_recipes.trainer import VOPDTrainer
+
+TURNS = (False, True, True, False)  # with the option or without it
+
+
+class Switch(TrainerCallback):
+    """Switches the option between steps, and takes their time: (on, seconds per completion token) of each."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[bool, float]] = []
+        self._last = time.perf_counter()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        args.log_gradient_variance = TURNS[state.global_step % len(TURNS)]
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+        if "tokens_per_second" not in logs:
+            return
+        seconds = sum(logs[f"time/{part}"] for part in ("rollout", "sync", "train"))
+        before, self._last = self._last, time.perf_counter()
+        tokens = seconds * logs["tokens_per_second"]
+        self.steps.append((args.log_gradient_variance, (self._last - before) / tokens))
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path)
+    parser.add_argument("--rounds", type=int, default=10, help="pairs of steps, after one that warms up (%(default)s)")
+    words, flags = parser.parse_known_args()
+    with tempfile.TemporaryDirectory() as folder:
+        own = ["--output_dir", folder, "--max_steps", str(2 * words.rounds + 2), "--learning_rate", "0"]
+        own += ["--eval_strategy", "no", "--eval_on_start", "false", "--save_strategy", "no", "--logging_steps", "1"]
+        own += ["--disable_tqdm", "true"]
+        try:
+            if words.rounds < 2:
+                raise RecipeError("--rounds must be at least 2")
+            recipe = load_recipe(words.recipe, [*flags, *own])
+        except RecipeError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        tokenizer, switch = load_tokenizer(recipe.model), Switch()
+        prompts = build_prompts(read_rows(recipe.data, recipe.training.seed), recipe.data, tokenizer)
+        models = load_student(recipe.model), load_teacher(recipe.model)
+        trainer = VOPDTrainer(
+            *models, recipe.training, processing_class=tokenizer, train_dataset=prompts.train, callbacks=[switch]
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    pairs = [dict(switch.steps[place : place + 2]) for place in range(2, len(switch.steps), 2)]
+    ratios = [pair[True] / pair[False] for pair in pairs]
+    low, middle, high = quantiles(ratios, n=4)
+    without, with_it = (1e3 * median(pair[on] for pair in pairs) for on in (False, True))
+    print("| rounds | without: ms/token | with: ms/token | ratio | quartiles |\n|--:|--:|--:|--:|--:|")
+    print(f"| {len(pairs)} | {without:.2f} | {with_it:.2f} | {middle:.3f} | {low:.3f} to {high:.3f} |")
+
+
+if __name__ == "__main__":
+    main()
