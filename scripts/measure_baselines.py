@@ -1,7 +1,7 @@
 """Error of the top-k baseline against k, reward against advantage: `python scripts/measure_baselines.py RECIPE`.
 
-Completes the recipe's first prompts once with the frozen student, and writes `baselines.json` and `baselines.png`. Any
-field of the recipe can follow as `--field value`.
+Completes the recipe's first prompts with the frozen student, a few times over, and writes `baselines.json` and
+`baselines.png`. Any field of the recipe can follow as `--field value`.
 """
 
 import argparse
@@ -22,11 +22,12 @@ def main() -> None:
     parser.add_argument("recipe", type=Path, help="YAML file")
     parser.add_argument("--checkpoint", type=Path, help="folder of a student that a run saved [the recipe's student]")
     parser.add_argument("--prompts", type=int, default=256, help="the recipe's first training prompts [256]")
+    parser.add_argument("--draws", type=int, default=4, help="completions of each prompt [4]")
     parser.add_argument("--output", type=Path, help="folder of the results [baselines/ in the recipe's output_dir]")
     words, overrides = parser.parse_known_args()
     try:
         recipe = load_recipe(words.recipe, overrides)
-        found = measure_baselines(recipe, words.checkpoint, words.prompts)
+        found = measure_baselines(recipe, words.checkpoint, words.prompts, words.draws)
     except RecipeError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

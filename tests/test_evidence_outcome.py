@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, TrainerState
 from vopd_recipes.checkpoints import mark_complete
 from vopd_recipes.config import load_recipe
 from vopd_recipes.estimators import Estimator, reference_loss
+from vopd_recipes.evidence import baselines
 from vopd_recipes.evidence.baselines import measure_baselines, write_baselines
 from vopd_recipes.evidence.execution import execute, locked
 from vopd_recipes.evidence.intervals import interval, paired
@@ -346,15 +347,25 @@ def test_an_unknown_method_or_field_is_one_line(write_recipe) -> None:
         assert done.returncode == 2 and done.stderr.strip().splitlines()[-1] == message
 
 
+def test_intervals_of_baselines_are_over_completions() -> None:
+    """Two kinds of completions, alike inside: tokens would claim an interval as narrow as if they were independent."""
+    values = torch.cat([torch.full((50,), float(place % 2)) for place in range(20)])
+    found = baselines._mean(values, torch.ones_like(values), [50] * 20)
+    assert found.value == 0.5
+    assert found.high - found.low == pytest.approx(2 * 1.96 * 0.5 / 20**0.5, rel=0.15)
+    assert baselines._largest_share(torch.tensor([-3.0, -3.0, -1.0, -1.0]), [2, 1, 1]) == 0.75
+
+
 def test_baseline_errors_are_those_of_the_dense_definition(write_recipe, tiny_pair, tmp_path: Path) -> None:
     recipe = load_recipe(str(write_recipe()), [])
-    found = measure_baselines(recipe, None, 8)
+    found = measure_baselines(recipe, None, 8, draws=2)
     models = [AutoModelForCausalLM.from_pretrained(path).double() for path in (tiny_pair.student, tiny_pair.teacher)]
 
     def oracle(estimator: Estimator) -> tuple[torch.Tensor, torch.Tensor]:
         """Baselines and rewards of every token."""
         parts = []
-        for batch in freeze(recipe, None, 8).micro_batches(0):
+        frozen = freeze(recipe, None, 8)
+        for batch in frozen.micro_batches(0) + frozen.micro_batches(1):
             with torch.no_grad():
                 asked = {"position_ids": batch.position_ids, "use_cache": False}  # packed: no cache
                 logits = [model(batch.input_ids, **asked).logits[0] for model in models]
@@ -364,17 +375,20 @@ def test_baseline_errors_are_those_of_the_dense_definition(write_recipe, tiny_pa
         return torch.cat([part.baseline for part in parts]), torch.cat([part.reward for part in parts])
 
     value, reward = oracle(Estimator())
-    assert found["tokens"] == len(value)
-    assert found["value"] == pytest.approx(value.abs().mean().item(), rel=1e-4)
+    assert (found["tokens"], found["completions"]) == (len(value), 16)
+    assert found["value"]["value"] == pytest.approx(value.abs().mean().item(), rel=1e-4)
     assert torch.tensor(found["rewards"]).sub(reward).abs().max() < 1e-4
     assert torch.tensor(found["advantages"]).sub(reward - value).abs().max() < 1e-4
     for support in ("student", "teacher"):
-        errors = dict(map(tuple, found["errors"][support]))
+        errors = {k: measured["value"] for k, measured in found["errors"][support]}
         assert list(errors) == [1, 2, 3, 5, 10, 20, 50, 100, 200]
         for k in (5, 100):
             baseline, _ = oracle(Estimator(baseline="value_topk", baseline_support=support, support_top_k=k))
             assert errors[k] == pytest.approx((baseline - value).abs().mean().item(), rel=1e-3)
         assert errors[200] < 0.5 * errors[5]
-    assert f"over {len(value)} tokens" in write_baselines(found, tmp_path)
+    ratio = ((reward - value).square().sum() / reward.square().sum()).item()
+    assert found["squared_ratio"]["value"] == pytest.approx(ratio, rel=1e-3)
+    assert found["squared_ratio"]["low"] < ratio < found["squared_ratio"]["high"]
+    assert f"over {len(value)} tokens of 16 completions" in write_baselines(found, tmp_path)
     assert (tmp_path / "baselines.png").read_bytes()[:4] == b"\x89PNG"
     assert "rewards" not in json.loads((tmp_path / "baselines.json").read_text())

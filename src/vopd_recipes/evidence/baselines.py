@@ -3,6 +3,9 @@
 On tokens that a frozen student sampled: the mean of |b̂_k − V| over positions for growing k (the paper's Figure 2),
 where V = −KL(p‖q) over the whole vocabulary and b̂_k = −KL(p̄‖q̄) on k tokens, the student's likeliest or the teacher's;
 and how rewards r and advantages r − V are distributed over the same tokens (its Figure 3).
+
+Tokens of one completion are alike: where the student has lost its way, V is large to the end. A few such completions
+among hundreds move every mean, so several draws are taken, and intervals are of a bootstrap over whole completions.
 """
 
 from __future__ import annotations
@@ -23,8 +26,10 @@ from torch import Tensor, nn  # noqa: E402
 from vopd_recipes.config import Recipe  # noqa: E402
 from vopd_recipes.estimators import Estimator, baseline_value  # noqa: E402
 from vopd_recipes.evidence.measurement import check_measurable, freeze  # noqa: E402
+from vopd_recipes.evidence.variance import Measured, bootstrap  # noqa: E402
 from vopd_recipes.models import head_of, scale_logits  # noqa: E402
 from vopd_recipes.packing import MicroBatch  # noqa: E402
+from vopd_recipes.recipe_text import RecipeError  # noqa: E402
 from vopd_recipes.teacher import completion_states  # noqa: E402
 from vopd_recipes.whole import written_whole  # noqa: E402
 
@@ -33,43 +38,66 @@ _ROWS = 256  # positions whose [rows, V] distributions are held at a time
 _SUPPORTS = (("student", "the student's top k"), ("teacher", "the teacher's top k"))
 
 
-def measure_baselines(recipe: Recipe, checkpoint: Path | None, prompts: int) -> dict[str, Any]:
-    """One rollout of the recipe's first prompts, looked at with whole distributions.
+def measure_baselines(recipe: Recipe, checkpoint: Path | None, prompts: int, draws: int = 4) -> dict[str, Any]:
+    """Rollouts of the recipe's first prompts, looked at with whole distributions.
 
     Args:
         recipe: names student, teacher, prompts and lengths.
         checkpoint: folder of the student; default: where the recipe starts.
-        prompts: completed once each.
+        prompts: completed once in every draw.
+        draws: of completions.
 
     Returns:
-        `tokens`; `value`, the mean of |V|; `errors`, support → [[k, mean |b̂_k − V|], …]; `rewards` and `advantages`
-        of every token. In nats.
+        `tokens` and `completions`; `value`, the mean of |V|; `errors`, support → [[k, mean |b̂_k − V|], …];
+        `squared_ratio`, E[(r − V)²] / E[r²], the paper's argument for V as a baseline; each of the three a number
+        with its 95 % interval. `largest_share`: of Σ|V|, in the hundredth of the completions that have most;
+        `rewards` and `advantages` of every token. In nats.
 
     Raises:
         RecipeError: see `measurement.check_measurable` and `measurement.freeze`.
     """
+    if draws < 1:
+        raise RecipeError(f"--draws must be at least 1, got {draws}")
     check_measurable(recipe, checkpoint, 4, prompts)
     frozen = freeze(recipe, checkpoint, prompts)
-    parts = [
-        _positions(frozen.student, frozen.teacher, batch.to(recipe.training.device))
-        for batch in frozen.micro_batches(0)
-    ]
+    batches = [batch.to(recipe.training.device) for draw in range(draws) for batch in frozen.micro_batches(draw)]
+    parts = [_positions(frozen.student, frozen.teacher, batch) for batch in batches]
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    value = joined.pop("value")
-    reward = joined.pop("reward")
-    errors: dict[str, list[list[float]]] = {name: [] for name, _ in _SUPPORTS}
+    lengths = [len(sample.completion_ids) for batch in batches for sample in batch.samples]
+    value, reward = joined.pop("value"), joined.pop("reward")
+    squares = {"advantage": (reward - value).square(), "reward": reward.square()}
+    errors: dict[str, list[Any]] = {name: [] for name, _ in _SUPPORTS}
     for name, baseline in joined.items():
         support, k = name.split("/")
-        errors[support].append([int(k), (baseline - value).abs().mean().item()])
+        errors[support].append([int(k), vars(_mean((baseline - value).abs(), torch.ones_like(value), lengths))])
     return {
         "recipe": str(recipe.path),
         "student": str(checkpoint or recipe.model.model_name_or_path),
+        "draws": draws,
+        "completions": len(lengths),
         "tokens": len(value),
-        "value": value.abs().mean().item(),
+        "value": vars(_mean(value.abs(), torch.ones_like(value), lengths)),
         "errors": errors,
+        "squared_ratio": vars(_mean(squares["advantage"], squares["reward"], lengths)),
+        "largest_share": _largest_share(value, lengths),
         "rewards": reward.tolist(),
         "advantages": (reward - value).tolist(),
     }
+
+
+def _mean(numerator: Tensor, denominator: Tensor, lengths: list[int]) -> Measured:
+    """Ratio of two sums over tokens [N], with its interval over completions of these lengths."""
+    above, below = (
+        torch.stack([part.double().sum() for part in values.cpu().split(lengths)])[:, None]
+        for values in (numerator, denominator)
+    )
+    return bootstrap(above, below)[0]
+
+
+def _largest_share(value: Tensor, lengths: list[int]) -> float:
+    """Of Σ|V|, what lies in the hundredth of the completions (at least one) that have most of it."""
+    sums = torch.stack([part.abs().sum() for part in value.split(lengths)])
+    return (sums.topk(max(1, len(lengths) // 100)).values.sum() / sums.sum()).item()
 
 
 @torch.no_grad()
@@ -110,23 +138,35 @@ def write_baselines(found: dict[str, Any], folder: Path) -> str:
     with written_whole(folder / "baselines.json") as temporary:
         temporary.write_text(json.dumps({**kept, "std": spread}, indent=2) + "\n", encoding="utf-8")
     _plot(found, folder / "baselines.png")
-    errors = {support: dict(map(tuple, pairs)) for support, pairs in found["errors"].items()}
+    errors = {support: dict(pairs) for support, pairs in found["errors"].items()}
     lines = ["| k | " + " | ".join(title for _, title in _SUPPORTS) + " |", "|--:|--:|--:|"]
     lines += [
-        f"| {k:g} | " + " | ".join(f"{errors[name][k]:.2e}" for name, _ in _SUPPORTS) + " |" for k in errors["student"]
+        f"| {k:g} | " + " | ".join(_text(errors[name][k], "#.2g") for name, _ in _SUPPORTS) + " |"
+        for k in errors["student"]
     ]
     return (
-        f"Mean |b̂_k − V| over {found['tokens']} tokens, nats (mean |V|: {found['value']:.4f}):\n\n"
+        f"Mean |b̂_k − V| over {found['tokens']:,} tokens of {found['completions']:,} completions, nats; 95 % "
+        f"intervals over completions. Mean |V|: {_text(found['value'], '.3f')}.\n\n"
         + "\n".join(lines)
-        + f"\n\nStandard deviation of the reward {spread['reward']:.3f}, of the advantage {spread['advantage']:.3f}."
+        + f"\n\nStandard deviation of the reward {spread['reward']:.3f}, of the advantage {spread['advantage']:.3f}; "
+        f"E[(r − V)²] / E[r²] {_text(found['squared_ratio'], '.3f')}. The hundredth of the completions that have most "
+        f"of Σ|V| have {found['largest_share']:.0%} of it."
     )
+
+
+def _text(measured: dict[str, float], form: str) -> str:
+    value, low, high = (f"{measured[name]:{form}}" for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 def _plot(found: dict[str, Any], path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
     for (name, title), style in zip(_SUPPORTS, ("o-", "s--")):
-        left.plot(*zip(*found["errors"][name]), style, label=title, markersize=4)
-    left.axhline(found["value"], color="grey", linewidth=1, linestyle=":", label="mean |V|: no baseline at all")
+        points = [(k, measured["value"]) for k, measured in found["errors"][name]]
+        left.plot(*zip(*points), style, label=title, markersize=4)
+    left.axhline(
+        found["value"]["value"], color="grey", linewidth=1, linestyle=":", label="mean |V|: no baseline at all"
+    )
     left.set(
         xscale="log", yscale="log", xlabel="k", ylabel="mean |b̂ₖ − V| (nats)", title="Error of the top-k baseline"
     )
@@ -135,9 +175,10 @@ def _plot(found: dict[str, Any], path: Path) -> None:
         clipped = torch.tensor(found[name]).clamp(-6, 6).tolist()
         right.hist(clipped, edges, alpha=0.55, label=f"{title}, std {torch.tensor(found[name]).std():.2f}")
     right.set(yscale="log", xlabel="nats (ends hold what lies beyond)", ylabel="tokens", title="Reward and advantage")
-    for axis in (left, right):
+    right.set_ylim(top=20 * right.get_ylim()[1])  # room for the legend above the bars
+    for axis, place in ((left, "lower left"), (right, "upper left")):
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc=place)
     with written_whole(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
     plt.close(figure)
