@@ -82,10 +82,8 @@ def test_every_task_in_one_engine_start(backend: str, tiny_pair: TinyPair, recor
     generating = sum(scores["seconds"] for scores in json.loads(path.read_text())["tasks"].values())
     assert generating > 0
     busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    if (
-        backend == "transformers"
-    ):  # all but generation and grading: under 15 s; processor time, others share the machine
-        assert busy - generating < 15
+    # all but generation, in processor time, since others share the machine; vLLM's import and start are 6 s of it
+    assert busy - generating < {"transformers": 15, "vllm": 25}[backend]
     for task, rows in details_of(tmp_path).items():
         assert len(rows) == 6 and {row["sample"] for row in rows} == {0, 1}, task
         assert all(row["seed"] == rows[0]["seed"] + row["sample"] for row in rows[:2])
@@ -103,13 +101,17 @@ def test_every_task_in_one_engine_start(backend: str, tiny_pair: TinyPair, recor
 
 
 def answered(output: Path) -> int:
-    """Batches on disk."""
-    return sum(file.read_bytes().count(b"\n") for file in output.rglob("*.jsonl"))
+    """Answers on disk, in lines that are whole."""
+    lines = [line for file in output.rglob("*.jsonl") for line in file.read_bytes().split(b"\n")[:-1]]
+    return sum(len(json.loads(line)) for line in lines if line.endswith(b"]"))
 
 
 @pytest.mark.slow  # kills a real run
-def test_a_killed_evaluation_goes_on_and_ends_as_an_undisturbed_one(tiny_pair: TinyPair, tmp_path: Path) -> None:
-    flags = ["--tasks", "arithmetic,word_problems", "--limit", 12, "--samples", 4, "--backend", "transformers"]
+@pytest.mark.parametrize("backend", ["transformers", pytest.param("vllm", marks=needs_vllm)])
+def test_a_killed_evaluation_goes_on_and_ends_as_an_undisturbed_one(
+    backend: str, tiny_pair: TinyPair, tmp_path: Path
+) -> None:
+    flags = ["--tasks", "arithmetic,word_problems", "--limit", 12, "--samples", 4, "--backend", backend]
     flags += ["--batch-size", 4]
     words = [
         sys.executable,
@@ -121,17 +123,17 @@ def test_a_killed_evaluation_goes_on_and_ends_as_an_undisturbed_one(tiny_pair: T
     ]
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     until = time.monotonic() + 120
-    while answered(tmp_path / "killed") < 3 and time.monotonic() < until:
+    while answered(tmp_path / "killed") < 12 and time.monotonic() < until:
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
     kept = answered(tmp_path / "killed")
-    assert 3 <= kept < 24
+    assert 12 <= kept < 96
     assert not list((tmp_path / "killed").glob("*/*/results.json"))
     for output in ("killed", "undisturbed"):
         done = evaluate(tiny_pair.teacher, tmp_path / output, *flags)
         assert done.returncode == 0, done.stderr[-4000:]
-    assert answered(tmp_path / "killed") == 24  # 96 samples, each drawn once
+    assert answered(tmp_path / "killed") == 96  # each drawn once
     assert results_of(tmp_path / "killed") == results_of(tmp_path / "undisturbed")
     assert details_of(tmp_path / "killed") == details_of(tmp_path / "undisturbed")
 

@@ -2,6 +2,9 @@
 
 import copy
 import math
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -148,6 +151,30 @@ def test_answers_are_asked_for_once(tokenizer: PreTrainedTokenizerFast, tmp_path
     assert measured.scores["avg"] == (0.5 + 1) / 2
 
 
+def test_one_engine_start_serves_every_task(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    tasks = [Prepared(TASKS[name], [Question(f"{name}?", "7")], 2) for name in ("minerva", "amc23", "math500")]
+    letters = Prepared(TASKS["gpqa"], [Question("gpqa?", "A", "AB")], 3)
+    asked, lines = {}, {}
+    for prepared in (*tasks, letters):
+        question = prepared.questions[0]
+        ids = tokenizer(prepared.task.prompt(question))["input_ids"]
+        asked[question.text] = Asked(ids, seed_of(prepared.task.name, question.text), DRAWING, prepared.samples)
+        lines[tuple(ids)] = [box("7")] * prepared.samples
+    starts: list[int] = []
+
+    def start(length: int) -> Script:
+        starts.append(length)
+        return Script(lines)
+
+    for again in range(2):  # the second time nothing is missing
+        store = stores(tmp_path / "responses", "0" * 64, {})
+        model = EvaluatedModel("scripted", tokenizer, lambda doc: asked[facts(doc)["question"]], store, start)
+        with new_grader() as grader:
+            measured = run_suite(model, [*tasks, letters], grader, None, tmp_path / str(again))
+        assert [measured[name].scores["n"] for name in ("minerva", "amc23", "math500", "gpqa")] == [2, 2, 2, 3]
+        assert starts == [max(len(question.token_ids) for question in asked.values()) + DRAWING.max_new_tokens]
+
+
 def test_a_line_cut_short_costs_its_batch_alone(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     answers = {Question(f"q{i}", "7"): [box("7")] * 2 for i in range(4)}
     measure("minerva", answers, tokenizer, tmp_path)
@@ -218,3 +245,17 @@ def test_whatever_an_engine_dies_of_is_one_line(tokenizer: PreTrainedTokenizerFa
     with pytest.raises(RolloutFailed, match="answers stopped coming: KeyError: 'block 7'; those so far are kept"):
         model.greedy_until(docs)
     assert store(DRAWING).get(asked["q0"].key, 0) is not None
+
+
+def test_the_grading_benchmark_prints_both_mixtures() -> None:
+    script = Path(__file__).parent.parent / "scripts" / "benchmark_grading.py"
+    done = subprocess.run([sys.executable, str(script), "--answers", "40"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = [
+        re.fullmatch(r"(.+): 40 answers in ([0-9.]+) s, (\d+) of them right", x) for x in done.stdout.splitlines()
+    ]
+    assert [line and line[1] for line in lines] == ["as evaluations have them", "every one different"]
+    right = [int(line[3]) for line in lines if line]
+    assert 10 < right[0] < 40 and right[1] < 10
+    refused = subprocess.run([sys.executable, str(script), "--answers", "0"], capture_output=True, text=True)
+    assert refused.returncode == 2 and refused.stderr.endswith("error: --answers: 0 is not a number above 0\n")
