@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -57,6 +58,16 @@ def test_pairs_cancel_what_seeds_share() -> None:
 def test_every_seed_of_all_methods_comes_before_the_next(tmp_path: Path) -> None:
     runs = plan(tmp_path, [METHODS["opd"], METHODS["vopd"]], range(2))
     assert [run.folder.name for run in runs] == ["opd-seed0", "vopd-seed0", "opd-seed1", "vopd-seed1"]
+
+
+def test_a_methods_title_tells_its_k(write_recipe) -> None:
+    """Whatever the recipe's own support_top_k is."""
+    recipe = write_recipe(support_top_k=7)
+    titles = {name: re.search(r"top-k \((\d+)\)", method.title) for name, method in METHODS.items()}
+    ks = {name: int(match[1]) for name, match in titles.items() if match}
+    assert ks == {"opd_topk": 20, "vopd_topk_5": 5, "vopd_topk_20": 20, "vopd_topk_100": 100}
+    for name, k in ks.items():
+        assert load_recipe(recipe, list(METHODS[name].flags)).training.support_top_k == k
 
 
 def test_a_method_named_twice_runs_once(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def overview(found: dict[str, Any]) -> str:
             "estimator",
             "given the contexts",
             "predicted, logits",
-            "predicted, reward",
+            "predicted, reward (Eq. 11)",
             "head / exact",
             "in total",
             "bias² / ‖∇‖²",
