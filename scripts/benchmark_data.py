@@ -1,9 +1,9 @@
 """Seconds and peak memory of data preparation: `python scripts/benchmark_data.py [--rows 1000000]`.
 
 Synthetic problems of mathematics as a training set has them: two sentences of prose around formulae, most answers
-integers; 3 % exact copies, 3 % copies in other typesetting, 1 % in another script, 1 % malformed rows, and one in a
-thousand from an evaluation set of 1,000 questions. Writing them is not timed. The peak is this process's; every
-grading process has some 70 MB of its own.
+integers, the same instruction behind every third; 3 % exact copies, 3 % copies in other typesetting, 1 % in another
+script, 1 % malformed rows, and one in a thousand from an evaluation set of 1,000 questions, all of which have that
+instruction. Writing them is not timed. The peak is this process's; every grading process has some 70 MB of its own.
 """
 
 import argparse
@@ -19,6 +19,10 @@ from vopd_recipes.data.prepare import prepare
 from vopd_recipes.data.recipe import DataRecipe, EvaluationSet
 
 _SEED, _QUESTIONS = 0, 1000
+_INSTRUCTION = (
+    " Give the answer as a single number in lowest terms, where every fraction is reduced and every root is "
+    "simplified, and write it in a box on the last line of your solution."
+)
 _SYLLABLES = [first + second for first in "bdfgjlmnprstvwz" for second in "aeiou"]
 
 
@@ -49,6 +53,7 @@ def rows(count: int, questions: list[str]) -> Iterator[dict[str, object]]:
     recent: list[tuple[str, str]] = []
     for _ in range(count):
         kind, text, gold = generator.random(), problem(generator), answer(generator)
+        text += _INSTRUCTION if generator.random() < 1 / 3 else ""
         if kind < 0.01:
             yield generator.choice([{"answer": gold}, {"prompt": None, "answer": gold}, {"prompt": "\ud800"}])
             continue
@@ -76,7 +81,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         source, evaluation = Path(folder, "rows.jsonl"), Path(folder, "evaluation.jsonl")
         generator = random.Random(_SEED + 1)
-        questions = [problem(generator) for _ in range(_QUESTIONS)]
+        questions = [problem(generator) + _INSTRUCTION for _ in range(_QUESTIONS)]
         evaluation.write_text("".join(json.dumps({"problem": text}) + "\n" for text in questions), encoding="utf-8")
         with source.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows(count, questions))

@@ -328,6 +328,7 @@ QUESTION = (
         ("Solve this. " + QUESTION + " Please think step by step and answer with an integer.", True),
         (QUESTION.replace("\\frac", "\\dfrac").replace("$x$", "\\(x\\)"), True),
         (QUESTION.replace("least", "smallest"), True),
+        (QUESTION.replace("= 8", "= 9"), True),  # one other number is eight n-grams
         (QUESTION[:120], True),
         (QUESTION[-100:], False),  # only the boilerplate
         (

@@ -18,7 +18,7 @@ from typing import TypeVar
 import httpx
 import huggingface_hub.constants
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
 from vopd_recipes.data.recipe import Source
 from vopd_recipes.hub.queue import is_hub_id
@@ -42,7 +42,7 @@ def origin_of(source: Source) -> Origin:
         return {}
     try:
         found = HfApi().dataset_info(source.dataset_name, revision=source.dataset_revision, timeout=_PATIENCE)
-    except (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled) as error:
+    except (HfHubHTTPError, HFValidationError, httpx.TransportError, OfflineModeIsEnabled) as error:
         if hub_is_away(error):
             ask_only_the_cache()
         return {}

@@ -81,14 +81,14 @@ def _file(path: Path, source: Source) -> Iterator[Row | Left]:
 def _parquet(path: Path, source: Source) -> Iterator[Row | Left]:
     with pq.ParquetFile(path) as file:
         columns = _present(source, file.schema_arrow.names)
-        for batch in file.iter_batches(batch_size=_rows_at_once(file.metadata), columns=columns):
+        groups = [file.metadata.row_group(place) for place in range(file.num_row_groups)]
+        largest = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=1.0)
+        for batch in file.iter_batches(batch_size=_rows_at_once(largest), columns=columns):
             yield from _table_rows(batch)
 
 
-def _rows_at_once(metadata: pq.FileMetaData) -> int:
-    groups = [metadata.row_group(place) for place in range(metadata.num_row_groups)]
-    largest = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=1.0)
-    return max(1, min(_ROWS, int(_DECODED / max(1.0, largest))))
+def _rows_at_once(bytes_of_a_row: float) -> int:
+    return max(1, min(_ROWS, int(_DECODED / max(1.0, bytes_of_a_row))))
 
 
 def _present(source: Source, names: Iterable[str]) -> list[str]:
@@ -139,8 +139,9 @@ def _hub(source: Source) -> Iterator[Row | Left]:
             yield from _file(path, source)
         return
     chosen = found.select_columns(_present(source, found.column_names))
-    for start in range(0, len(chosen), _ROWS):
-        yield from _decoded(chosen, range(start, min(start + _ROWS, len(chosen))))
+    step = _rows_at_once(chosen.data.nbytes / max(1, len(chosen)))
+    for start in range(0, len(chosen), step):
+        yield from _decoded(chosen, range(start, min(start + step, len(chosen))))
 
 
 def _loaded(source: Source) -> datasets.Dataset | list[Path]:
