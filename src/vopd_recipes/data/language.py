@@ -88,8 +88,9 @@ def _foreign(text: str) -> str | None:
 def _votes(text: str) -> Counter[str]:
     """Language → its function words in the text."""
     votes: Counter[str] = Counter()
-    for word in _WORD.findall(text):
+    for word, times in Counter(_WORD.findall(text)).items():
         lowered = word.lower()
         if word == lowered or lowered not in _IN_NAMES:
-            votes.update(_OWNERS.get(lowered, ()))
+            for language in _OWNERS.get(lowered, ()):
+                votes[language] += times
     return votes
