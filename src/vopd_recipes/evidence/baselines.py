@@ -11,7 +11,6 @@ among hundreds move every mean, so several draws are taken, and intervals are of
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from vopd_recipes.config import Recipe  # noqa: E402
-from vopd_recipes.estimators import Estimator, baseline_value  # noqa: E402
+from vopd_recipes.estimators import Estimator, baseline_value, value_on_support  # noqa: E402
 from vopd_recipes.evidence.measurement import check_measurable, freeze  # noqa: E402
 from vopd_recipes.evidence.variance import Measured, bootstrap  # noqa: E402
 from vopd_recipes.models import head_of, scale_logits  # noqa: E402
@@ -110,16 +109,16 @@ def _positions(student: nn.Module, teacher: nn.Module, batch: MicroBatch) -> dic
         logits = [_logits(model, hidden[rows]) for model, hidden in zip((student, teacher), states)]
         shared = min(part.shape[1] for part in logits)
         logp, teacher_logp = (part[:, :shared].log_softmax(-1) for part in logits)
-        chosen = batch.targets[rows, None]
         values = {
             "value": baseline_value(logp, teacher_logp, Estimator(), "value"),
-            "reward": (teacher_logp - logp).gather(1, chosen)[:, 0],
+            "reward": (teacher_logp - logp).gather(1, batch.targets[rows, None])[:, 0],
         }
-        for support, _ in _SUPPORTS:
-            estimator = Estimator(baseline="value_topk", baseline_support=support)  # type: ignore[arg-type]
-            for k in (k for k in _KS if k < shared):
-                top_k = replace(estimator, support_top_k=k)
-                values[f"{support}/{k}"] = baseline_value(logp, teacher_logp, top_k, "value_topk")
+        for support, ranked in (("student", logp), ("teacher", teacher_logp)):
+            ks = [k for k in _KS if k < shared]
+            likeliest = ranked.topk(ks[-1], dim=-1).indices  # sorted: the first k are the k likeliest
+            ours, theirs = logp.gather(1, likeliest), teacher_logp.gather(1, likeliest)
+            for k in ks:
+                values[f"{support}/{k}"] = value_on_support(ours[:, :k], theirs[:, :k], Estimator())
         for name, part in values.items():
             found.setdefault(name, []).append(part)
     return {name: torch.cat(parts) for name, parts in found.items()}
