@@ -51,10 +51,10 @@ def test_what_the_variances_add_to_a_step_is_a_ratio_with_its_quartiles(write_re
     recipe = write_recipe(learning_rate=None, output_dir=None, max_steps=None, disable_tqdm=None)
     command = [sys.executable, script, recipe, "--rounds"]
     printed = subprocess.run([*command, "3"], check=True, capture_output=True, text=True).stdout
-    cells = [cell.strip() for cell in printed.strip().splitlines()[-1].split("|")[1:-1]]
-    rounds, without, with_it, ratio, quartiles = cells
-    assert rounds == "3" and float(without) > 0 < float(with_it)
-    low, high = map(float, quartiles.split(" to "))
-    assert 0 < low <= float(ratio) <= high < math.inf
+    for line, name in zip(printed.strip().splitlines()[-2:], ("clock", "CPU time")):
+        clock, rounds, without, with_it, ratio, quartiles = (cell.strip() for cell in line.split("|")[1:-1])
+        assert (clock, rounds) == (name, "3") and float(without) > 0 < float(with_it)
+        low, high = map(float, quartiles.split(" to "))
+        assert 0 < low <= float(ratio) <= high < math.inf
     refused = subprocess.run([*command, "1"], capture_output=True, text=True)
     assert refused.returncode == 2 and "error: --rounds must be at least 2" in refused.stderr
