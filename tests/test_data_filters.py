@@ -125,6 +125,7 @@ def test_language() -> None:
         "Los Angeles, Las Vegas, El Paso, Van Gogh, Leonardo da Vinci: 5 letters?", "LET X BE A PRIME. FIND X.",
         "Let 𝑓(𝑥)=𝑥². Evaluate 𝑓(3).", "Let 𝔤 be 𝓍; 𝕏 ⊂ ℝ.", "ﬁnd the ﬁrst diﬀerence", "ⅳ + ⅻ",
         "Ｆｉｎｄ　ｔｈｅ　ｓｕｍ.",
+        "Professors at MIT: 5", "See https://en.wikipedia.org/wiki/Root.",
         "Label ortho, meta and para; add des-methyl, 5 um thick, at 2 au.",
     ]  # fmt: skip
     foreign = [

@@ -4,10 +4,10 @@ r"""Is this English? By script and by function words; no model, no download.
    and full-width letters taken for the plain letters that they are.
 2. No other language written in Latin letters has more of its function words in the text than English: German, French,
    Spanish, Italian, Portuguese, Dutch. A word of several languages counts for each of them. Foreign words that are
-   also English words or terms (`per`, `man`, `die`, `come`) are not in the lists, and articles and prepositions do not
-   count in names (`Los Angeles`, `Van Gogh`).
+   also English words or terms (`per`, `man`, `die`, `come`) are not in the lists; acronyms do not count (`MIT`), nor
+   do articles and prepositions in names (`Los Angeles`, `Van Gogh`).
 
-LaTeX commands do not count. Formulae alone pass: there is nothing in them to tell a language by.
+LaTeX commands and addresses do not count. Formulae alone pass: there is nothing in them to tell a language by.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vopd_recipes.data.rows import Problem
 from vopd_recipes.data.typesetting import nfkc
 
 _FOREIGN_SHARE = 0.1
-_COMMAND = re.compile(r"\\[A-Za-z]+")
+_NO_WORDS = re.compile(r"\\[A-Za-z]+|https?://\S+")
 _LETTER = re.compile(r"[^\W\d_]")
 _LATIN_OR_GREEK = re.compile(r"[A-Za-z\u00aa\u00b5\u00ba\u00c0-\u024f\u0370-\u03ff\u1e00-\u1fff\u2100-\u214f]")
 _WORD = re.compile(r"[^\W\d_]{2,}")
@@ -43,7 +43,7 @@ _FOREIGN = {
     "Italian": "il lo la gli le un una uno del della dei delle degli nel nella che con in quale quali quanti "
     "quante sia tutti tutte sono più ogni questo questa dal dalla dall dell nell all per calcola calcolare "
     "trova trovare determina",
-    "Portuguese": "os as um uma de que em no na não das dos qual quais quantos quantas seja todos todas são por mais "
+    "Portuguese": "os as um uma de que no na não das dos qual quais quantos quantas seja todos todas são por mais "
     "cada tem onde quando entre ao pelo pela foi calcule calcular encontre encontrar",
     "Dutch": "de het een van en is dat voor op zijn niet hoeveel wat als alle aan bij uit wordt te in of er deze "
     "dit naar was heeft worden welke geen twee kan bereken bepaal vind",
@@ -71,7 +71,7 @@ def not_english(problems: list[Problem]) -> list[str | None]:
 
 
 def _foreign(text: str) -> str | None:
-    text = _COMMAND.sub(" ", text) if "\\" in text else text
+    text = _NO_WORDS.sub(" ", text) if "\\" in text or "://" in text else text
     if not text.isascii():
         text = nfkc(text)
         letters = len(_LETTER.findall(text))
@@ -90,7 +90,7 @@ def _votes(text: str) -> Counter[str]:
     votes: Counter[str] = Counter()
     for word, times in Counter(_WORD.findall(text)).items():
         lowered = word.lower()
-        if word == lowered or lowered not in _IN_NAMES:
+        if word == lowered or not (word.isupper() or lowered in _IN_NAMES):
             for language in _OWNERS.get(lowered, ()):
                 votes[language] += times
     return votes
