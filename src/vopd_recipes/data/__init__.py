@@ -2,6 +2,6 @@
 
 `recipe` (what to make) → `origin` (which bytes that is) → `sources`, `json_rows` (rows of a file or of the Hub) →
 `rows`, `gold` (prompt and answer, or why not) → `answers`, `language`, `lengths`, `contamination` with `instructions`,
-`duplicates` (which rows stay) → `prepare` (the files) → `card`, `push`. Both overlap filters stand on `words`, and these
-on `typesetting`. A training run reads the result by `vopd_recipes.prompts`.
+`duplicates` (which rows stay) → `prepare` (the files) → `card`, `push`. Both overlap filters stand on `words`, and
+these on `typesetting`. A training run reads the result by `vopd_recipes.prompts`.
 """
