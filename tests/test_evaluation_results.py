@@ -10,6 +10,7 @@ import pytest
 from conftest import TinyPair
 
 from evaluation.checkpoint import Checkpoint, resolve
+from evaluation.compare import compare
 from evaluation.engines import room_for
 from evaluation.grades import Graded, scores
 from evaluation.harness import Doc
@@ -106,6 +107,14 @@ def test_the_digest_is_of_prompts_and_golds() -> None:
     assert digest(measured("amc23", [True, True])) == digest(measured("amc23", [False, True]))
     assert digest(measured("amc23", [True])) != digest(measured("aime24", [True]))
     assert digest(measured("amc23", [True])) != digest(measured("amc23", [True, True]))
+
+
+def test_a_comparison_names_the_tasks_that_it_leaves_out(tmp_path: Path) -> None:
+    first = write(tmp_path / "a", {"amc23": [True, False], "gpqa": [True]})
+    second = write(tmp_path / "b", {"amc23": [True, True], "aime24": [True]}, model="org/other")
+    text = compare([first, second], tmp_path / "comparison")
+    assert "Not compared: org/name also has gpqa." in text and "Not compared: org/other also has aime24." in text
+    assert "| AMC 2023 | 50.0" in text and "| GPQA" not in text
 
 
 PAIR = {"model_name_or_path": "Qwen/Qwen3-1.7B-Base", "teacher_model_name_or_path": "Qwen/Qwen3-1.7B"}
