@@ -85,6 +85,14 @@ x = \pm 3 @ 3,-3
 Tuesday @ \text{tuesday}
 52_{9} @ 52_9
 52 @ 52_9
+f\text{ is odd} @ f \text{ is odd}
+3 x 10^8 @ 3e8
+\pi \text{ sq units} @ \pi\text{ square units}
+3\pi\text{ cm}^2 @ 3\pi
+5\text{ thousand} @ 5000
+1.5\% @ 0.015
+-6.3 \times 10^{4}\, \text{J/mol} @ -6.3e4
+[0, 1.5 \times 10^{-3}] @ [0,0.0015]
 """.strip("\n").splitlines()
 
 WRONG = r"""
@@ -125,6 +133,14 @@ E_1, E_2 @ E_{1},E_{3}
 \text{North} @ \text{east}
 \text{west} @ \text{east}
 ABC @ abc
+f \text{ is even} @ f \text{ is odd}
+f @ f \text{ is odd}
+x\text{ or }y @ x\text{ or }z
+7 \text{ or } 8 @ 7
+1.5\% @ 1.5
+\frac{1}{2}\% @ \frac12
+E_1 @ E_2
+2x @ 2\times10^{0}
 k=5 @ n=5
 \frac{1}{0} @ 0
 """.strip("\n").splitlines()

@@ -165,7 +165,7 @@ def rewritten(text: str, other: str = "") -> tuple[str, str]:
 
 
 def _without_unit(text: str, other: str) -> tuple[str, str]:
-    if found := _WITH_UNIT.fullmatch(text):
+    if (found := _WITH_UNIT.fullmatch(text)) and not found[1].isalpha():  # `f \text{ is even}` is a statement
         return found[1], found[2]
     found = _NUMBER_WITH_UNIT.fullmatch(text)
     if found is None or set(_LETTER.findall(found["unit"])) & set(_LETTER.findall(_WRAPPED.sub("", other))):
