@@ -86,7 +86,8 @@ def test_an_engine_that_dies_leaves_a_checkpoint_to_go_on_from(recipe, reference
 
 def test_an_engine_in_half_precision(recipe, tmp_path) -> None:
     """`vllm_dtype`, `vllm_enforce_eager` and `vllm_max_model_len` reach the engine, and weights make up."""
-    run = launch(recipe, tmp_path / "run", vllm_dtype="bfloat16", vllm_enforce_eager=True, vllm_max_model_len=1100)
+    window = {"max_prompt_length": 100, "vllm_max_model_len": 110}
+    run = launch(recipe, tmp_path / "run", vllm_dtype="bfloat16", vllm_enforce_eager=True, **window)
     gaps = [line["rollout/logprob_gap"] for line in training_lines(run)]
     assert all(1e-4 < gap < 0.1 for gap in gaps), gaps  # bfloat16, not float32, and the same model
     assert all(abs(line["importance/mean"] - 1) < 0.05 for line in training_lines(run))
