@@ -93,7 +93,7 @@ def fsdp2(trainer) -> dict[str, object]:
         for name, parameter in trainer.model.named_parameters():
             if ".lora_B." in name:
                 parameter.normal_(generator=torch.Generator().manual_seed(0))
-    samples = trainer._sample(list(trainer.train_dataset)[:6], step=0, generations=1)
+    samples = trainer.sample(list(trainer.train_dataset)[:6], step=0, generations=1)
     loss, gradients = loss_and_gradients(trainer, samples)
     weights = {name: tensor.clone() for name, tensor in full_weights(trainer.student)}
 
@@ -119,7 +119,7 @@ def fsdp2(trainer) -> dict[str, object]:
 
 def ddp_on_gpus(trainer) -> dict[str, object]:
     """The loss through DDP as it is on CPUs, and as GPUs make it: with devices, to which arguments are moved."""
-    samples = trainer._sample(list(trainer.train_dataset)[:6], step=0, generations=1)
+    samples = trainer.sample(list(trainer.train_dataset)[:6], step=0, generations=1)
     trainer.model = trainer.accelerator.prepare_model(trainer.model)
     loss, gradients = loss_and_gradients(trainer, samples)
     trainer.model.device_ids, trainer.model.device_type = [0], "cpu"

@@ -85,7 +85,7 @@ def test_a_window_equals_the_local_teachers(server: VLLMServer, write_recipe, ba
     """The same loss and gradients from the server's scores as from hidden states, over several micro-batches."""
     options = {"baseline": baseline, "baseline_support": "teacher", "support_top_k": K}
     trainer = build(write_recipe(**options))
-    samples = trainer._sample(list(trainer.train_dataset)[:6], step=0, generations=1)
+    samples = trainer.sample(list(trainer.train_dataset)[:6], step=0, generations=1)
     remote = ServerTeacher(TeacherServer(server.url, None, K, 20), trainer.vocabulary, trainer.estimator)
 
     def loss_and_gradients(teacher):
@@ -277,7 +277,7 @@ def test_a_micro_batch_asks_for_the_students_top_k(write_recipe, tiny_pair, reco
             np.save(buffer, logp[first:-1].gather(1, ids).numpy(), allow_pickle=False)
             return 200, {}, {"prompt_token_id_logprobs": base64.b64encode(buffer.getvalue()).decode()}
 
-    samples = trainer._sample(list(trainer.train_dataset)[:4], step=0, generations=1)
+    samples = trainer.sample(list(trainer.train_dataset)[:4], step=0, generations=1)
     (batch,) = pack(samples, 1)
     remote = ServerTeacher(TeacherServer(recorded(reply).url, "t", 6, 20), trainer.vocabulary, trainer.estimator)
     losses = []
@@ -372,7 +372,7 @@ def test_answers_of_another_kind_of_server_are_one_line(recorded, tokenizer) -> 
 def test_a_micro_batch_waits_for_its_own_scores_only(recorded, write_recipe) -> None:
     """The second one's are on their way while the first is trained on; where they never come, its loss says so."""
     trainer = build(write_recipe(baseline="none"))
-    samples = trainer._sample(list(trainer.train_dataset)[:4], step=0, generations=1)
+    samples = trainer.sample(list(trainer.train_dataset)[:4], step=0, generations=1)
     batches = pack(samples, 2)
     late = {tuple(sample.prompt_ids + sample.completion_ids) for sample in batches[1].samples}
     answers, released = _recorded_teacher(fail_after=10**6), threading.Event()

@@ -71,7 +71,7 @@ def assert_same_weights(first, second, tolerance):
 def test_packed_micro_batches_equal_one_sequence_at_a_time(write_recipe, estimator, attention):
     choice = {"divergence": "full"} if estimator == "full" else {"baseline": estimator}
     trainer = build(write_recipe(attn_implementation=attention, **choice))
-    samples = trainer._sample(list(trainer.train_dataset)[:6], step=0, generations=1)
+    samples = trainer.sample(list(trainer.train_dataset)[:6], step=0, generations=1)
     alone_loss, alone = gradients_of(trainer, pack(samples, len(samples)))
     for count in (1, 2, 4):
         loss, packed = gradients_of(trainer, pack(samples, count))
@@ -85,7 +85,7 @@ def test_loss_is_the_mean_over_tokens_of_the_reference_loss(write_recipe):
     from vopd_recipes.estimators import reference_loss
 
     trainer = build(write_recipe())
-    samples = trainer._sample(list(trainer.train_dataset)[:4], step=0, generations=1)
+    samples = trainer.sample(list(trainer.train_dataset)[:4], step=0, generations=1)
     loss, gradients = gradients_of(trainer, pack(samples, 2))
     trainer.model.zero_grad()
     student, teacher, targets, rollout = [], [], [], []
@@ -150,7 +150,7 @@ def test_a_student_that_is_its_own_teacher_has_nothing_to_learn(write_recipe, ti
 
 def test_each_model_reads_each_token_once_per_update(write_recipe):
     trainer = build(write_recipe())
-    samples = trainer._sample(list(trainer.train_dataset)[:5], step=0, generations=1)
+    samples = trainer.sample(list(trainer.train_dataset)[:5], step=0, generations=1)
     read = {"student": 0, "teacher": 0}
 
     def count(name):

@@ -94,3 +94,14 @@ def redirected(module: nn.Module, function: Callable[..., Any], method: str = "f
             delattr(module, method)
         else:
             setattr(module, method, own)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

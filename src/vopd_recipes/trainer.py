@@ -30,7 +30,7 @@ from vopd_recipes.checkpoints import keep_newest, last_complete_checkpoint, mark
 from vopd_recipes.completions import RECORDED, write_completions
 from vopd_recipes.config import ModelConfig, VOPDConfig
 from vopd_recipes.estimators import TokenStats
-from vopd_recipes.grading import MathGrader, grade_choice
+from vopd_recipes.held_out import held_out_values
 from vopd_recipes.hub import OwnPublishing, Publisher
 from vopd_recipes.launch import check_launch
 from vopd_recipes.metrics import StepMetrics
@@ -45,7 +45,7 @@ from vopd_recipes.packing import MicroBatch, Sample, pack
 from vopd_recipes.report import plot_training
 from vopd_recipes.rollout import RolloutEngine, RolloutFailed
 from vopd_recipes.rollout_backends import build_rollout
-from vopd_recipes.sharding import layout, redirected
+from vopd_recipes.sharding import evaluating, layout, redirected
 from vopd_recipes.teacher import LocalTeacher, Teacher, TeacherView, completion_states
 from vopd_recipes.teacher_server import TeacherUnavailable
 from vopd_recipes.weights import full_weights
@@ -127,14 +127,14 @@ class VOPDTrainer(OwnPublishing, Trainer):
         if self.state.global_step >= self.state.max_steps:  # a finished run, resumed: the Trainer would step once more
             return [], torch.zeros((), device=device)
         prompts = self._own_prompts([batch for _, batch in zip(range(num_batches), epoch_iterator)])
-        samples = self._sample(prompts, self.state.global_step, self.args.num_generations)
+        samples = self.sample(prompts, self.state.global_step, self.args.num_generations)
         self.metrics.add_completions(samples)
         self._window = samples
         micro_batches = pack([sample for sample in samples if self._is_trained_on(sample)], num_batches)
         tokens = torch.tensor(sum(len(batch.targets) for batch in micro_batches), device=device)
         self._window_start = time.perf_counter()
         with self.metrics.timed("teacher"):
-            views = self._views(micro_batches)
+            views = self.teacher_views(micro_batches)
         window = [{"micro_batch": batch, "teacher_view": view} for batch, view in zip(micro_batches, views)]
         return window, self.accelerator.reduce(tokens, "sum")
 
@@ -155,7 +155,12 @@ class VOPDTrainer(OwnPublishing, Trainer):
             if j < total or self.args.dataloader_drop_last
         ]
 
-    def _sample(self, prompts: list[dict[str, Any]], step: int, generations: int) -> list[Sample]:
+    def sample(self, prompts: list[dict[str, Any]], step: int, generations: int) -> list[Sample]:
+        """The student's completions of this process's prompts, `generations` each. Collective.
+
+        Raises:
+            TrainingStopped: on every process, where sampling fails on any.
+        """
         if self._unchecked:
             local = self.teacher.model if isinstance(self.teacher, LocalTeacher) else None
             check_models(self.student, local, self.train_dataset[0]["input_ids"])  # type: ignore[index]
@@ -166,7 +171,7 @@ class VOPDTrainer(OwnPublishing, Trainer):
         failure = None
         self._sync_rollout()
         try:
-            with self.metrics.timed("rollout"), _evaluating(self.student), self.accelerator.autocast():
+            with self.metrics.timed("rollout"), evaluating(self.student), self.accelerator.autocast():
                 completions = self.rollout.generate(inputs, seeds, self.args.max_completion_length)
         except RolloutFailed as error:
             failure = error
@@ -176,7 +181,12 @@ class VOPDTrainer(OwnPublishing, Trainer):
             for (row, _), completion in zip(rows, completions)
         ]
 
-    def _views(self, batches: list[MicroBatch]) -> list[Callable[[], TeacherView]]:
+    def teacher_views(self, batches: list[MicroBatch]) -> list[Callable[[], TeacherView]]:
+        """What the teacher says about each micro-batch. Collective.
+
+        Raises:
+            TrainingStopped: on every process, where the teacher fails on any.
+        """
         failure, views = None, []
         try:
             views = self.teacher.views(batches)
@@ -234,12 +244,12 @@ class VOPDTrainer(OwnPublishing, Trainer):
         weights = torch.ones_like(batch.rollout_logprobs) * (self.accelerator.num_processes / tokens)
         with self.metrics.timed("teacher"):
             view = inputs["teacher_view"]()
-        loss, stats = self._student_loss(model, batch, view, weights, self.args.log_gradient_variance)
+        loss, stats = self.student_loss(model, batch, view, weights, self.args.log_gradient_variance)
         self.metrics.add_tokens(stats, batch.rollout_logprobs)
         batch.record({name: getattr(stats, name) for name in RECORDED})
         return loss
 
-    def _student_loss(
+    def student_loss(
         self, model: nn.Module, batch: MicroBatch, view: TeacherView, weights: Tensor, gradient_variance: bool
     ) -> tuple[Tensor, TokenStats]:
         """One forward of the wrapped student, with the loss in place of its head."""
@@ -364,58 +374,15 @@ class VOPDTrainer(OwnPublishing, Trainer):
 
     # Evaluation -----------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Sample the held-out prompts once, with the same seeds at every call: accuracy and reverse KL."""
-        rows: list[dict[str, Any]] = list(eval_dataset or self.eval_dataset)  # type: ignore[arg-type]
-        start = time.perf_counter()
-        mine = rows[self.accelerator.process_index :: self.accelerator.num_processes]
-        samples = self._sample(mine, step=-1, generations=1)
-        correct = self._grade(samples, [row["answer"] for row in mine])
-        kl, tokens = self._held_out_kl(samples, largest_share=-(-len(rows) // self.accelerator.num_processes))
-        truncated = sum(not sample.finished for sample in samples)
-        local = torch.tensor([kl, tokens, sum(correct), len(correct), len(samples), truncated], dtype=torch.float64)
-        totals = self.accelerator.reduce(local.to(self.accelerator.device), "sum").tolist()
-        kl, tokens, right, graded, completions, truncated = totals
-        values = {
-            "reverse_kl": kl / max(tokens, 1),
-            "completion_length": tokens / completions,
-            "truncated": truncated / completions,
-            "runtime": time.perf_counter() - start,
-        }
-        if graded:
-            values["accuracy"] = right / graded
+        values = held_out_values(self, list(eval_dataset or self.eval_dataset))  # type: ignore[arg-type]
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-    def _held_out_kl(self, samples: list[Sample], largest_share: int) -> tuple[float, int]:
-        """Summed reverse KL and tokens of this process's samples, in as many micro-batches as on every other."""
-        kl, tokens = 0.0, 0
-        with _evaluating(self.model_wrapped):
-            rows = pack(samples, -(-largest_share // self.args.per_device_eval_batch_size))
-            batches = [batch.to(self.accelerator.device) for batch in rows]
-            for batch, view in zip(batches, self._views(batches)):
-                weights = torch.zeros_like(batch.rollout_logprobs)
-                _, stats = self._student_loss(self.model_wrapped, batch, view(), weights, False)
-                kl += stats.reverse_kl.double().sum().item()
-                tokens += len(batch.targets)
-        return kl, tokens
-
-    def _grade(self, samples: list[Sample], answers: list[str | None]) -> list[bool]:
-        """Whether each completion with a gold answer is right."""
-        with_answer = [(sample, answer) for sample, answer in zip(samples, answers) if answer is not None]
-        texts = [
-            str(self.tokenizer.decode(sample.completion_ids, skip_special_tokens=True)) for sample, _ in with_answer
-        ]
-        golds = [answer for _, answer in with_answer]
-        if self.answer_format == "choice":
-            return [grade_choice(text, gold).correct for text, gold in zip(texts, golds)]
-        with MathGrader() as grader:
-            return [grade.correct for grade in grader.grade(texts, golds)]
 
 
 def _as_they_are(rows: list[Any]) -> Any:
@@ -433,14 +400,3 @@ def _product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
     """What the head would multiply in: autocast's type where it is on, else the weight's."""
     device = hidden.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
