@@ -260,6 +260,7 @@ def test_evaluation_repeats_itself_and_leaves_no_trace(write_recipe):
     for name in ("eval_reverse_kl", "eval_completion_length", "eval_accuracy"):
         assert first[name] == second[name]
     assert first["eval_reverse_kl"] > 0.1
+    assert not trainer.metrics._sums  # its sampling is no step's time
 
 
 def test_truncated_completions_can_be_left_out(write_recipe, tmp_path):

@@ -32,7 +32,8 @@ def held_out_values(trainer: VOPDTrainer, rows: list[dict[str, Any]]) -> dict[st
     start = time.perf_counter()
     accelerator = trainer.accelerator
     mine = rows[accelerator.process_index :: accelerator.num_processes]
-    samples = trainer.sample(mine, step=-1, generations=1)
+    with trainer.metrics.set_aside():
+        samples = trainer.sample(mine, step=-1, generations=1)
     correct = _grade(trainer, samples, [row["answer"] for row in mine])
     kl, tokens = _reverse_kl(trainer, samples, largest_share=-(-len(rows) // accelerator.num_processes))
     truncated = sum(not sample.finished for sample in samples)

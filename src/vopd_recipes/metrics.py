@@ -37,6 +37,14 @@ class StepMetrics:
         self._sums: dict[str, Tensor | float] = defaultdict(float)
         self._largest_importance: Tensor | float = 0.0
 
+    @contextmanager
+    def set_aside(self) -> Iterator[None]:
+        """What is counted and timed inside belongs to no step."""
+        own = self._sums, self._largest_importance
+        self.clear()
+        yield
+        self._sums, self._largest_importance = own
+
     def add_tokens(self, stats: TokenStats, rollout_logprobs: Tensor) -> None:
         """One micro-batch's [N] statistics."""
         importance = importance_weight(stats.student_logprob, rollout_logprobs, self._cap)
