@@ -5,14 +5,18 @@ import re
 import shutil
 from pathlib import Path
 
+import datasets
 import pytest
 import yaml
 
-from vopd_recipes.hub.card import Published, model_card
+from evaluation.protocol import read_protocol
+from evaluation.tasks import GROUPS, TASKS
+from vopd_recipes.hub.card import DATASETS, Published, model_card
 from vopd_recipes.hub.queue import is_hub_id
 from vopd_recipes.hub.scrub import scrub, scrub_file
 from vopd_recipes.methods import method_of
 from vopd_recipes.published import distilled, undistilled
+from vopd_recipes.recipe_text import RecipeError
 
 RECIPE = {
     "model_name_or_path": "Qwen/Qwen3-1.7B-Base", "teacher_model_name_or_path": "Qwen/Qwen3-1.7B",
@@ -84,6 +88,58 @@ def test_results_are_those_of_the_results_files_and_the_papers_stand_beside_them
     other_pair = yaml.safe_dump({**RECIPE, "teacher_model_name_or_path": "Qwen/Qwen3-8B"})
     (folder / "recipe.yaml").write_text(other_pair)
     assert "64.0/84.6" not in model_card(Published(folder, "org/name", "main", {"main": RESULTS}))
+
+
+def test_every_task_is_an_entry_of_its_own(folder):
+    """The Hub's library makes one entry of what has one data set, configuration and split."""
+    names = [*GROUPS["math"], *GROUPS["science"]]
+    results = {**RESULTS, "tasks": {name: task(index / 100, 0.01) for index, name in enumerate(names)}}
+    (model,) = metadata_of(model_card(Published(folder, "org/name", "main", {"main": results})))["model-index"]
+    assert [entry["dataset"]["name"] for entry in model["results"]] == [DATASETS[name].name for name in names]
+    for index, entry in enumerate(model["results"]):
+        assert [metric["name"] for metric in entry["metrics"]] == ["avg@8", "pass@8", "maj@8"]
+        assert entry["metrics"][0]["value"] == index
+    assert {entry["dataset"]["type"] for entry in model["results"]} == {DATASETS[name].id for name in names}
+
+
+@pytest.mark.parametrize("name", [*GROUPS["math"], *GROUPS["science"]])
+def test_the_card_names_the_rows_that_the_evaluation_reads(monkeypatch, name):
+    asked = []
+
+    def load_dataset(id, config, split):
+        asked.append((id, config, split))
+        raise ConnectionError
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # the evaluation sets it: put back after
+    with pytest.raises(RecipeError):
+        TASKS[name].read(None)
+    about = DATASETS[name]  # SciKnowEval's parts are the tasks' own, and no configuration of the data set
+    assert asked == [(about.id, None if name.startswith("sciknoweval") else about.config, about.split)]
+
+
+def test_the_papers_numbers_stand_beside_its_own_number_of_samples_only(folder):
+    def row(name, n):
+        results = {**RESULTS, "tasks": {name: task(0.5, 0.01, n)}}
+        card = model_card(Published(folder, "org/name", "main", {"main": results}))
+        assert ("AIME 2024 and 2025 together" in card) is (name == "aime24" and n == 32)
+        return next(line for line in card.splitlines() if line.startswith("| `main`"))
+
+    protocol = read_protocol("paper")
+    for name, number in distilled(RECIPE).items():
+        if name in TASKS:
+            assert row(name, protocol.samples_of(name)).endswith(f"| {number} |")
+            assert row(name, protocol.samples_of(name) // 2).endswith("|  |")
+    row("aime24", 32)
+    row("aime24", 8)
+
+
+def test_a_prompt_with_a_fence_stays_inside_the_recipe(folder):
+    recipe = {**RECIPE, "prompt_template": "{problem}\n```python\n````\n```\n# No heading"}
+    (folder / "recipe.yaml").write_text(text := yaml.safe_dump(recipe, default_style="|"))
+    card = model_card(Published(folder, "org/name", "main"))
+    inside = re.search(r"^(`{3,})yaml\n(.*?)^\1$", card, re.S | re.M)
+    assert inside[2] == text and len(inside[1]) == 5
 
 
 def test_without_results_there_is_no_claim(folder):

@@ -8,9 +8,10 @@ the evaluation, or is the paper's own and says so; without results files there i
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from huggingface_hub import EvalResult
@@ -28,18 +29,39 @@ _HYPER_PARAMETERS = (
 )  # fmt: skip
 _LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
 
-# Task → Hub id and name of its data set.
+# Completions per question behind the paper's numbers, on which pass@n depends: `evaluation/protocols/paper.yaml`.
+_PAPER_SAMPLES = {"amc23": 32, "aime24": 32, "aime25": 32}
+_PAPER_SAMPLES_ELSEWHERE = 8
+
+
+class DataSet(NamedTuple):
+    """What a task's questions are of.
+
+    Args:
+        id: on the Hub; the task's own name where its questions are built in.
+        name: as tables have it.
+        config: part of the data set. Entries of a model-index with equal `id`, `config` and `split` become one.
+        split: of the data set.
+    """
+
+    id: str
+    name: str
+    config: str | None = None
+    split: str = "test"
+
+
+_SCIKNOWEVAL = "hicai-zju/SciKnowEval"  # one configuration on the Hub: the parts named here are the tasks' own
 DATASETS = {
-    "aime24": ("math-ai/aime24", "AIME 2024"),
-    "aime25": ("math-ai/aime25", "AIME 2025"),
-    "amc23": ("math-ai/amc23", "AMC 2023"),
-    "minerva": ("math-ai/minervamath", "Minerva"),
-    "math500": ("HuggingFaceH4/MATH-500", "MATH-500"),
-    "gpqa": ("Idavidrein/gpqa", "GPQA Diamond"),
-    "sciknoweval_biology": ("hicai-zju/SciKnowEval", "SciKnowEval Biology L3"),
-    "sciknoweval_chemistry": ("hicai-zju/SciKnowEval", "SciKnowEval Chemistry L3"),
-    "sciknoweval_material": ("hicai-zju/SciKnowEval", "SciKnowEval Material L3"),
-    "sciknoweval_physics": ("hicai-zju/SciKnowEval", "SciKnowEval Physics L3"),
+    "aime24": DataSet("math-ai/aime24", "AIME 2024"),
+    "aime25": DataSet("math-ai/aime25", "AIME 2025"),
+    "amc23": DataSet("math-ai/amc23", "AMC 2023"),
+    "minerva": DataSet("math-ai/minervamath", "Minerva"),
+    "math500": DataSet("HuggingFaceH4/MATH-500", "MATH-500"),
+    "gpqa": DataSet("Idavidrein/gpqa", "GPQA Diamond", "gpqa_diamond", "train"),
+    "sciknoweval_biology": DataSet(_SCIKNOWEVAL, "SciKnowEval Biology L3", "biology-L3"),
+    "sciknoweval_chemistry": DataSet(_SCIKNOWEVAL, "SciKnowEval Chemistry L3", "chemistry-L3"),
+    "sciknoweval_material": DataSet(_SCIKNOWEVAL, "SciKnowEval Material L3", "material-L3"),
+    "sciknoweval_physics": DataSet(_SCIKNOWEVAL, "SciKnowEval Physics L3", "physics-L3"),
 }
 
 
@@ -117,21 +139,26 @@ def _metadata(about: Published, recipe: dict[str, Any]) -> dict[str, Any]:
 def _model_index(about: Published, results: dict[str, Any]) -> dict[str, Any]:
     found = []
     for task, scores in results["tasks"].items():
-        dataset, name = DATASETS.get(task, (task, task))
+        dataset = _dataset_of(task)
         for metric, label in (("avg", "avg"), ("pass", "pass"), ("maj", "maj")):
             if scores.get(metric) is not None:
                 found.append(
                     EvalResult(
                         task_type="text-generation",
-                        dataset_type=dataset,
-                        dataset_name=name,
-                        dataset_split="test",
+                        dataset_type=dataset.id,
+                        dataset_name=dataset.name,
+                        dataset_config=dataset.config,
+                        dataset_split=dataset.split,
                         metric_type="accuracy",
                         metric_name=f"{label}@{scores['n']}",
                         metric_value=_percent(scores[metric]),
                     )
                 )
     return {"model-index": eval_results_to_model_index(about.repo_id.split("/")[1], found)}
+
+
+def _dataset_of(task: str) -> DataSet:
+    return DATASETS.get(task, DataSet(task, task))
 
 
 def _link(name: str | None, kind: str = "") -> str:
@@ -180,20 +207,26 @@ def _results(about: Published, recipe: dict[str, Any]) -> str:
         for task, scores in about.results[revision]["tasks"].items():
             cells = [
                 f"`{revision}`",
-                DATASETS.get(task, (task, task))[1],
+                _dataset_of(task).name,
                 f"{_percent(scores['avg'])} ± {_percent(1.96 * scores['stderr'])}",
                 *("" if scores.get(name) is None else str(_percent(scores[name])) for name in ("pass", "maj")),
                 str(scores["n"]),
                 str(scores["problems"]),
-                paper.get(task, "") if revision == about.revision else "",
+                paper.get(task, "") if revision == about.revision and _as_in_paper(task, scores) else "",
             ]
             lines.append("| " + " | ".join(cells) + " |")
     protocols = {str(about.results[revision]["protocol"]) for revision in own_first}
     notes = f"\nPercent; avg is the mean over samples and problems. Protocol: {', '.join(sorted(protocols))}."
-    if "aime" in paper and {"aime24", "aime25"} & own["tasks"].keys():
+    aime = [(task, own["tasks"][task]) for task in ("aime24", "aime25") if task in own["tasks"]]
+    if "aime" in paper and aime and all(_as_in_paper(*measured) for measured in aime):
         notes += f" The paper reports AIME 2024 and 2025 together: {paper['aime']}."
     details = f"https://huggingface.co/datasets/{about.repo_id}-evals"
     return "## Results\n\n" + "\n".join(lines) + f"\n{notes} Every completion and its grade: {details}\n"
+
+
+def _as_in_paper(task: str, scores: dict[str, Any]) -> bool:
+    """Whether a task was measured with the paper's number of completions per question."""
+    return bool(scores["n"] == _PAPER_SAMPLES.get(task, _PAPER_SAMPLES_ELSEWHERE))
 
 
 def _loading(about: Published, recipe: dict[str, Any]) -> str:
@@ -227,11 +260,17 @@ def _training(about: Published, recipe: dict[str, Any]) -> str:
     names = _HYPER_PARAMETERS + (_LORA if recipe.get("use_peft") else ())
     rows = [f"| `{name}` | {recipe[name]} |" for name in names if recipe.get(name) is not None]
     text = (about.folder / "recipe.yaml").read_text(encoding="utf-8")
+    fence = _fence(text)
     return (
         "## Training\n\n| hyper-parameter | value |\n|---|---|\n"
         + "\n".join(rows)
-        + f"\n\nThe whole recipe, with every default:\n\n```yaml\n{text.rstrip()}\n```\n"
+        + f"\n\nThe whole recipe, with every default:\n\n{fence}yaml\n{text.rstrip()}\n{fence}\n"
     )
+
+
+def _fence(text: str) -> str:
+    """Longer than any run of backticks in a text that it is to stand around."""
+    return "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
 
 
 def _environment(environment: dict[str, Any]) -> str:
