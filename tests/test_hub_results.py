@@ -5,6 +5,7 @@ Slow where another process imports transformers or datasets to read what was pub
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -147,6 +148,18 @@ def test_results_are_added_and_never_overwritten(api, published, tmp_path):
     assert published_results(api, "org/name")[STEP]["tasks"]["math500"]["avg"] == 0.5
 
 
+@pytest.mark.parametrize("change", [{"n": 4}, {"problems": 499}])
+def test_a_smaller_measurement_does_not_take_a_larger_ones_place(api, published, tmp_path, change):
+    push_results(api, evaluated(tmp_path / "a", STEP, {"math500": task(0.5, 0.01)}))
+    smaller = evaluated(tmp_path / "b", STEP, {"math500": task(0.9, 0.01) | change, "aime24": task(0.1, 0.01)})
+    ((field, value),) = change.items()
+    with pytest.raises(RecipeError, match=rf"math500 of {STEP} is there with {field}: \d+, this one has {value}"):
+        push_results(api, smaller)
+    assert published_results(api, "org/name")[STEP]["tasks"] == {"math500": task(0.5, 0.01)}
+    push_results(api, evaluated(tmp_path / "c", STEP, {"math500": task(0.6, 0.01)}))  # measured again as before
+    assert published_results(api, "org/name")[STEP]["tasks"]["math500"]["avg"] == 0.6
+
+
 def test_a_new_final_model_does_not_inherit_results(hub, api, published, tmp_path, tokenizer):
     push_results(api, evaluated(tmp_path / "a", "main", {"gpqa": task(0.5, 0.01)}))
     assert ".eval_results/gpqa.yaml" in hub.files("org/name", "main")
@@ -173,6 +186,36 @@ def test_someone_else_commits_at_the_same_time(hub, api, published, tmp_path):
     push_results(api, evaluated(tmp_path / "a", "main", {"math500": task(0.5, 0.01)}))
     files = hub.files("org/name", "main")
     assert files["NOTES.md"] == b"by hand" and b"50.0" in files["README.md"]
+
+
+class Watched(list):
+    """A Hub's record of requests: before the first of a kind is answered, something happens."""
+
+    def __init__(self, pattern, then):
+        super().__init__()
+        self.pattern, self.then = pattern, then
+
+    def append(self, request):
+        super().append(request)
+        if self.then and re.search(self.pattern, request):
+            then, self.then = self.then, None
+            then()
+
+
+@pytest.mark.parametrize("when", ["GET /api/models/org/name/revision/main", "POST /api/models/org/name/commit/main"])
+def test_two_pushes_at_the_same_time_lose_no_row(hub, api, published, tmp_path, when):
+    """The second runs whole while the first is about to make main's card, whatever it has read by then."""
+    first = evaluated(tmp_path / "a", STEP, {"math500": task(0.5, 0.01)})
+    second = evaluated(tmp_path / "b", "step-00000200", {"math500": task(0.6, 0.01)})
+    push_results(api, evaluated(tmp_path / "c", STEP, {"aime24": task(0.1, 0.01)}))
+    hub.requests = Watched(when, lambda: push_results(HfApi(hub.url, WRITER), second))
+    push_results(api, first)
+    assert hub.requests.then is None
+    card = hub.files("org/name", "main")["README.md"].decode()
+    rows = {tuple(line.split(" | ")[:2]) for line in card.splitlines() if line.startswith("| `step-")}
+    assert rows == {
+        (f"| `{STEP}`", "MATH-500"), (f"| `{STEP}`", "AIME 2024"), ("| `step-00000200`", "MATH-500"),
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

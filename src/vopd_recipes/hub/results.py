@@ -40,6 +40,8 @@ _CARD_READS = (
 )  # fmt: skip
 # What must be equal for two evaluations' tasks to stand in one file.
 _SAME = ("weights_hash", "protocol", "sampling", "backend", "dtype")
+# What must be equal for a task measured again to take the place of the earlier measurement.
+_SIZE = ("n", "problems")
 _ATTEMPTS = 5  # against others who commit at the same time
 
 
@@ -102,7 +104,8 @@ def push_results(api: HfApi, results: Results) -> str:
     """Publish results and details; the revision under which they are kept. Harmless to repeat.
 
     Raises:
-        RecipeError: other results of this revision are there, measured on other weights or in another way.
+        RecipeError: other results of this revision are there, measured on other weights, in another way, or with
+            other numbers of samples or problems.
         HfHubHTTPError, httpx.TransportError: the Hub refuses or is away; what was committed before stays.
     """
     repo_id = results.repo_id
@@ -110,12 +113,10 @@ def push_results(api: HfApi, results: Results) -> str:
     evals = f"{repo_id}-evals"
     api.create_repo(evals, repo_type="dataset", private=bool(api.model_info(repo_id).private), exist_ok=True)
     _again_if_outdated(lambda: _push_details(api, evals, name, results))
-    known = published_results(api, repo_id)
     branches = [ref.name for ref in api.list_repo_refs(repo_id).branches]
     for branch in dict.fromkeys((results.revision, MAIN)):
         if branch in branches:
-            own = release_of(api, repo_id, branch)
-            _again_if_outdated(lambda branch=branch, own=own: _update_model(api, repo_id, branch, own, known))
+            _again_if_outdated(lambda branch=branch: _update_model(api, repo_id, branch))
     return name
 
 
@@ -168,6 +169,14 @@ def _merged(before: dict[str, Any] | None, new: dict[str, Any], name: str) -> di
                 f"{new['model']}: results of {name} are there with {field}: {before[field]}, these have {new[field]}; "
                 "results are never overwritten: evaluate as before, or publish other weights as another revision"
             )
+    for task, scores in new["tasks"].items():
+        there = before["tasks"].get(task, scores)
+        for field in _SIZE:
+            if there[field] != scores[field]:
+                raise RecipeError(
+                    f"{new['model']}: {task} of {name} is there with {field}: {there[field]}, this one has "
+                    f"{scores[field]}; results are never overwritten: evaluate it as before"
+                )
     return {**before, **new, "tasks": {**before["tasks"], **new["tasks"]}}
 
 
@@ -190,9 +199,13 @@ def _evals_card(evals: str, paths: list[str]) -> str:
     )
 
 
-def _update_model(api: HfApi, repo_id: str, branch: str, own: str, known: dict[str, dict[str, Any]]) -> None:
-    """The card of a branch with every revision's results; the registered benchmarks' entries of its own."""
+def _update_model(api: HfApi, repo_id: str, branch: str) -> None:
+    """The card of a branch with every revision's results; the registered benchmarks' entries of its own.
+
+    The results are read after the commit that the card replaces, so that whoever pushes in between outdates this one.
+    """
     parent = str(api.repo_info(repo_id, revision=branch).sha)
+    known, own = published_results(api, repo_id), release_of(api, repo_id, branch)
     remote = remote_files(api, repo_id, parent)
     operations = [
         CommitOperationAdd(f"{EVAL_RESULTS}{file}.yaml", yaml.safe_dump(entry, sort_keys=False).encode())
