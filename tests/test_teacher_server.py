@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TinyPair
-from launching import SCRIPT, Run, execute, launch, needs_vllm
+from launching import SCRIPT, Run, assert_same_run, assert_same_weights, execute, launch, needs_vllm
 from teacher_service import Recorded, VLLMServer
 from test_trainer import build
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -133,6 +133,52 @@ def test_the_script_trains_from_a_server_that_is_started_again(server: VLLMServe
     assert len(lines) == 60
     assert max(line["time/teacher"] for line in lines) > 2  # the wait
     assert all(line["reward/mean"] == pytest.approx(-line["reverse_kl"], abs=1e-6) for line in lines)
+
+
+@pytest.mark.slow
+@needs_vllm
+def test_two_processes_equal_one(server: VLLMServer, write_recipe, tmp_path) -> None:
+    """Each process asks for its own completions; losses, gradients and weights are those of the whole batch."""
+    recipe = write_recipe(
+        teacher_model_name_or_path=None, teacher_backend="server", teacher_server_url=server.url,
+        baseline="value_topk", baseline_support="teacher", max_steps=3,
+    )  # fmt: skip
+    one = launch(recipe, tmp_path / "one", gradient_accumulation_steps=4)
+    two = launch(recipe, tmp_path / "two", processes=2)
+    assert (two.environment["processes"], two.environment["distributed_type"]) == (2, "MULTI_CPU")
+    assert_same_run(two, one, 1e-5)
+
+
+@pytest.mark.slow
+def test_a_failure_inside_a_step_stops_every_process(write_recipe, recorded, tmp_path) -> None:
+    """One process's last micro-batch is never scored: the others, in their backward, do not wait for ddp_timeout.
+
+    The same command goes on from the last save, and ends with the weights of a run that nothing happened to.
+    """
+    answers, scored, healthy = _recorded_teacher(fail_after=10**6), [], threading.Event()
+
+    def reply(path: str, body: dict, number: int):
+        if "prompt_logprobs" in body:
+            scored.append(number)
+            if len(scored) == 2 + 16 + 8 + 16 and not healthy.is_set():  # two checks, and the third step's last one
+                time.sleep(1)
+                return 400, {}, {"error": {"message": "no"}}
+        return answers(path, body, number)
+
+    recipe = write_recipe(
+        teacher_model_name_or_path=None, teacher_backend="server", teacher_server_url=recorded(reply).url,
+        baseline="none", max_steps=4, save_steps=2, per_device_train_batch_size=1, gradient_accumulation_steps=8,
+    )  # fmt: skip
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = execute([sys.executable, *torchrun, str(SCRIPT), str(recipe)], timeout=120)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if "error: step" in line]
+    assert "error: step 3: the teacher failed: " in line
+    assert line.endswith(f"the same command goes on from {tmp_path / 'run' / 'checkpoint-2'}")
+    healthy.set()
+    resumed = launch(recipe, tmp_path / "run", processes=2)
+    undisturbed = launch(recipe, tmp_path / "undisturbed", processes=2)
+    assert_same_weights(resumed.weights, undisturbed.weights, 0)
 
 
 @pytest.mark.slow
