@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import datasets
@@ -13,7 +12,6 @@ from evaluation.protocol import read_protocol
 from evaluation.tasks import GROUPS, TASKS
 from vopd_recipes.hub.card import DATASETS, Published, model_card
 from vopd_recipes.hub.queue import is_hub_id
-from vopd_recipes.hub.scrub import scrub, scrub_file
 from vopd_recipes.methods import method_of
 from vopd_recipes.published import distilled, undistilled
 from vopd_recipes.recipe_text import RecipeError
@@ -227,44 +225,3 @@ def test_the_papers_averages_are_the_means_of_its_columns():
     for model, average in numbers["average"].items():
         mean = sum(float(cell.split("/")[0]) for cell in numbers["models"][model]) / 4
         assert abs(mean - float(average)) < 0.11, model
-
-
-# What may leave this machine -----------------------------------------------------------------------------------------
-
-
-def test_private_text_is_taken_out_and_the_rest_left_alone(tmp_path, monkeypatch):
-    home = tmp_path / "home" / "alicesmith"
-    (home / "project" / "data" / "student").mkdir(parents=True)
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("LOGNAME", "alicesmith")
-    monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
-    monkeypatch.chdir(home / "project")
-    assert scrub(
-        {
-            "model_name_or_path": "data/student",
-            "teacher_model_name_or_path": f"{home}/models/teacher",
-            "dataset_name": "org/prompts",
-            "dataset_mixture": [{"dataset_name": "~/sets/b", "weight": 0.5}],
-            "deepspeed": str(home / "project" / "zero2.json"),
-            "run_name": "alicesmith-7",
-            "output_dir": "data/alicesmith/run",
-            "prompt_template": "/think {problem}\nSee the root of /home/bob/notes and hf_abcdefghijklmn",
-            "note": "key 0123456789abcdef",
-            "resume": None,
-        }
-    ) == {
-        "model_name_or_path": "./data/student",
-        "teacher_model_name_or_path": "./teacher",
-        "dataset_name": "org/prompts",
-        "dataset_mixture": [{"dataset_name": "./b", "weight": 0.5}],
-        "deepspeed": "./zero2.json",
-        "run_name": "user-7",
-        "output_dir": "data/user/run",
-        "prompt_template": "/think {problem}\nSee the root of notes and [removed]",
-        "note": "key [removed]",
-        "resume": None,
-    }
-    untouched = b'{"b": 1.50, "a": "1/2 and \\u00e9"}'
-    assert scrub_file(untouched, "config.json") is untouched
-    assert json.loads(scrub_file(b'{"x": "/etc/models/y"}', "config.json")) == {"x": "./y"}
-    shutil.rmtree(home)

@@ -19,6 +19,7 @@ from fake_hub import WRITER
 from huggingface_hub import HfApi, parse_eval_result_entries
 from safetensors.torch import save_file
 from test_card import ENVIRONMENT, RECIPE, metadata_of, task
+from test_hub import assert_nothing_private
 from transformers import AutoModelForCausalLM
 from using_fake_hub import fake_hub_in_use
 
@@ -58,15 +59,29 @@ def save(seed, tokenizer, folder):
 
 
 @pytest.fixture
-def published(hub, api, tmp_path, tokenizer):
+def home(monkeypatch, tmp_path):
+    """A home folder that names its owner."""
+    folder = tmp_path / "home" / "alicesmith"
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("LOGNAME", "alicesmith")
+    return folder
+
+
+@pytest.fixture
+def published(hub, api, home, tokenizer):
     """A run of two steps with real models, on the Hub: steps 100 and 200, and the final one."""
-    run = tmp_path / "run"
+    run = home / "run"
     for index, folder in enumerate((run / "checkpoint-100", run / "checkpoint-200", run)):
         save(min(index, 1), tokenizer, folder)
         (folder / "trainer_state.json").write_text(json.dumps({"global_step": 100 * min(index + 1, 2)}))
         if folder != run:
             mark_complete(folder)
-    (run / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+    private = {
+        "output_dir": str(run), "run_name": "alicesmith's run", "deepspeed": "../alicesmith/zero.json",
+        "teacher_server_url": f"http://alicesmith:{WRITER}@node7:8000", "log_dir": f"file://{home}/logs",
+    }  # fmt: skip
+    (run / "recipe.yaml").write_text(yaml.safe_dump(RECIPE | private))
     (run / "environment.json").write_text(json.dumps(ENVIRONMENT))
     (run / "plots").mkdir()
     (run / "plots" / "training.png").write_bytes(b"curves")
@@ -146,6 +161,17 @@ def test_results_are_added_and_never_overwritten(api, published, tmp_path):
         with pytest.raises(RecipeError, match=f"results of {STEP} are there with {next(iter(other))}"):
             push_results(api, evaluated(tmp_path / "c", STEP, {"math500": task(0.9, 0.01)}, **other))
     assert published_results(api, "org/name")[STEP]["tasks"]["math500"]["avg"] == 0.5
+
+
+def test_nothing_private_goes_up_with_results(hub, api, published, home, tmp_path):
+    """Neither from the results file nor from the recipe that the new cards repeat."""
+    scores = task(0.5, 0.01, source=f"{home}/sets/math500.jsonl")
+    private = {"versions": {f"{home}/vllm": "0.32.0"}, "sampling": {"template": f"data/alicesmith/{WRITER}"}}
+    push_results(api, evaluated(tmp_path / "a", "main", {"math500": scores}, **private))
+    assert hub.files("org/name", "main")["README.md"].count(b"50.0") == 2
+    known = published_results(api, "org/name")["v1"]
+    assert known["tasks"]["math500"]["source"] == "./math500.jsonl" and known["versions"] == {"./vllm": "0.32.0"}
+    assert_nothing_private(hub, home)
 
 
 @pytest.mark.parametrize("change", [{"n": 4}, {"problems": 499}])
