@@ -1,5 +1,8 @@
 """Whole or not there: what a failure half-way leaves, for a file and for a folder."""
 
+import errno
+import os
+
 import pytest
 
 from vopd_recipes.whole import written_whole
@@ -37,3 +40,24 @@ def test_a_folder_starts_empty_and_does_not_replace_one(tmp_path):
     assert [file.name for file in path.iterdir()] == ["weights"]
     with pytest.raises(OSError), written_whole(path) as temporary:
         temporary.mkdir()
+
+
+def test_nothing_has_its_name_before_the_disk_has_it(tmp_path, monkeypatch):
+    """What a disk does not take leaves the older file, and no folder; links to other files are not waited for."""
+
+    def broken(handle):
+        raise OSError(errno.EIO, "Input/output error")
+
+    older, folder = tmp_path / "older.txt", tmp_path / "folder"
+    older.write_text("older")
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match="Input/output"), written_whole(older) as temporary:
+        temporary.write_text("newer")
+    with pytest.raises(OSError, match="Input/output"), written_whole(folder) as temporary:
+        (temporary / "below").mkdir(parents=True)
+        (temporary / "below" / "file").touch()
+    assert older.read_text() == "older" and not folder.exists()
+    with written_whole(folder) as temporary:
+        temporary.mkdir()
+        os.link(older, temporary / "link")
+    assert (folder / "link").read_text() == "older"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,11 +13,24 @@ from pathlib import Path
 def written_whole(path: Path) -> Iterator[Path]:
     """Yield the name to write to, a file's or a folder's; it becomes `path` when the block ends without an error.
 
-    A file takes the place of an older one. A folder does not: writing over one is an error.
+    A file takes the place of an older one. A folder does not: writing over one is an error. What was written is on the
+    disk before it gets its name: else a machine that stops leaves the name with nothing in it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     if temporary.is_dir():  # a process was killed while it wrote this folder
         shutil.rmtree(temporary)
     yield temporary
+    for written in [temporary] if temporary.is_file() else [item for item in temporary.rglob("*") if item.is_file()]:
+        _to_disk(written)
     temporary.replace(path)
+
+
+def _to_disk(path: Path) -> None:
+    if path.stat().st_nlink > 1:  # a second name for a file that was there before: gigabytes, and not ours to wait for
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
