@@ -115,7 +115,7 @@ def test_sharded_states_are_those_of_three_processes(tiny_pair: TinyPair) -> Non
     done = execute([*words, str(tiny_pair.student)])
     assert done.returncode == 0, done.stderr[-4000:]
     cases = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert len(cases) == 7
+    assert len(cases) == 8
     for measured in cases:
         stage, half, lora = case = measured.pop("case")
         student = Architecture(str(tiny_pair.student), lora=LORA if lora else None)

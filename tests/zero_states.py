@@ -17,10 +17,11 @@ from deepspeed import comm
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import Trainer
+from transformers.integrations import HfDeepSpeedConfig
 
 from vopd_recipes.planner.architectures import Architecture, Lora, build
 
-CASES = [(1, True, True), (2, False, False), (2, True, True), (3, False, True), (3, True, False)]
+CASES = [(1, True, True), (2, False, False), (2, True, True), (3, False, True), (3, True, False), (3, True, True)]
 CASES += [(4, False, False), (4, False, True)]
 
 
@@ -32,11 +33,6 @@ def total(tensors: Iterable[torch.Tensor]) -> int:
 
 def engine_of(architecture: Architecture, stage: int, half: bool) -> tuple[Any, Any, Any]:
     """Model, engine and ZeRO optimiser, with the Trainer's two parameter groups."""
-    model: Any = build(architecture, architecture.config)
-    decayed = set(Trainer.get_decay_parameter_names(None, model))  # type: ignore[arg-type]
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    groups = [[parameter for name, parameter in named if (name in decayed) == wanted] for wanted in (True, False)]
-    optimizer = torch.optim.AdamW([{"params": group} for group in groups if group], fused=True)
     config = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 2,
@@ -47,6 +43,13 @@ def engine_of(architecture: Architecture, stage: int, half: bool) -> tuple[Any, 
             "stage3_param_persistence_threshold": 10 * architecture.config.hidden_size,
         },
     }
+    loading = HfDeepSpeedConfig(config)  # as in training, a ZeRO-3 model is sliced while it is built
+    model: Any = build(architecture, architecture.config)
+    del loading
+    decayed = set(Trainer.get_decay_parameter_names(None, model))  # type: ignore[arg-type]
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    groups = [[parameter for name, parameter in named if (name in decayed) == wanted] for wanted in (True, False)]
+    optimizer = torch.optim.AdamW([{"params": group} for group in groups if group], fused=True)
     engine, zero, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     return model, engine, zero
 

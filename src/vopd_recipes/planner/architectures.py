@@ -39,7 +39,7 @@ class Architecture:
     """What a model is made of; `lora` makes everything but its adapters frozen.
 
     Adapters of a half-precision model are kept in float32, unless `adapters_too` puts them in `dtype`, as DeepSpeed
-    does.
+    does up to ZeRO-2.
     """
 
     name: str

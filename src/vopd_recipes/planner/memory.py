@@ -99,11 +99,19 @@ class Setup:
 
     @property
     def computed_in(self) -> Architecture:
-        """The student as its forward sees it: cast as a whole by DeepSpeed and FSDP2, by autocast where it is not."""
+        """The student as its forward sees it: cast as a whole by DeepSpeed and FSDP2, by autocast where it is not.
+
+        A model that ZeRO-3 slices while it loads is cast there, before it has adapters: they stay in float32.
+        """
         if not self.half or self.sharding == "none":
             return self.student
-        lora = self.student.lora
-        return Architecture(self.student.name, self.student.revision, self.half, lora, adapters_too=bool(lora))
+        student, adapters_too = self.student, bool(self.student.lora) and self.sharding != "zero3"
+        return Architecture(student.name, student.revision, self.half, student.lora, adapters_too)
+
+    @property
+    def kept_as(self) -> Architecture:
+        """The student as it is kept between layers."""
+        return self.computed_in if self.by_deepspeed else self.student
 
     @property
     def autocast(self) -> str | None:
@@ -188,7 +196,7 @@ class States:
 
 def training_states(setup: Setup) -> States:
     """What is there whatever the batch: exact."""
-    parameters = parameters_of(setup.computed_in if setup.by_deepspeed else setup.student)
+    parameters = parameters_of(setup.kept_as)
     trained = [parameter for parameter in parameters if parameter.trained]
     moments, _ = _OPTIMIZERS[setup.optim]
     scalar = 4 if setup.optim == "adamw_torch_fused" else 0  # the step count, which only this one keeps on the GPU
@@ -216,9 +224,9 @@ def _deepspeed_states(
     else:
         part = sum(2 * ceil(sum(p.numel for p in group) / (2 * ways)) for group in groups)
         tensors = sum(map(bool, groups))
-    itemsize, total = parameters[0].itemsize, sum(parameter.numel for parameter in trained)
-    padding = 0 if setup.sharding == "zero3" else ways * part - total
-    weights = (sum(_elements(parameter, setup) for parameter in parameters) + padding) * itemsize
+    itemsize, total = parameters[0].itemsize, sum(parameter.numel for parameter in trained)  # gradients' type as well
+    padding = 0 if setup.sharding == "zero3" else (ways * part - total) * itemsize
+    weights = sum(_elements(parameter, setup) * parameter.itemsize for parameter in parameters) + padding
     gradients = part if setup.sharding in ("zero2", "zero3") else total
     if setup.optimizer_offload:
         return States(weights, 0, 0, part)
@@ -290,7 +298,7 @@ def _teacher(setup: Setup) -> list[Item]:
     if setup.sliced:
         offload = setup.teacher_offload and setup.sharding == "zero3"
         slices = 0 if offload else sum(_elements(parameter, setup) for parameter in parameters) * itemsize
-        gathered = _gathered(setup, parameters, teacher.layers) * itemsize
+        gathered = _gathered(setup, parameters, teacher.layers)
         weights = Item("teacher: weights", slices, slices + gathered, slices + head, slices, slices)
     elif setup.teacher_offload:
         weights = Item("teacher: weights", head, whole, head, head, head)
@@ -303,11 +311,12 @@ def _teacher(setup: Setup) -> list[Item]:
 
 
 def _gathered(setup: Setup, parameters: tuple[Parameter, ...], layers: int) -> int:
-    """Elements that are whole while layers run: DeepSpeed's limit, or FSDP2's two layers, embedding and head."""
-    total = sum(parameter.numel for parameter in parameters)
+    """Bytes that are whole while layers run: DeepSpeed's limit, or FSDP2's two layers, embedding and head."""
+    total = sum(parameter.numel * parameter.itemsize for parameter in parameters)
     if setup.sharding == "zero3":
-        return min(total, setup.max_live)
-    outside = sum(parameter.numel for parameter in parameters if parameter.in_embedding)
+        elements = sum(parameter.numel for parameter in parameters)
+        return ceil(total * min(1, setup.max_live / elements))
+    outside = sum(parameter.numel * parameter.itemsize for parameter in parameters if parameter.in_embedding)
     return outside + 2 * ceil((total - outside) / layers)
 
 
@@ -344,13 +353,13 @@ def _sharding_buffers(setup: Setup) -> list[Item]:
     itemsize = parameters[0].itemsize
     largest = max(parameter.numel for parameter in parameters if parameter.trained)
     if setup.sharding == "fsdp2":
-        gathered = _gathered(setup, parameters, setup.student.layers) * itemsize
+        gathered = _gathered(setup, parameters, setup.student.layers)
         reduced = 0 if setup.student.lora else gathered
         return [Item("FSDP2: gathered layers, their gradients", loss=gathered, backward=gathered + reduced)]
     bucket = setup.reduce_bucket or setup.student.config.hidden_size**2
     oversized = largest if largest > bucket and setup.sharding != "zero1" else 0
     if setup.sharding == "zero3":
-        gathered = _gathered(setup, parameters, setup.student.layers) * itemsize
+        gathered = _gathered(setup, parameters, setup.student.layers)
         resident = bucket * itemsize
         backward = resident + gathered + oversized * itemsize
         return [Item("ZeRO: bucket, gathered weights", resident, resident, resident + gathered, backward, resident)]
@@ -379,8 +388,8 @@ def _sampling(setup: Setup) -> tuple[list[Item], int | None]:
     cache_bytes = rows * length * student.cache_bytes_per_token * itemsize // 2
     prefill = inference_peak(setup.computed_in, (setup.prompt_tokens,) * rows, setup.autocast, frozen=False)
     drawing = rows * student.config.vocab_size * _DRAWING_BYTES
-    kept_in = max(_itemsize(parameter, setup) for parameter in parameters_of(setup.computed_in))
-    copy = total * kept_in if setup.sliced else 0
+    first = parameters_of(setup.kept_as)[0]  # the copy has its type
+    copy = total * _itemsize(first, setup) if setup.sliced else 0
     return [
         Item("sampling: whole copy of the student", copy),
         Item("sampling: cache, prefill, logits", cache_bytes + prefill + drawing),

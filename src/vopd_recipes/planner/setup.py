@@ -63,7 +63,7 @@ def read_anywhere(path: Path, overrides: list[str]) -> tuple[Recipe, dict[str, t
 
 def _setup(recipe: Recipe, gpus: int, gpu_bytes: int, sharding: Any, zero: dict[str, Any]) -> Setup:
     model, data, training = recipe.model, recipe.data, recipe.training
-    half = "bfloat16" if training.bf16 else "float16" if training.fp16 else None
+    half = "bfloat16" if training.bf16 else None
     targets = model.lora_target_modules
     lora = Lora(model.lora_r, model.lora_alpha, targets if isinstance(targets, str) else tuple(targets))
     student = Architecture(
