@@ -2,46 +2,87 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import httpx
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalTokenNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
 
+from vopd_recipes.hub.queue import is_hub_id
 from vopd_recipes.hub.results import push_results, read_results
-from vopd_recipes.hub.revisions import reason
+from vopd_recipes.hub.revisions import hub_is_away, limit_waiting, reason
 from vopd_recipes.recipe_text import RecipeError
 
 _HUB_ERRORS = (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled)
+_ANSWER = 60.0  # seconds that the Hub may take
 
 
-def check_pushable(model: str) -> None:
-    """Before anything is evaluated.
+def check_pushable(model: str | None, revision: str | None, limit: int | None) -> None:
+    """Before anything is evaluated: are these results of something on the Hub, and may this token write there?
+
+    Args:
+        model: Hub id; `None` where results are only compared.
+        revision: of it.
+        limit: questions per task; `None`: all.
 
     Raises:
-        RecipeError: a folder, no token, or no Hub.
+        RecipeError: they are not, it may not, or the Hub is away.
     """
-    if Path(model).expanduser().is_dir():
+    if not model:
+        raise RecipeError("PUSH: it publishes the results of a MODEL; COMPARE alone has none: leave PUSH out")
+    if Path(model).is_dir():
         raise RecipeError(
             f"PUSH: {model} is a folder; publish it by scripts/publish.py, then evaluate MODEL=org/name, so that the "
             "results are of what others can load"
         )
+    if not is_hub_id(model):
+        raise RecipeError(f"PUSH: {model} is no model repository; name it as MODEL=org/name")
+    if revision is not None and re.fullmatch(r"[\w.-]+", revision) is None:
+        raise RecipeError(f"PUSH: revision {revision} cannot name a split; evaluate a branch or tag")
+    if limit is not None:
+        raise RecipeError("PUSH: results of some questions are not published; leave out LIMIT or PUSH")
+    limit_waiting(_ANSWER)
     try:
-        HfApi().whoami()
+        _check_access(HfApi(), model)
     except LocalTokenNotFoundError:
         raise RecipeError("PUSH: no Hub token; log in with `hf auth login` or set HF_TOKEN") from None
     except _HUB_ERRORS as error:
-        raise RecipeError(f"PUSH: the Hub does not take this machine's token: {reason(error)}") from None
+        if hub_is_away(error):
+            raise RecipeError(
+                f"PUSH: the Hub is away ({reason(error)}); try later, or leave PUSH out and publish the results later"
+            ) from None
+        raise RecipeError(f"PUSH: this machine's token may not write to {model}: {reason(error)}") from None
+
+
+def _check_access(api: HfApi, model: str) -> None:
+    role = api.whoami().get("auth", {}).get("accessToken", {}).get("role")
+    if role == "read":
+        raise RecipeError(
+            "PUSH: the Hub token may only read; make one with write access at https://huggingface.co/settings/tokens"
+        )
+    for repo_id, repo_type in ((model, "model"), (f"{model}-evals", "dataset")):
+        try:
+            api.auth_check(repo_id, repo_type=repo_type, write=True)
+        except RepositoryNotFoundError:
+            if repo_type == "model":
+                raise RecipeError(f"PUSH: {model}: no such model repository, or this token may not read it") from None
 
 
 def push(path: Path) -> str:
-    """Publish a results file and the details beside it; the revision under which they are kept.
+    """Publish a results file and the details beside it; the data set, and the revision that they are kept under.
 
     Raises:
-        RecipeError: the Hub refuses or is away; the results stay where they are.
+        RecipeError: they cannot be published, the Hub refuses or is away; the results stay where they are.
     """
     try:
-        return push_results(HfApi(), read_results(path))
+        results = read_results(path)
+        return f"{results.repo_id}-evals, {push_results(HfApi(), results)}"
     except _HUB_ERRORS as error:
         again = f"`python scripts/publish.py {path}` goes on"
         raise RecipeError(f"PUSH: {reason(error)}; the results are in {path}, {again}") from None

@@ -241,28 +241,26 @@ def _options(words: argparse.Namespace) -> Options:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; its exit status: 0, 1 where a task failed, 2 where nothing could be done."""
+    """Run the command; its exit status: 0, 1 where a task or the push failed, 2 where nothing could be done."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         words = _parser().parse_args(arguments)
         if not words.model and not words.compare:
             raise RecipeError("MODEL: say which, as MODEL=<hub id, folder or LoRA adapter>, or COMPARE=a.json,b.json")
         compared = [Path(name) for name in (words.compare or "").split(",") if name]
-        outcome = Outcome(None, {})
+        options, is_pushed = _options(words) if words.model else None, True
         if words.push:
-            from evaluation.push import check_pushable, push  # late: a client that most evaluations do without
+            from evaluation.push import check_pushable  # late: a client that most evaluations do without
 
-            check_pushable(words.model or "")
-        if words.model:
-            outcome = evaluate(_options(words))
-            for name, reason in outcome.failures.items():  # now: what follows may fail in its turn
-                print(f"error: {name}: {reason}", file=sys.stderr)
+            check_pushable(words.model, words.revision, words.limit)
+        outcome = evaluate(options) if options else Outcome(None, {})
+        for name, reason in outcome.failures.items():  # now: what follows may fail in its turn
+            print(f"error: {name}: {reason}", file=sys.stderr)
         if outcome.path is not None:
             print((outcome.path.parent / "results.md").read_text(encoding="utf-8"))
             print(f"results: {outcome.path}")
             compared.append(outcome.path)
-            if words.push:
-                print(f"published: {words.model}-evals, {push(outcome.path)}")
+            is_pushed = not words.push or _is_pushed(outcome.path)
         if words.compare and (outcome.path or not outcome.failures or len(compared) > 1):
             from evaluation.compare import compare  # late: it draws
 
@@ -270,4 +268,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (RecipeError, RolloutFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 1 if outcome.failures else 0
+    return 1 if outcome.failures or not is_pushed else 0
+
+
+def _is_pushed(path: Path) -> bool:
+    """Publish, and say what came of it: the comparison is still to come."""
+    from evaluation.push import push  # late, as above
+
+    try:
+        print(f"published: {push(path)}")
+    except RecipeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return False
+    return True

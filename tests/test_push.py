@@ -1,0 +1,101 @@
+"""`PUSH=1`: what cannot be published is refused before a model is loaded, and a failed push hides nothing."""
+
+import json
+
+import pytest
+from fake_hub import READER, WRITER
+from huggingface_hub import HfApi
+from test_evaluation import write_results
+from using_fake_hub import fake_hub_in_use
+
+from evaluation.run import main
+from vopd_recipes.hub.results import published_results
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    with fake_hub_in_use(monkeypatch, tmp_path) as hub:
+        yield hub
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--compare", "a.json,b.json"], "PUSH: it publishes the results of a MODEL; COMPARE alone has none"),
+        (["{folder}"], "is a folder; publish it by scripts/publish.py"),
+        (["gpt2"], "PUSH: gpt2 is no model repository; name it as MODEL=org/name"),
+        (["a/b/c"], "PUSH: a/b/c is no model repository"),
+        (["org/a--b"], "PUSH: org/a--b: no such model repository"),
+        (["org/name", "--revision", "refs/pr/1"], "PUSH: revision refs/pr/1 cannot name a split"),
+        (["org/name", "--limit", "2"], "PUSH: results of some questions are not published; leave out LIMIT or PUSH"),
+        (["org/nothing"], "PUSH: org/nothing: no such model repository"),
+        (["other/name"], "PUSH: this machine's token may not write to other/name: HTTP 403"),
+        (["org/taken"], "PUSH: this machine's token may not write to org/taken: HTTP 403 injected"),
+    ],
+)
+def test_refused_before_anything_is_evaluated(hub, tmp_path, capsys, words, message):
+    for repo_id in ("org/name", "org/taken", "other/name"):
+        hub.create("model", repo_id, False)
+    hub.create("dataset", "org/taken-evals", False)
+    hub.fail("GET .*/org/taken-evals/auth-check", 1, status=403)
+    (tmp_path / "folder").mkdir()
+    words = [word.format(folder=tmp_path / "folder") for word in words]
+    output = tmp_path / "out"
+    assert main([*words, "--push", "--tasks", "arithmetic", "--output", str(output)]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: PUSH: ") and message in line
+    assert not output.exists() and not any("resolve" in request for request in hub.requests)
+
+
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [
+        (READER, "PUSH: the Hub token may only read; make one with write access"),
+        ("hf_unknownunknown", "PUSH: this machine's token may not write to org/name: HTTP 401"),
+        (None, "PUSH: no Hub token; log in with `hf auth login` or set HF_TOKEN"),
+    ],
+)
+def test_a_token_that_may_not_write(hub, monkeypatch, tmp_path, capsys, token, message):
+    hub.create("model", "org/name", False)
+    if token is None:
+        monkeypatch.delenv("HF_TOKEN")
+        monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    else:
+        monkeypatch.setenv("HF_TOKEN", token)
+    assert main(["org/name", "--push", "--output", str(tmp_path / "out")]) == 2
+    captured = capsys.readouterr().err
+    assert message in captured and len(captured.splitlines()) == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_silent_hub_is_waited_for_so_long_and_no_longer(hub, monkeypatch, tmp_path, capsys):
+    hub.create("model", "org/name", False)
+    hub.fail("GET /api/whoami", 1, seconds=5.0)
+    monkeypatch.setattr("evaluation.push._ANSWER", 0.5)
+    assert main(["org/name", "--push", "--output", str(tmp_path / "out")]) == 2
+    assert "PUSH: the Hub is away (ReadTimeout" in capsys.readouterr().err
+
+
+@pytest.mark.slow  # evaluates
+def test_a_failed_push_hides_neither_failures_nor_the_comparison(hub, tiny_pair, tmp_path, capsys):
+    """Of two tasks one is unknown; then the Hub takes nothing; the comparison comes all the same."""
+    files = {path.name: hub.store(path.read_bytes()) for path in tiny_pair.student.iterdir() if path.is_file()}
+    repository = hub.create("model", "org/name", False)
+    repository.commit("main", {**repository.find("main").files, **files}, "by hand")
+    words = ["org/name", "--push", "--tasks", "arithmetic", "--samples", "1", "--max-new-tokens", "4"]
+    words += ["--backend", "transformers", "--output", str(tmp_path / "out")]
+    path = tmp_path / "out" / "org--name" / "main" / "results.json"
+    hub.fail("POST .*datasets/.*/commit/", 2, status=500)
+    assert main(words) == 1
+    capsys.readouterr()
+    assert main([*words, "--tasks", "arithmetic,nosuch", "--compare", str(path)]) == 1
+    captured = capsys.readouterr()
+    failed, refused = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    assert failed.startswith("error: nosuch: no such task")
+    assert refused.startswith("error: PUSH: HTTP 500 injected; the results are in") and "publish.py" in refused
+    assert f"results: {path}" in captured.out and "comparison.md" in captured.out
+
+    wrong = write_results(tmp_path / "wrong", "org/other", [1.0])  # no task in common
+    assert main([*words, "--compare", str(wrong)]) == 2
+    captured = capsys.readouterr()
+    assert "published: org/name-evals, main" in captured.out and "no task in common" in captured.err
+    assert published_results(HfApi(hub.url, WRITER), "org/name") == {"main": json.loads(path.read_text())}
