@@ -235,6 +235,20 @@ def test_offloading_moves_what_it_says() -> None:
     assert (states.gradients, states.optimizer) == (0, 0)
 
 
+@pytest.mark.parametrize("sharding", ["zero3", "fsdp2"])
+def test_offloaded_slices_are_on_the_gpu_only_while_they_are_gathered(sharding: str) -> None:
+    setup = pair_setup("Qwen/Qwen3-1.7B-Base", "Qwen/Qwen3-8B", sharding=sharding)
+    here, offloaded = plan(setup), plan(replace(setup, teacher_offload=True))
+    before, after = (
+        next(item for item in result.items if item.name == "teacher: weights") for result in (here, offloaded)
+    )
+    slices = before.rollout
+    assert slices == pytest.approx(2 * 8_190_735_360 / 8, rel=0.001)  # and the small parameters that ZeRO-3 keeps
+    assert [getattr(before, phase) - getattr(after, phase) for phase in PHASES] == [slices] * 5
+    assert (after.rollout, after.loss, after.update) == (0, 2 * 151_936 * 4096, 0)
+    assert (here.host_bytes, offloaded.host_bytes) == (0, 8_190_735_360 // 4)
+
+
 def test_zero_stages_need_less_and_less() -> None:
     setup = pair_setup("Qwen/Qwen3-8B-Base", "Qwen/Qwen3-8B")
     needs = [plan(replace(setup, sharding=sharding)).peak for sharding in ("none", "zero1", "zero2", "zero3")]

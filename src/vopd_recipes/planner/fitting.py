@@ -59,6 +59,7 @@ def _optimizer_offloaded(setup: Setup) -> Iterator[Change]:
 
 
 def _teacher_offloaded(setup: Setup) -> Iterator[Change]:
+    """Under FSDP2 it is planned where a recipe asks for it, but not proposed: no test of ours has trained with it."""
     if setup.teacher and not setup.teacher_offload and setup.sharding != "fsdp2":
         yield Change("teacher_offload: true", replace(setup, teacher_offload=True))
 

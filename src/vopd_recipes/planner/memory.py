@@ -11,7 +11,8 @@ ZeRO-1 and 2 cut each parameter group, padded to a multiple of 2N elements, into
 parameter, padded to a multiple of N; FSDP2 cuts rows, and the first process has the most. Weights, gradients and
 optimiser states are exact; activations are those of rows in which every completion is as long as it may be.
 
-1 GB is 10⁹ bytes. An "80 GB" card has 85·10⁹: the difference is for fragmentation.
+1 GB is 10⁹ bytes. An "80 GB" card has 85·10⁹: the difference is for fragmentation, and for vLLM, whose share is of the
+real card: at 0.3 of it, 1.5 GB more than is said here, which its cache has as well.
 """
 
 from __future__ import annotations
@@ -296,8 +297,8 @@ def _teacher(setup: Setup) -> list[Item]:
     forward = inference_peak(teacher, setup.sequences, None, frozen=True) + hidden
     whole = sum(parameter.numel for parameter in parameters) * itemsize
     if setup.sliced:
-        offload = setup.teacher_offload and setup.sharding == "zero3"
-        slices = 0 if offload else sum(_elements(parameter, setup) for parameter in parameters) * itemsize
+        elements = 0 if setup.teacher_offload else sum(_elements(parameter, setup) for parameter in parameters)
+        slices = elements * itemsize
         gathered = _gathered(setup, parameters, teacher.layers)
         weights = Item("teacher: weights", slices, slices + gathered, slices + head, slices, slices)
     elif setup.teacher_offload:
