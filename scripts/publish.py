@@ -6,20 +6,23 @@ checkpoint becomes a branch, the final model `main`. Doing it twice is harmless;
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 
-import httpx
-import yaml
-from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+os.environ["HF_HUB_DISABLE_XET"] = "1"  # read at import; Xet's client waits for ever for a server that is silent
 
-from vopd_recipes.hub import Target, publish_run
-from vopd_recipes.hub.queue import is_hub_id
-from vopd_recipes.hub.results import push_results, read_results
-from vopd_recipes.hub.revisions import check_access, hub_is_away, limit_waiting, reason
-from vopd_recipes.hub.upload import Pace
-from vopd_recipes.recipe_text import RecipeError
+import yaml  # noqa: E402
+from huggingface_hub import HfApi  # noqa: E402
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError  # noqa: E402
+
+from vopd_recipes.hub import Target, publish_run  # noqa: E402
+from vopd_recipes.hub.results import push_results, read_results  # noqa: E402
+from vopd_recipes.hub.revisions import check_access, hub_is_away, limit_waiting, reason  # noqa: E402
+from vopd_recipes.hub.upload import Pace  # noqa: E402
+from vopd_recipes.recipe_text import RecipeError  # noqa: E402
+
+logger = logging.getLogger("publish")
 
 
 def target_of(words: argparse.Namespace) -> Target:
@@ -33,11 +36,25 @@ def target_of(words: argparse.Namespace) -> Target:
         "hub_merge": words.hub_merge or None,
     }
     recipe |= {name: value for name, value in given.items() if value is not None}
-    if not is_hub_id(recipe.get("hub_model_id")):
+    if not recipe.get("hub_model_id"):
         raise RecipeError(f"{path} names no repository as hub_model_id; give --hub-model-id org/name")
     if recipe.get("hub_merge") and not recipe.get("use_peft"):
         raise RecipeError(f"--hub-merge: {words.path} holds no LoRA run; there is nothing to merge")
-    return Target.of(recipe)
+    target = Target.of(recipe)
+    target.check_names()
+    return target
+
+
+def end(error: Exception) -> None:
+    """One line and an exit status: 1 if the same command may do it later, 2 if not; a bug keeps its traceback."""
+    if hub_is_away(error):
+        print(f"error: the Hub is away ({reason(error)}); the same command goes on", file=sys.stderr)
+        sys.exit(1)
+    if not isinstance(error, (RecipeError, HFValidationError, OSError, yaml.YAMLError)):
+        raise error
+    refused = "the Hub refuses: " if isinstance(error, HfHubHTTPError) else ""
+    print(f"error: {refused}{error if isinstance(error, RecipeError) else reason(error)}", file=sys.stderr)
+    sys.exit(2)
 
 
 def main() -> None:
@@ -49,7 +66,8 @@ def main() -> None:
     parser.add_argument("--tag", help="name of the release; default: the next of v1, v2, ...")
     words = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    for name in ("httpx", "huggingface_hub"):  # they log addresses, and those of uploads are signed
+        logging.getLogger(name).setLevel(logging.ERROR)
     pace = Pace()
     limit_waiting(pace.answer)
     api = HfApi()
@@ -60,17 +78,11 @@ def main() -> None:
             return
         target = target_of(words)
         for repo_id in target.repo_ids:
-            check_access(api, repo_id, target.private)
+            for line in check_access(api, repo_id, target.private):
+                logger.warning(line)
         publish_run(words.path, target, api, pace, words.tag)
-    except RecipeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled) as error:
-        if hub_is_away(error):
-            print(f"error: the Hub is away ({reason(error)}); the same command goes on", file=sys.stderr)
-            sys.exit(1)
-        print(f"error: the Hub refuses: {reason(error)}", file=sys.stderr)
-        sys.exit(2)
+    except Exception as error:
+        end(error)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,7 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0  # first, nothing happens for so long
     then: Callable[[], None] | None = None  # called when it strikes
+    page: bytes = b""  # of a proxy before the Hub, instead of an error in JSON
 
 
 class Refused(Exception):
@@ -155,7 +156,10 @@ class Handler(BaseHTTPRequestHandler):
                 "X-Error-Message": refused.message,
                 **(fault or Fault("", 0)).headers,
             }
-            self.send(refused.status, json.dumps({"error": refused.message}).encode(), headers)
+            if fault and fault.page:
+                self.send(refused.status, fault.page, {"Content-Type": "text/html"})
+            else:
+                self.send(refused.status, json.dumps({"error": refused.message}).encode(), headers)
         except (BrokenPipeError, ConnectionResetError):
             self.close_connection = True
 

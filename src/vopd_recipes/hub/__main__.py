@@ -42,23 +42,28 @@ def main() -> None:
     parser.add_argument("--public", action="store_true", help="a repository that --check creates")
     words = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs every address
+    for name in ("httpx", "huggingface_hub"):  # they log addresses, and those of uploads are signed
+        logging.getLogger(name).setLevel(logging.ERROR)
     parent = os.getppid()
     pace = Pace(*words.pace)
     limit_waiting(pace.answer)
     api = HfApi()
     if words.check:
         try:
-            unknown = [check_access(api, repo_id, not words.public) for repo_id in words.check]
+            warnings = [line for repo_id in words.check for line in check_access(api, repo_id, not words.public)]
         except RecipeError as error:
             print(error)
             sys.exit(2)
-        print(next(filter(None, unknown), ""))
+        print("\n".join(dict.fromkeys(warnings)))  # a Hub that is away is so for both
         return
     os.nice(10)  # training first
     queue = Queue(words.run)
-    with queue.lock():
-        complete = Uploader(queue, api, pace).work(lambda seconds: _parent_says(seconds, parent))
+
+    def wait(seconds: float) -> bool:
+        return _parent_says(seconds, parent)
+
+    with queue.lock(wait) as ours:  # another process may be at it, `scripts/publish.py`
+        complete = ours and Uploader(queue, api, pace).work(wait)
     sys.exit(0 if complete else 1)
 
 

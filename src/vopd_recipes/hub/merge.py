@@ -7,12 +7,14 @@ so that all of it is given back, and so that running out of memory ends nothing 
 
 from __future__ import annotations
 
+import errno
+import shutil
 import sys
 from pathlib import Path
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from vopd_recipes.hub.queue import link_or_copy
 from vopd_recipes.weights import full_weights
@@ -28,8 +30,12 @@ def merge(adapter: Path, out: Path, base: str, revision: str | None = None) -> N
         out: folder to write.
         base: Hub id or folder of the model under it.
         revision: of the base.
+
+    Raises:
+        OSError: the disk has no room for it and as much again, which the run's own checkpoints need.
     """
     causal_lm = AutoModelForCausalLM.from_pretrained(base, revision=revision, dtype="auto", use_safetensors=True)
+    _check_room(causal_lm, out)
     model = PeftModel.from_pretrained(causal_lm, adapter)
     targets = {name.replace(".base_layer.", "."): weight for name, weight in causal_lm.named_parameters()}
     for name, merged in full_weights(model):
@@ -43,6 +49,14 @@ def merge(adapter: Path, out: Path, base: str, revision: str | None = None) -> N
             if not path.name.startswith("adapter_") and not copy.exists():
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 link_or_copy(path, copy)
+
+
+def _check_room(model: PreTrainedModel, out: Path) -> None:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    needed = 2 * sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    free = shutil.disk_usage(out.parent).free
+    if free < needed:
+        raise OSError(errno.ENOSPC, f"{free / 1e9:.1f} GB free, merging takes care to have {needed / 1e9:.1f}")
 
 
 if __name__ == "__main__":

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -21,13 +23,14 @@ from huggingface_hub import HfApi
 
 from vopd_recipes.checkpoints import complete_checkpoints
 from vopd_recipes.hub.queue import MAIN, Queue, Target, step_revision
+from vopd_recipes.hub.revisions import without_addresses
 from vopd_recipes.hub.upload import Pace, Uploader
 from vopd_recipes.recipe_text import RecipeError
 from vopd_recipes.whole import written_whole
 
 logger = logging.getLogger(__name__)
 
-# In a checkpoint: for which repository it was queued.
+# In a checkpoint: for which repositories it was queued, one a line.
 _QUEUED = "queued"
 # How long the end of a run waits for uploads that are making their way.
 _LAST_WAIT = 1800.0
@@ -41,20 +44,24 @@ def check_write_access(target: Target, answer: float = 20.0) -> None:
         answer: seconds that the Hub may take for each answer.
 
     Raises:
-        RecipeError: it may not.
+        RecipeError: it may not, or the name is none.
     """
+    target.check_names()
     public = [] if target.private else ["--public"]
     command = _command(Path(), Pace(answer=answer), *public, "--check", *target.repo_ids)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=6 * answer)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=6 * answer, env=_environment())
     except subprocess.TimeoutExpired:
         logger.warning("the Hub did not answer: every save waits in the queue until it does")
         return
-    said = (done.stdout.strip().splitlines() or [""])[-1]
-    if done.returncode == 2:
-        raise RecipeError(said)
-    if said or done.returncode:
-        logger.warning("the Hub is away (%s): every save waits in the queue until it is back", said or "no answer")
+    said = done.stdout.strip().splitlines()
+    if done.returncode == 2 and said:
+        raise RecipeError(said[-1])
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        logger.warning("whether the Hub takes this run could not be checked: %s", without_addresses(last)[:200])
+    for line in said:
+        logger.warning(line)
 
 
 class OwnPublishing:
@@ -83,14 +90,18 @@ class Publisher:
         self.queue = Queue(run)
         self.target, self.pace = target, pace or Pace()
         self._unqueued: list[tuple[Path, str]] = []
+        self._lost: list[str] = []  # rotation was faster
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
         """Start uploading, first what an earlier process has left: in the queue, or saved and not yet queued."""
-        self.queue.sweep()
-        for checkpoint in complete_checkpoints(self.queue.run):
-            if _queued_for(checkpoint) != self.target.repo_id:
-                self._queue((checkpoint, step_revision(int(checkpoint.name.split("-")[1]))))
+        try:
+            self.queue.sweep()
+            for checkpoint in complete_checkpoints(self.queue.run):
+                if not _queued_for(checkpoint) >= {*self.target.repo_ids}:
+                    self._queue((checkpoint, step_revision(int(checkpoint.name.split("-")[1]))))
+        except Exception as error:  # a folder that cannot be read, or whatever it is: the training goes on
+            logger.warning("what an earlier process has left is not queued for the Hub: %s", _why(error))
         self._keep_uploading()
 
     def save(self, checkpoint: Path, step: int) -> None:
@@ -113,18 +124,27 @@ class Publisher:
         Args:
             wait: seconds after which the uploader is ended all the same.
         """
+        try:
+            self._end_uploader(wait)
+            left = [*self.queue.left(), *(revision for _, revision in self._unqueued)]
+        except Exception as error:  # the run is well, whatever became of its uploads
+            left = [f"nobody can tell what ({_why(error)})"]
+        if left:
+            logger.warning("not on the Hub yet: %s; python scripts/publish.py %s", ", ".join(left), self.queue.run)
+        if self._lost:
+            logger.warning("never to be on the Hub, removed before there was room to queue: %s", ", ".join(self._lost))
+        return not (left or self._lost)
+
+    def _end_uploader(self, wait: float) -> None:
         process, self._process = self._process, None
-        if process is not None:
-            try:
-                process.communicate("end\n", timeout=wait)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        left = [entry.revision for entry in self.queue.entries()]
-        if left or self._unqueued:
-            names = ", ".join([*left, *(revision for _, revision in self._unqueued)])
-            logger.warning("not on the Hub yet: %s; python scripts/publish.py %s", names, self.queue.run)
-        return not (left or self._unqueued)
+        if process is None:
+            return
+        try:
+            process.communicate("end\n", timeout=wait)
+        except subprocess.TimeoutExpired:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # with the merge that it may be waiting for
+            process.wait()
 
     def _queue(self, *new: tuple[Path, str]) -> None:
         waiting, self._unqueued = [*self._unqueued, *new], []
@@ -135,11 +155,13 @@ class Publisher:
                 self.queue.add(path, name, self.target)
                 if path != self.queue.run:
                     with written_whole(path / _QUEUED) as temporary:
-                        temporary.write_text(self.target.repo_id, encoding="utf-8")
+                        temporary.write_text("\n".join(self.target.repo_ids), encoding="utf-8")
             except Exception as error:  # a full disk, or whatever it is: the training goes on
                 if path.is_dir():
                     self._unqueued.append((path, name))
-                logger.warning("%s could not be queued for the Hub: %s", name, getattr(error, "strerror", 0) or error)
+                elif name not in self._lost:
+                    self._lost.append(name)
+                logger.warning("%s could not be queued for the Hub: %s", name, _why(error))
         self._keep_uploading()
 
     def _keep_uploading(self) -> None:
@@ -149,16 +171,25 @@ class Publisher:
                     _command(self.queue.run, self.pace),
                     stdin=subprocess.PIPE,
                     text=True,
-                    env={**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
+                    env=_environment(),
                     start_new_session=True,  # an interrupt at the keyboard ends the training; the queue is worked off
                 )
             except OSError as error:
                 logger.warning("no uploader process: %s", error.strerror)
 
 
-def _queued_for(checkpoint: Path) -> str | None:
+def _why(error: Exception) -> str:
+    return str(getattr(error, "strerror", None) or error or type(error).__name__)
+
+
+def _environment() -> dict[str, str]:
+    """Of the uploader. Without Xet: its client waits for minutes or, for a server that is silent, for ever."""
+    return {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_XET": "1"}
+
+
+def _queued_for(checkpoint: Path) -> set[str]:
     marker = checkpoint / _QUEUED
-    return marker.read_text(encoding="utf-8") if marker.is_file() else None
+    return {*marker.read_text(encoding="utf-8").split()} if marker.is_file() else set()
 
 
 def _command(run: Path, pace: Pace, *more: str) -> list[str]:
@@ -185,11 +216,11 @@ def publish_run(run: Path, target: Target, api: HfApi, pace: Pace, tag: str | No
                 queue.add(checkpoint, step_revision(int(checkpoint.name.split("-")[1])), target)
             if (run / "config.json").is_file() or (run / "adapter_config.json").is_file():
                 queue.add(run, MAIN, target, tag)
-        except OSError as error:
-            raise RecipeError(f"{run}: cannot be queued for the Hub: {error.strerror or error}") from None
+        except (OSError, ValueError) as error:  # a full disk, a damaged file
+            raise RecipeError(f"{run}: cannot be queued for the Hub: {_why(error)}") from None
         uploader = Uploader(queue, api, pace)
         while not uploader.attempt() and uploader.away:
             logger.warning("the next attempt is in %.0f s; what is not up stays in the queue", uploader.pause)
             time.sleep(uploader.pause)
-    if left := [entry.revision for entry in queue.entries()]:
+    if left := queue.left():
         raise RecipeError(f"not on the Hub yet: {', '.join(left)}; the reasons stand above, the same command goes on")

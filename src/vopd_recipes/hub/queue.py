@@ -16,13 +16,18 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from vopd_recipes.hub.scrub import scrub_file
+from vopd_recipes.recipe_text import RecipeError
 from vopd_recipes.whole import written_whole
 
 logger = logging.getLogger(__name__)
@@ -76,6 +81,19 @@ class Target:
         """The merged model's own repository."""
         return f"{self.repo_id}-merged"
 
+    def check_names(self) -> None:
+        """A name that no client sends would wait in the queue for ever, as if the Hub were away.
+
+        Raises:
+            RecipeError: it is no repository's, or that of the merged model or of the results is none.
+        """
+        for name in [*self.repo_ids, f"{self.repo_id}-evals"]:
+            if not is_hub_id(name):
+                raise RecipeError(
+                    f"hub_model_id: '{name}' can be no repository's name; name one as org/name, of letters, digits, '-', "
+                    "'_' and '.', without '--' and '..', without '.git' or '.' at the end, of at most 96 characters"
+                )
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -116,11 +134,28 @@ class Queue:
     def __init__(self, run: Path) -> None:
         self.run = run
         self.folder = run / FOLDER
+        self.unreadable: list[str] = []  # folders of entries that the last look could not read
 
     def entries(self) -> list[Entry]:
-        """Oldest first."""
-        found = [path for path in self.folder.glob("[0-9]*") if (path / "entry.json").is_file()]
-        return [_read(path) for path in sorted(found)]
+        """Oldest first. One that cannot be read is passed over, with a warning: the others go up."""
+        read, unreadable = [], []
+        for path in sorted(self.folder.glob("[0-9]*")):
+            try:
+                read.append(_read(path))
+            except FileNotFoundError:  # it has just gone up
+                pass
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                unreadable.append(path.name)
+                if path.name not in self.unreadable:
+                    why = type(error).__name__
+                    logger.warning("%s cannot be read (%s) and is not published; remove it", path, why)
+        self.unreadable = unreadable
+        return read
+
+    def left(self) -> list[str]:
+        """What is not up, for people: revisions, and the folders of unreadable entries."""
+        waiting = [entry.revision for entry in self.entries()]
+        return [*waiting, *(f"{FOLDER}/{name}" for name in self.unreadable)]
 
     def add(self, source: Path, revision: str, target: Target, tag: str | None = None) -> Entry | None:
         """Queue what `source` holds, a checkpoint or the run's own folder; `None` where just that is queued already.
@@ -136,7 +171,8 @@ class Queue:
         alike = [entry for entry in queued if (entry.revision, entry.target) == (revision, target)]
         if any(tag in (None, entry.tag) and _same(entry, weights) for entry in alike):
             return None
-        number = max((int(entry.folder.name.split("-")[0]) for entry in queued), default=0) + 1
+        taken = [int(path.name.split("-")[0]) for path in self.folder.glob("[0-9]*-*")]
+        number = max(taken, default=0) + 1
         folder = self.folder / f"{number:06d}-{revision}"
         base = _base(source)
         try:
@@ -167,21 +203,43 @@ class Queue:
         shutil.rmtree(gone, ignore_errors=True)
 
     def sweep(self) -> None:
-        """Remove what killed processes left half-written or half-removed."""
-        for path in self.folder.glob(".[0-9]*"):
-            shutil.rmtree(path, ignore_errors=True)
+        """Remove what killed processes left half-written or half-removed; nothing while another process works here."""
+        with self.lock(lambda seconds: False) as ours:
+            for path in self.folder.glob(".[0-9]*") if ours else []:
+                shutil.rmtree(path, ignore_errors=True)
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """One uploader at a time; the system takes the lock from a process that dies."""
+    def lock(self, wait: Callable[[float], bool] | None = None) -> Iterator[bool]:
+        """One uploader at a time; the system takes the lock from a process that dies.
+
+        Args:
+            wait: called with the seconds until the next try while another process has it; `False` gives up. By
+                default nobody gives up.
+
+        Yields:
+            Whether this process has it.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         with (self.folder / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            held = _locked(file)
+            if not held and wait is None:
                 logger.warning("%s: another process is uploading from here; waiting for it", self.run)
-                fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+            while not held and (wait or _sleep)(1.0):
+                held = _locked(file)
+            yield held
+
+
+def _locked(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _sleep(seconds: float) -> bool:
+    time.sleep(seconds)
+    return True
 
 
 def _read(folder: Path) -> Entry:
@@ -235,4 +293,10 @@ def _base(source: Path) -> tuple[str, str | None] | None:
 
 def is_hub_id(name: str | None) -> bool:
     """Whether a name in a published recipe is a repository's: folders begin with `./`."""
-    return bool(name) and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name)) is not None
+    if not name or re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name)) is None:
+        return False
+    try:
+        validate_repo_id(str(name))
+    except HFValidationError:
+        return False
+    return True

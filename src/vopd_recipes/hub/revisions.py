@@ -1,15 +1,18 @@
 """One revision becomes one commit on a branch of its own, or is found to be there already.
 
 A branch starts from the repository's first commit, which holds nothing: until its one commit is made nobody can load
-it, and nothing of another revision can be taken for it. The commit adds what is ours and deletes what is not, so that
-the branch holds exactly the files of the manifest and the card. Doing it again compares hashes and changes nothing.
+it, and nothing of another revision can be taken for it. The commit adds what is ours and deletes what an earlier one
+of ours has put there and any other weights, so that what loads is the manifest's; what a person has added, a licence,
+stays. Doing it again compares hashes and changes nothing.
 """
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import (
     HfHubHTTPError,
+    LocalEntryNotFoundError,
     LocalTokenNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -36,7 +40,8 @@ from vopd_recipes.whole import written_whole
 MANIFEST = "manifest.json"
 CARD = "README.md"
 EVAL_RESULTS = ".eval_results/"
-_KEPT = (".gitattributes",)
+# What from_pretrained would take for this revision's weights.
+_WEIGHTS = ("*.safetensors", "*.bin", "*.index.json", "adapter_config.json")
 
 
 def limit_waiting(seconds: float) -> None:
@@ -51,26 +56,49 @@ def _refuse_offline(request: httpx.Request) -> None:
         raise OfflineModeIsEnabled("HF_HUB_OFFLINE is set")
 
 
+def cause_of(error: Exception) -> Exception:
+    """What went wrong: huggingface_hub wraps whatever a large file's upload fails by."""
+    while isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return error
+
+
 def hub_is_away(error: Exception) -> bool:
-    """Whether it may work later as it is: no connection, no answer in time, 5xx, a rate limit."""
-    if isinstance(error, HfHubHTTPError):
+    """Whether it may work later as it is: no connection, no answer in time, 5xx, a rate limit, an answer of a proxy.
+
+    `OfflineModeIsEnabled` is a `ConnectionError`. The client reads some answers before it looks at their status: a
+    page of HTML is then a `JSONDecodeError`.
+    """
+    error = cause_of(error)
+    if isinstance(error, HfHubHTTPError) and not isinstance(error, LocalEntryNotFoundError):
         return error.response.status_code in (408, 425, 429) or error.response.status_code >= 500
-    return isinstance(error, (httpx.TransportError, OfflineModeIsEnabled))
+    away = (httpx.TransportError, ConnectionError, TimeoutError, json.JSONDecodeError, LocalEntryNotFoundError)
+    return isinstance(error, away)
 
 
 def reason(error: Exception) -> str:
     """One line without addresses: the Hub's upload addresses are signed."""
-    if isinstance(error, HfHubHTTPError):
+    error = cause_of(error)
+    if isinstance(error, HfHubHTTPError) and not isinstance(error, LocalEntryNotFoundError):
         return f"HTTP {error.response.status_code} {error.server_message or ''}".strip()[:200]
+    if isinstance(error, json.JSONDecodeError):
+        return "an answer that is no JSON"
     first = (str(error).splitlines() or [""])[0]
-    return re.sub(r"https?://\S+", "…", f"{type(error).__name__}: {first}".rstrip(": "))[:200]
+    named = first if isinstance(error, RecipeError) else f"{type(error).__name__}: {first}".rstrip(": ")
+    return without_addresses(named)[:200]
 
 
-def check_access(api: HfApi, repo_id: str, private: bool) -> str | None:
+def without_addresses(text: str) -> str:
+    """The same without anything that begins like a URL."""
+    return re.sub(r"https?://\S+", "…", text)
+
+
+def check_access(api: HfApi, repo_id: str, private: bool) -> list[str]:
     """Make sure, before training, that this token may write there; the repository is created if there is none.
 
     Returns:
-        `None`, or why nobody can tell at the moment: a Hub that is away is no reason not to train.
+        Warnings: that nobody can tell at the moment, for a Hub that is away is no reason not to train; that what is
+        to be private is going to be read by everyone.
 
     Raises:
         RecipeError: no token, a token that may not write, or a repository of another type.
@@ -78,14 +106,21 @@ def check_access(api: HfApi, repo_id: str, private: bool) -> str | None:
     try:
         _check_token(api)
         _check_repository(api, repo_id, private)
-    except (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled) as error:
+        if private and api.model_info(repo_id).private is False:
+            return [
+                f"{repo_id} is there and is public: everyone can read what is published, whatever hub_private_repo "
+                "says; make it private on the Hub, or name another"
+            ]
+    except Exception as error:
         if hub_is_away(error):
-            return reason(error)
+            return [f"the Hub is away ({reason(error)}): every save waits in the queue until it is back"]
+        if not isinstance(error, HfHubHTTPError):
+            raise
         raise RecipeError(
             f"hub_model_id: the token may not write to {repo_id} ({reason(error)}); log in with a token that has "
             "write access to it, name a repository of yours, or set push_to_hub: false"
         ) from None
-    return None
+    return []
 
 
 def _check_token(api: HfApi) -> None:
@@ -111,10 +146,14 @@ def _check_repository(api: HfApi, repo_id: str, private: bool) -> None:
     try:
         api.auth_check(repo_id, write=True)
     except RepositoryNotFoundError:
-        for other in ("dataset", "space"):
-            if api.repo_exists(repo_id, repo_type=other):
-                raise RecipeError(f"hub_model_id: {repo_id} is a {other}; name a model repository") from None
+        _refuse_another_type(api, repo_id)
         raise
+
+
+def _refuse_another_type(api: HfApi, repo_id: str) -> None:
+    for other in ("dataset", "space"):
+        if api.repo_exists(repo_id, repo_type=other):
+            raise RecipeError(f"hub_model_id: {repo_id} is a {other}; name a model repository") from None
 
 
 def sha256_of(path: Path) -> str:
@@ -131,7 +170,7 @@ def git_id_of(content: bytes) -> str:
 def write_manifest(files: Path, path: Path) -> dict[str, Any]:
     """Path, size in bytes and SHA-256 of every file below `files`; read instead where it is written already."""
     if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     found = sorted(item for item in files.rglob("*") if item.is_file())
     manifest = {
         "schema_version": 1,
@@ -172,7 +211,7 @@ def put_revision(
     remote = remote_files(api, repo_id, revision)
     ours = {name: (files / name, entry["sha256"]) for name, entry in manifest["files"].items()}
     ours[MANIFEST] = (folder / MANIFEST, sha256_of(folder / MANIFEST))
-    extra = [name for name in remote if name not in (*ours, *_KEPT, CARD) and not name.startswith(EVAL_RESULTS)]
+    extra = sorted((remote.keys() - ours.keys() - {CARD}) & _not_of_this(api, repo_id, revision, remote))
     changed = [name for name, item in ours.items() if not is_same(remote.get(name), *item)]
     if CARD in remote and ours.keys() <= remote.keys() and not extra and {*changed} <= {MANIFEST, *OF_THE_RUN}:
         return False
@@ -191,11 +230,25 @@ def put_revision(
     return True
 
 
+def _not_of_this(api: HfApi, repo_id: str, revision: str, remote: dict[str, RepoFile]) -> set[str]:
+    """Files of a branch that a new revision of ours does not inherit: what an earlier one put there, other weights."""
+    weights = {name for name in remote if any(fnmatch.fnmatch(name, pattern) for pattern in _WEIGHTS)}
+    if MANIFEST not in remote:
+        return weights
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(api.hf_hub_download(repo_id, MANIFEST, revision=revision, local_dir=folder))
+        try:
+            return weights | {*json.loads(path.read_text(encoding="utf-8"))["files"]}
+        except (ValueError, KeyError, TypeError):  # somebody else's file of that name
+            return weights
+
+
 def _make_branch(api: HfApi, repo_id: str, revision: str, private: bool) -> None:
     try:
         refs = api.list_repo_refs(repo_id)
     except RepositoryNotFoundError:
         api.create_repo(repo_id, private=private, exist_ok=True)
+        _refuse_another_type(api, repo_id)
         refs = api.list_repo_refs(repo_id)
     if revision not in [branch.name for branch in refs.branches]:
         first = api.list_repo_commits(repo_id, revision=MAIN)[-1].commit_id

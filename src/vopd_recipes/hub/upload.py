@@ -5,8 +5,10 @@ Whatever goes wrong with an entry, it stays and is tried again; while the Hub is
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -15,17 +17,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.utils import parse_ratelimit_headers
 
 from vopd_recipes.hub.card import Published, model_card
 from vopd_recipes.hub.queue import MAIN, Entry, Queue
 from vopd_recipes.hub.revisions import (
+    MANIFEST,
+    cause_of,
     hub_is_away,
     licence_of,
     put_revision,
     reason,
     release,
 )
+from vopd_recipes.recipe_text import RecipeError
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +95,8 @@ class Uploader:
                 self._say(entry, reason(error))
                 if self.away:
                     break
+                # Else every entry that fails keeps a model's size of disk; while the Hub is away only one does.
+                shutil.rmtree(entry.folder / "merged", ignore_errors=True)
         self._failures = 0 if complete else self._failures + 1
         doubled = self.pace.first_wait * 2 ** min(self._failures - 1, 16)
         self.pause = 0.0 if complete else max(asked, min(self.pace.longest_wait, doubled))
@@ -108,6 +116,7 @@ class Uploader:
         return ", ".join(done)
 
     def _put_one(self, entry: Entry, repo_id: str, folder: Path) -> str:
+        _check_readable(folder)
         about = Published(folder / "files", repo_id, entry.revision)
         about = replace(about, licence=licence_of(self.api, about.read("recipe.yaml").get("model_name_or_path")))
         step = about.read("trainer_state.json").get("global_step")
@@ -135,9 +144,25 @@ def _merge(entry: Entry) -> Path:
     return folder
 
 
+def _check_readable(folder: Path) -> None:
+    """Else a damaged file of ours would pass for an answer of the Hub that is none.
+
+    Raises:
+        RecipeError: an upload folder's JSON cannot be read.
+    """
+    for path in [*folder.glob(MANIFEST), *sorted((folder / "files").glob("*.json"))]:
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            raise RecipeError(f"{path} is damaged; remove {folder} and publish the run again") from None
+
+
 def _asked_to_wait(error: Exception) -> float:
-    """Seconds of a Retry-After header."""
-    if isinstance(error, HfHubHTTPError):
-        value = error.response.headers.get("Retry-After", "")
-        return float(value) if value.isdigit() else 0.0
-    return 0.0
+    """Seconds that a rate limit asks for, by `Retry-After` or by the Hub's own `ratelimit` header."""
+    error = cause_of(error)
+    if not isinstance(error, HfHubHTTPError) or isinstance(error, LocalEntryNotFoundError):
+        return 0.0
+    headers = error.response.headers
+    after, limit = headers.get("Retry-After", ""), parse_ratelimit_headers(headers)
+    until_reset = limit.reset_in_seconds if limit is not None and limit.remaining == 0 else 0
+    return float(max(int(after) if after.isdigit() else 0, until_reset))
