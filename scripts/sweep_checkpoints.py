@@ -18,6 +18,17 @@ from vopd_recipes.recipe_text import RecipeError
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def evals_of(words: list[str]) -> Path:
+    """Where the evaluation will leave its results."""
+    given = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or name in ("MODEL", "REVISION"):
+            raise RecipeError(f"{word}: words after the model are NAME=value, and neither MODEL nor REVISION")
+        given[name] = value
+    return ROOT / (given.get("OUTPUT") or "data/evals")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("repo_id", help="org/name")
@@ -25,7 +36,6 @@ def main() -> None:
     words = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     limit_waiting(60.0)
-    evals = ROOT / "data" / "evals"
 
     def evaluate(revision: str) -> None:
         print(f"{revision}: evaluating", flush=True)
@@ -34,6 +44,7 @@ def main() -> None:
             raise RecipeError(f"{revision}: the evaluation failed; the reason stands above, the same command goes on")
 
     try:
+        evals = evals_of(words.words)
         results = sweep(HfApi(), words.repo_id, evals, evaluate)
     except RecipeError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 from fake_hub import WRITER
-from huggingface_hub import HfApi, parse_eval_result_entries
+from huggingface_hub import HfApi, parse_eval_result_entries, snapshot_download
 from safetensors.torch import save_file
 from test_card import ENVIRONMENT, RECIPE, metadata_of, task
 from test_hub import assert_nothing_private
@@ -282,6 +282,10 @@ def test_scripts_publish_list_and_download(hub, api, published, tmp_path):
     wrong = script("download.py", "org/name", "--revision", "step-7")
     assert wrong.returncode == 2 and wrong.stderr.startswith("error: org/name has no revision step-7")
 
+    wrong = script("download.py", "a/b/c", "--list")
+    said = "error: a/b/c: no name of a repository on the Hub; give it as org/name\n"
+    assert wrong.returncode == 2 and wrong.stderr == said
+
     again = script("publish.py", published, "--hub-model-id", "org/again")
     assert again.returncode == 0 and "main published, release v1" in again.stderr
     assert WRITER not in again.stderr
@@ -382,13 +386,39 @@ def test_damage_and_gaps_are_found(hub, api, published, tmp_path):
         download(api, "org/name")
 
 
+def test_a_revision_that_moves_is_fetched_as_it_was(hub, api, published, monkeypatch):
+    """Its branch gets other weights once its files were listed: what comes is what was listed, and is found again."""
+    repository = hub.repositories["model", "org/name"]
+    was, commit = hub.files("org/name", STEP), repository.branches[STEP]
+    other = repository.find("step-00000200").files
+
+    hub.requests = Watched("GET .*/tree/", lambda: repository.commit(STEP, other, "moved on"))
+    folder = download(api, "org/name", STEP)
+    assert hub.requests.then is None and folder.name == commit
+    assert (folder / "model.safetensors").read_bytes() == was["model.safetensors"]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert Path(snapshot_download("org/name", revision=STEP)) == folder  # by its name, without a network
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "org/a--b", "-", "org/a.git"])
+def test_what_is_no_name_of_a_repository(hub, api, name):
+    for read in (download, list_revisions):
+        with pytest.raises(RecipeError, match=f"{name}: no name of a repository on the Hub; give it as org/name"):
+            read(api, name)
+    assert not hub.requests
+
+
 def test_a_sweep_evaluates_each_complete_step_and_draws_them(hub, api, published, tmp_path):
     seen = []
 
     def evaluate(revision):
         seen.append(revision)
-        evaluated(tmp_path / "evals" / "name" / revision, revision, {"math500": task(len(seen) / 10, 0.01)})
+        folder = tmp_path / "evals" / "org--name" / revision
+        evaluated(folder, revision, {"math500": task(len(seen) / 10, 0.01)})
+        evaluated(folder / "earlier" / "qwen", revision, {"math500": task(0.9, 0.01)}, protocol="qwen")
 
+    (tmp_path / "evals" / "other").mkdir(parents=True)
+    (tmp_path / "evals" / "other" / "results.json").write_text("{}")
     hub.repositories["model", "org/name"].branches["step-00000300"] = next(
         iter(hub.repositories["model", "org/name"].commits)
     )
@@ -396,6 +426,38 @@ def test_a_sweep_evaluates_each_complete_step_and_draws_them(hub, api, published
     assert seen == [STEP, "step-00000200"]
     assert {step: content["tasks"]["math500"]["avg"] for step, content in results.items()} == {100: 0.1, 200: 0.2}
     assert plot_sweep(results, "org/name", tmp_path / "steps.png").stat().st_size > 10_000
+    with pytest.raises(RecipeError, match=f"no results of {STEP} came out below"):
+        sweep(api, "org/name", tmp_path / "elsewhere", evaluate)
     hub.create("model", "org/empty", True)
     with pytest.raises(RecipeError, match="no step is published there"):
         sweep(api, "org/empty", tmp_path / "evals", evaluate)
+
+
+@pytest.mark.slow  # evaluates each step in a process of its own
+def test_the_sweep_script_from_end_to_end(hub, published, monkeypatch, tmp_path):
+    monkeypatch.setenv("MAKEFLAGS", "-o .venv/.installed")  # nothing is set up anew
+    output = tmp_path / "out"
+    words = [
+        "TASKS=arithmetic",
+        "LIMIT=4",
+        "SAMPLES=2",
+        "MAX_NEW_TOKENS=4",
+        "BACKEND=transformers",
+        f"OUTPUT={output}",
+    ]
+    done = script("sweep_checkpoints.py", "org/name", *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for step in (100, 200):
+        content = json.loads((output / "org--name" / f"step-{step:08d}" / "results.json").read_text())
+        scores = content["tasks"]["arithmetic"]
+        assert (content["model"], scores["n"], scores["problems"]) == ("org/name", 2, 4)
+        said = f"step {step}: arithmetic {scores['avg']:.1%} ± {1.96 * scores['stderr']:.1%}"
+        assert said in done.stdout.splitlines()
+    picture = output / "org--name-steps.png"
+    assert f"picture: {picture}" in done.stdout and picture.read_bytes()[:4] == b"\x89PNG"
+
+    for wrong in ("TASKS", "REVISION=main"):
+        refused = script("sweep_checkpoints.py", "org/name", wrong)
+        assert refused.returncode == 2 and refused.stderr.startswith(f"error: {wrong}: words after the model are")
+    failed = script("sweep_checkpoints.py", "org/name", *words, "TASKS=nosuch")
+    assert failed.returncode == 2 and f"error: {STEP}: the evaluation failed" in failed.stderr

@@ -16,6 +16,7 @@ import httpx
 from huggingface_hub import HfApi, RepoFile
 from huggingface_hub.errors import (
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -24,8 +25,10 @@ from huggingface_hub.errors import (
 
 from vopd_recipes.hub.revisions import MANIFEST, git_id_of, reason, remote_files, sha256_of
 from vopd_recipes.recipe_text import RecipeError
+from vopd_recipes.whole import written_whole
 
 _INDEX = "model.safetensors.index.json"
+_ERRORS = (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError, HFValidationError)
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ def list_revisions(api: HfApi, repo_id: str) -> list[Revision]:
     """Every branch, then every tag, each by name.
 
     Raises:
-        RecipeError: no such repository, or the Hub is away.
+        RecipeError: no name of a repository, no such repository, or the Hub is away.
     """
     try:
         refs = api.list_repo_refs(repo_id)
@@ -58,7 +61,7 @@ def list_revisions(api: HfApi, repo_id: str) -> list[Revision]:
             for group in (refs.branches, refs.tags)
             for ref in sorted(group, key=lambda ref: ref.name)
         ]
-    except (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled) as error:
+    except _ERRORS as error:
         raise _unreachable(repo_id, None, error) from None
 
 
@@ -79,7 +82,7 @@ def _without_weights(files: Any) -> list[str]:
 
 
 def download(api: HfApi, repo_id: str, revision: str = "main", to: Path | None = None) -> Path:
-    """Fetch a revision, check every file, and return its folder.
+    """Fetch the commit that a revision stands at now, check every file, and return its folder.
 
     Args:
         api: the Hub.
@@ -88,21 +91,21 @@ def download(api: HfApi, repo_id: str, revision: str = "main", to: Path | None =
         to: folder to write; default: the cache that `from_pretrained(repo_id, revision=…)` reads.
 
     Raises:
-        RecipeError: no such revision, the Hub is away, the revision is not complete, or a file is damaged even after
-            it was fetched again.
+        RecipeError: no name of a repository, no such revision, the Hub is away, the revision is not complete, or a
+            file is damaged even after it was fetched again.
     """
     try:
         commit = str(api.repo_info(repo_id, revision=revision).sha)
         remote = remote_files(api, repo_id, commit)
         for _ in range(2):
-            folder = Path(api.snapshot_download(repo_id, revision=revision, local_dir=to))
+            folder = Path(api.snapshot_download(repo_id, revision=commit, local_dir=to))
             damaged = [name for name, item in remote.items() if not _is_intact(folder / name, item)]
             if not damaged:
                 break
             for name in damaged:  # in the cache the name is a link to the content
                 (folder / name).resolve().unlink(missing_ok=True)
                 (folder / name).unlink(missing_ok=True)
-    except (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError) as error:
+    except _ERRORS as error:
         raise _unreachable(repo_id, revision, error) from None
     if damaged:
         raise RecipeError(
@@ -113,7 +116,16 @@ def download(api: HfApi, repo_id: str, revision: str = "main", to: Path | None =
             f"{repo_id}, revision {revision}: not complete, {missing[0]} is missing or is not what was trained; an "
             "upload that has not finished goes on with `python scripts/publish.py RUN_DIR` where it was trained"
         )
+    if to is None:
+        _name_in_cache(folder, revision, commit)
     return folder
+
+
+def _name_in_cache(snapshot: Path, revision: str, commit: str) -> None:
+    """What the Hub's library notes of a branch or tag that it fetched by name: how it is found without a network."""
+    if revision != commit:
+        with written_whole(snapshot.parent.parent / "refs" / revision) as temporary:
+            temporary.write_text(commit, encoding="utf-8")
 
 
 def _is_intact(path: Path, remote: RepoFile) -> bool:
@@ -140,6 +152,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _unreachable(repo_id: str, revision: str | None, error: Exception) -> RecipeError:
+    if isinstance(error, HFValidationError):
+        return RecipeError(f"{repo_id}: no name of a repository on the Hub; give it as org/name")
     if isinstance(error, RevisionNotFoundError):
         return RecipeError(f"{repo_id} has no revision {revision}; python scripts/download.py {repo_id} --list")
     if isinstance(error, RepositoryNotFoundError):

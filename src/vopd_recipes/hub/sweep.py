@@ -31,7 +31,7 @@ def sweep(api: HfApi, repo_id: str, evals: Path, evaluate: Callable[[str], None]
     Args:
         api: the Hub.
         repo_id: `org/name`.
-        evals: folder below which results files lie.
+        evals: folder of the evaluation: results lie in `<org>--<name>/<revision>` below it.
         evaluate: evaluates one revision, which leaves a results file there. It is asked for every step: what is
             measured already, on which weights and which tasks, the evaluation knows.
 
@@ -47,16 +47,19 @@ def sweep(api: HfApi, repo_id: str, evals: Path, evaluate: Callable[[str], None]
         raise RecipeError(f"{repo_id}: no step is published there; python scripts/download.py {repo_id} --list")
     for name in complete:
         evaluate(name)
-    found = local_results(evals, repo_id)
-    if missing := [name for name in complete if name not in found]:
+    found = {name: current_results(evals, repo_id, name) for name in complete}
+    if missing := [name for name, content in found.items() if not content]:
         raise RecipeError(f"{repo_id}: no results of {missing[0]} came out below {evals}")
-    return {int(name.removeprefix("step-")): found[name] for name in complete}
+    return {int(name.removeprefix("step-")): content for name, content in found.items()}
 
 
-def local_results(evals: Path, repo_id: str) -> dict[str, dict[str, Any]]:
-    """Revision → results of a model, of all results files below a folder."""
-    contents = (json.loads(path.read_text(encoding="utf-8")) for path in sorted(evals.rglob("results.json")))
-    return {str(content["revision"]): content for content in contents if content["model"] == repo_id}
+def current_results(evals: Path, repo_id: str, revision: str) -> dict[str, Any]:
+    """What the last evaluation of a revision left; empty where there is none.
+
+    It keeps results of other protocols below `earlier`, which are none of this sweep's.
+    """
+    path = evals / repo_id.replace("/", "--") / revision / "results.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def plot_sweep(results: dict[int, dict[str, Any]], title: str, path: Path) -> Path:
