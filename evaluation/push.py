@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
@@ -48,6 +49,7 @@ def check_pushable(model: str | None, revision: str | None, limit: int | None) -
     if limit is not None:
         raise RecipeError("PUSH: results of some questions are not published; leave out LIMIT or PUSH")
     limit_waiting(_ANSWER)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs addresses, and those of uploads are signed
     try:
         _check_access(HfApi(), model)
     except LocalTokenNotFoundError:
@@ -80,9 +82,11 @@ def push(path: Path) -> str:
     Raises:
         RecipeError: they cannot be published, the Hub refuses or is away; the results stay where they are.
     """
+    results = read_results(path)
     try:
-        results = read_results(path)
         return f"{results.repo_id}-evals, {push_results(HfApi(), results)}"
-    except _HUB_ERRORS as error:
+    except RecipeError:
+        raise
+    except Exception as error:  # the Hub's client raises many kinds, and the comparison is still to come
         again = f"`python scripts/publish.py {path}` goes on"
         raise RecipeError(f"PUSH: {reason(error)}; the results are in {path}, {again}") from None

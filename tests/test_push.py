@@ -25,7 +25,7 @@ def hub(monkeypatch, tmp_path):
         (["{folder}"], "is a folder; publish it by scripts/publish.py"),
         (["gpt2"], "PUSH: gpt2 is no model repository; name it as MODEL=org/name"),
         (["a/b/c"], "PUSH: a/b/c is no model repository"),
-        (["org/a--b"], "PUSH: org/a--b: no such model repository"),
+        (["org/a--b"], "PUSH: org/a--b is no model repository"),
         (["org/name", "--revision", "refs/pr/1"], "PUSH: revision refs/pr/1 cannot name a split"),
         (["org/name", "--limit", "2"], "PUSH: results of some questions are not published; leave out LIMIT or PUSH"),
         (["org/nothing"], "PUSH: org/nothing: no such model repository"),
@@ -84,14 +84,16 @@ def test_a_failed_push_hides_neither_failures_nor_the_comparison(hub, tiny_pair,
     words = ["org/name", "--push", "--tasks", "arithmetic", "--samples", "1", "--max-new-tokens", "4"]
     words += ["--backend", "transformers", "--output", str(tmp_path / "out")]
     path = tmp_path / "out" / "org--name" / "main" / "results.json"
-    hub.fail("POST .*datasets/.*/commit/", 2, status=500)
+    cut = hub.fail("PUT /lfs", 50, status=403)
     assert main(words) == 1
-    capsys.readouterr()
+    said = capsys.readouterr().err
+    assert "error: PUSH: " in said and "goes on" in said and "/lfs/" not in said, said
+    cut.count = 0
+    hub.fail("POST .*datasets/.*/commit/", 1, status=500)
     assert main([*words, "--tasks", "arithmetic,nosuch", "--compare", str(path)]) == 1
     captured = capsys.readouterr()
-    failed, refused = [line for line in captured.err.splitlines() if line.startswith("error: ")]
-    assert failed.startswith("error: nosuch: no such task")
-    assert refused.startswith("error: PUSH: HTTP 500 injected; the results are in") and "publish.py" in refused
+    assert "error: nosuch: no such task" in captured.err
+    assert "error: PUSH: HTTP 500 injected; the results are in" in captured.err and "publish.py" in captured.err
     assert f"results: {path}" in captured.out and "comparison.md" in captured.out
 
     wrong = write_results(tmp_path / "wrong", "org/other", [1.0])  # no task in common
