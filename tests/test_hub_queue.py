@@ -1,15 +1,12 @@
-"""What is queued goes up by the uploader alone, whatever fails on the way: the Hub, the disk, an entry, another process.
+"""What is queued goes up, whatever fails on the way: the Hub, the disk, an entry, another process.
 
 No training here: a run is a folder with checkpoints of a few bytes.
 """
 
 import json
-import logging
-import os
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 

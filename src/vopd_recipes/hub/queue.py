@@ -90,8 +90,8 @@ class Target:
         for name in [*self.repo_ids, f"{self.repo_id}-evals"]:
             if not is_hub_id(name):
                 raise RecipeError(
-                    f"hub_model_id: '{name}' can be no repository's name; name one as org/name, of letters, digits, '-', "
-                    "'_' and '.', without '--' and '..', without '.git' or '.' at the end, of at most 96 characters"
+                    f"hub_model_id: '{name}' can be no repository's name; name one as org/name, of letters, digits, "
+                    "'-', '_' and '.', without '--' and '..', without '.git' or '.' at the end, of at most 96 characters"
                 )
 
 
