@@ -178,15 +178,18 @@ def test_every_step_is_a_branch_and_loads_as_one(hub, api, home, write_recipe):
 
 @pytest.mark.slow
 def test_lora_publishes_the_adapter_and_the_merged_model(hub, home, write_recipe):
-    """The merged model is W + B A · scale to float32 rounding, and gives the adapted model's logits."""
+    """The merged model is W + B A · scale to float32 rounding, and gives the adapted model's logits; a step's too."""
     target = Target("org/lora", merge=True)
-    trainer = start_training(write_recipe, home, target, use_peft=True, lora_r=4, save_strategy="no")
+    trainer = start_training(write_recipe, home, target, use_peft=True, lora_r=4, save_steps=3)
     assert train(trainer)
     assert_complete(hub, trainer.trained, "org/lora", "adapter_model.safetensors")
     assert_nothing_private(hub, home)
     config = json.loads(hub.files("org/lora", "main")["adapter_config.json"])
     assert config["base_model_name_or_path"] == "./student"
+    assert trainer.trained.keys() == {STEPS[2], "main"}
     files = hub.files("org/lora-merged", "main")
+    digest = hashlib.sha256(files["model.safetensors"]).hexdigest()
+    assert_complete(hub, {STEPS[2]: digest, "main": digest}, "org/lora-merged")  # the step is the last one
     assert "adapter_config.json" not in files and hub.repositories["model", "org/lora-merged"].private
     folder = home / "merged"
     folder.mkdir()

@@ -14,11 +14,15 @@ import pytest
 import yaml
 from fake_hub import WRITER
 from huggingface_hub import HfApi
+from peft import LoraConfig, get_peft_model
 from test_card import RECIPE
+from transformers import AutoModelForCausalLM
 from using_fake_hub import fake_hub_in_use
 
+from vopd_recipes import tiny
 from vopd_recipes.checkpoints import mark_complete
 from vopd_recipes.hub import Publisher, Target, check_write_access, publish_run
+from vopd_recipes.hub.merge import merge
 from vopd_recipes.hub.queue import Queue, is_hub_id
 from vopd_recipes.hub.upload import Pace, Uploader
 from vopd_recipes.recipe_text import RecipeError
@@ -262,6 +266,23 @@ def test_a_merged_model_stays_only_while_the_hub_is_away(hub, api, run, hurried)
     assert not uploader.attempt() and uploader.away and merged.is_dir()
     hub.fail("POST .*merged/commit/", 1, status=403)
     assert not uploader.attempt() and not uploader.away and not merged.parent.exists()
+
+
+def test_merging_leaves_room_for_the_run(tmp_path, monkeypatch):
+    """Twice the model has to be free; if not, nothing is written."""
+    base, out = tmp_path / "base", tmp_path / "merged" / "files"
+    model = tiny.tiny_qwen3(32, 1, seed=0)
+    model.save_pretrained(base)
+    get_peft_model(model, LoraConfig(target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
+    size = sum(weight.numel() * 4 for weight in AutoModelForCausalLM.from_pretrained(base).parameters())
+    free = {"bytes": 2 * size - 1}
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, free["bytes"]))
+    with pytest.raises(OSError, match="GB free, merging takes care"):
+        merge(tmp_path / "adapter", out, str(base))
+    assert not [*out.parent.iterdir()]
+    free["bytes"] += 1
+    merge(tmp_path / "adapter", out, str(base))
+    assert (out / "model.safetensors").is_file()
 
 
 def test_an_uploader_is_ended_with_its_merge(hub, tmp_path, monkeypatch):

@@ -91,7 +91,7 @@ class Target:
             if not is_hub_id(name):
                 raise RecipeError(
                     f"hub_model_id: '{name}' can be no repository's name; name one as org/name, of letters, digits, "
-                    "'-', '_' and '.', without '--' and '..', without '.git' or '.' at the end, of at most 96 characters"
+                    "'-', '_' and '.', without '--' and '..', no '.git' or '.' at the end, of at most 96 characters"
                 )
 
 
