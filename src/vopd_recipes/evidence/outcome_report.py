@@ -16,7 +16,7 @@ from typing import Any
 
 from vopd_recipes.evidence.intervals import interval, paired
 from vopd_recipes.evidence.outcome import METHODS, Run
-from vopd_recipes.evidence.outcome_plots import plot_accuracy, plot_curves
+from vopd_recipes.evidence.outcome_plots import plot_accuracy, plot_curves, shared_curves
 from vopd_recipes.recipe_text import RecipeError
 from vopd_recipes.report import history_of, series
 from vopd_recipes.whole import written_whole
@@ -102,7 +102,8 @@ def write_report(runs: Sequence[Run], output: Path, target: float | None = None)
     for name, written in (("estimators.json", json.dumps(content, indent=2)), ("estimators.md", text)):
         with written_whole(output / name) as temporary:
             temporary.write_text(written + "\n", encoding="utf-8")
-    plot_curves(ordered, output / "reverse-kl.png")
+    if any(len(shared_curves(of_method)) > 1 for of_method in ordered.values()):  # one evaluation is no curve
+        plot_curves(ordered, output / "reverse-kl.png")
     if all(o.accuracy is not None for by_seed in outcomes.values() for o in by_seed.values()):
         accuracies = {name: _values(by_seed, lambda o: o.accuracy) for name, by_seed in outcomes.items()}
         plot_accuracy(accuracies, output / "accuracy.png")
