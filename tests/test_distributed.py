@@ -159,6 +159,13 @@ def test_ranks_with_nothing_to_train_on(recipe, one_process, tmp_path, layout) -
 
 
 @pytest.mark.slow
+def test_a_teacher_in_slices_that_wait_in_cpu_memory(recipe, one_process, tmp_path) -> None:
+    """On CPUs the slices are where they would be anyway; this shows that DeepSpeed takes them as they were loaded."""
+    run = on_two(recipe("full"), tmp_path / "run", "zero3", teacher_offload=True)
+    assert_same_run(run, one_process("full"), TOLERANCE)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["zero3"])
 def test_adapters_alone_are_trained_in_slices(recipe, one_process, tmp_path, layout) -> None:
     """LoRA: the rollouts' copy gets the merged weights tensor by tensor; only adapters are saved."""

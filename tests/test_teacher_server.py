@@ -272,7 +272,7 @@ def test_giving_up_names_the_server_without_its_password(monkeypatch: pytest.Mon
     monkeypatch.setenv("VOPD_TEACHER_API_KEY", "hunter2")
     service = recorded(lambda path, body, number: (503, {}, {"error": {"message": "loading"}}))
     url = service.url.replace("http://", "http://user:hunter3@")
-    message = refusal(TeacherServer(url, "t", 0, timeout=0.8).submit([3], [7]).result, error=TeacherUnavailable)
+    message = refusal(TeacherServer(url, "t", 0, timeout=2).submit([3], [7]).result, error=TeacherUnavailable)
     assert message.startswith(f"no answer from {service.url}/v1/completions for ") and "503: loading" in message
     assert "hunter" not in message
 
@@ -367,7 +367,7 @@ def test_fields_that_need_the_whole_distribution(write_recipe, tokenizer: PreTra
 @pytest.mark.slow
 @pytest.mark.parametrize("hangs", [False, True])
 def test_a_process_that_gave_up_ends(recorded, hangs: bool) -> None:
-    """256 requests wait, of which 64 are under way, when the first is given up: none is tried for as long again."""
+    """1024 requests wait, 64 of them under way, when the first is given up: none is tried for as long again (32 s)."""
     never = threading.Event()
 
     def reply(path: str, body: dict, number: int):
@@ -380,7 +380,7 @@ def test_a_process_that_gave_up_ends(recorded, hangs: bool) -> None:
 import time
 from vopd_recipes.teacher_server import TeacherServer, TeacherUnavailable
 start = time.time()
-futures = [TeacherServer.submit(server, [3], [7]) for server in [TeacherServer({service.url!r}, "t", 0, 2)] * 256]
+futures = [TeacherServer.submit(server, [3], [7]) for server in [TeacherServer({service.url!r}, "t", 0, 2)] * 1024]
 for future in futures:
     try:
         future.result()
@@ -393,8 +393,8 @@ print(start, time.time())
     never.set()
     assert done.returncode == 0, done.stderr
     start, gave_up = map(float, done.stdout.split())
-    assert gave_up - start < 5
-    assert ended - gave_up < 3
+    assert gave_up - start < 10
+    assert ended - gave_up < 10
 
 
 def test_answers_of_another_kind_of_server_are_one_line(recorded, tokenizer) -> None:

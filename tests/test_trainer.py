@@ -340,6 +340,9 @@ def test_a_teacher_that_visits_gives_the_same_losses(write_recipe, tmp_path):
         trainer = build(write_recipe(), teacher_offload=offload, output_dir=tmp_path / str(offload))
         trainer.train()
         lines.append([(line["loss"], line["reverse_kl"], line["grad_norm"]) for line in log_lines(trainer)])
+        for line in log_lines(trainer):  # the teacher's time is the teacher's, before the first micro-batch or in it
+            parts = [line[f"time/{name}"] for name in ("teacher", "student", "optimizer")]
+            assert min(parts) > 0 and sum(parts) == pytest.approx(line["time/train"])
     assert lines[0] == lines[1]
 
 

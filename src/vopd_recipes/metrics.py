@@ -107,9 +107,10 @@ class StepMetrics:
         return _log_line(totals, largest_anywhere, self._accelerator.num_processes)
 
 
-# Seconds per step: `update` is every micro-batch's forward and backward, the teacher's forward inside, and DeepSpeed's
-# `engine_step`; `train` is all of it up to the end of the optimiser's step.
-_TIMES = ("rollout", "sync", "teacher", "update", "engine_step", "train")
+# Seconds per step: `teacher_window` is what a teacher says before the first micro-batch; `update` is every micro-batch's
+# forward and backward, with the `teacher`'s forward and DeepSpeed's `engine_step` inside; `train` is all of it up to the
+# end of the optimiser's step.
+_TIMES = ("rollout", "sync", "teacher_window", "teacher", "update", "engine_step", "train")
 
 
 def _log_line(totals: dict[str, float], largest_importance: float, processes: int) -> dict[str, float]:
@@ -134,10 +135,10 @@ def _log_line(totals: dict[str, float], largest_importance: float, processes: in
     steps = totals["steps"] / processes
     seconds = {name: totals.get(f"time/{name}", 0.0) / processes / steps for name in _TIMES}
     line["time/rollout"], line["time/sync"] = seconds["rollout"], seconds["sync"]
-    line["time/train"], line["time/teacher"] = seconds["train"], seconds["teacher"]
+    line["time/train"], line["time/teacher"] = seconds["train"], seconds["teacher_window"] + seconds["teacher"]
     student = seconds["update"] - seconds["teacher"] - seconds["engine_step"]
     line["time/student"] = student
-    line["time/optimizer"] = seconds["train"] - seconds["teacher"] - student
+    line["time/optimizer"] = seconds["train"] - line["time/teacher"] - student
     step_seconds = seconds["rollout"] + seconds["sync"] + seconds["train"]
     line["tokens_per_second"] = totals["tokens"] / steps / max(step_seconds, 1e-9)
     return line

@@ -133,7 +133,7 @@ class VOPDTrainer(OwnPublishing, Trainer):
         micro_batches = pack([sample for sample in samples if self._is_trained_on(sample)], num_batches)
         tokens = torch.tensor(sum(len(batch.targets) for batch in micro_batches), device=device)
         self._window_start = time.perf_counter()
-        with self.metrics.timed("teacher"):
+        with self.metrics.timed("teacher_window"):
             views = self.teacher_views(micro_batches)
         window = [{"micro_batch": batch, "teacher_view": view} for batch, view in zip(micro_batches, views)]
         return window, self.accelerator.reduce(tokens, "sum")
