@@ -55,7 +55,9 @@ def metadata_of(card):
 
 
 def test_metadata(folder):
-    metadata = metadata_of(model_card(Published(folder, "org/name", "main", {"main": RESULTS}, "apache-2.0")))
+    metadata = metadata_of(
+        model_card(Published(folder, "org/name", "main", {"main": RESULTS}, {"license": "apache-2.0"}))
+    )
     index = metadata.pop("model-index")
     assert metadata == {
         "library_name": "transformers",
@@ -172,6 +174,13 @@ def test_adapters_say_what_they_adapt(folder):
     assert 'from_pretrained("Qwen/Qwen3-1.7B-Base", revision="v2")' in card and "max_lora_rank=64" in card
     (folder / "adapter_config.json").unlink()
     assert "LoRA run merged into" in model_card(Published(folder, "org/name-merged", "main"))
+
+
+def test_a_licence_of_its_own_is_named_and_linked(folder):
+    licence = {"license": "other", "license_name": "research", "license_link": "https://host/LICENSE"}
+    card = model_card(Published(folder, "org/name", "main", licence=licence))
+    assert licence.items() <= metadata_of(card).items()
+    assert "\n[`research`](https://host/LICENSE), as the base model [Qwen/Qwen3-1.7B-Base]" in card
 
 
 def test_local_folders_are_no_base_models(folder):

@@ -31,7 +31,7 @@ from vopd_recipes.hub import publish_run
 from vopd_recipes.hub.download import download, list_revisions
 from vopd_recipes.hub.queue import Target
 from vopd_recipes.hub.results import published_results, push_results, read_results
-from vopd_recipes.hub.revisions import release_of
+from vopd_recipes.hub.revisions import licence_of, release_of
 from vopd_recipes.hub.sweep import plot_sweep, sweep
 from vopd_recipes.hub.upload import Pace
 from vopd_recipes.models import load_student
@@ -161,6 +161,18 @@ def test_results_are_added_and_never_overwritten(api, published, tmp_path):
         with pytest.raises(RecipeError, match=f"results of {STEP} are there with {next(iter(other))}"):
             push_results(api, evaluated(tmp_path / "c", STEP, {"math500": task(0.9, 0.01)}, **other))
     assert published_results(api, "org/name")[STEP]["tasks"]["math500"]["avg"] == 0.5
+
+
+@pytest.mark.parametrize("link", ["LICENSE", "https://huggingface.co/org/base/blob/main/LICENSE"])
+def test_a_licence_of_its_own_keeps_its_name_and_link(hub, api, link):
+    said = f"license: other\nlicense_name: research\nlicense_link: {link}\nlicense_files: x"
+    hub.create("model", "org/base", False).commit(
+        "main", {"README.md": hub.store(f"---\n{said}\n---\n".encode())}, "card"
+    )
+    address = "https://huggingface.co/org/base/blob/main/LICENSE"
+    found = licence_of(api, "org/base")
+    assert found == {"license": "other", "license_name": "research", "license_link": address}
+    assert licence_of(api, "org/nothing") == licence_of(api, "./folder") == {}
 
 
 def test_nothing_private_goes_up_with_results(hub, api, published, home, tmp_path):

@@ -74,14 +74,15 @@ class Published:
         repo_id: where it is published.
         revision: its branch or tag.
         results: revision → content of its results file; this revision's come first in the table.
-        licence: of the base model, as its own card says; `None` where that is not known.
+        licence: `license` of the base model, and `license_name` and `license_link` of one that is `other`, as its own
+            card says; empty where that is not known.
     """
 
     folder: Path
     repo_id: str
     revision: str
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
-    licence: str | None = None
+    licence: dict[str, str] = field(default_factory=dict)
 
     def read(self, name: str) -> dict[str, Any]:
         """A JSON or YAML file of the revision; empty where it has none."""
@@ -124,8 +125,7 @@ def _metadata(about: Published, recipe: dict[str, Any]) -> dict[str, Any]:
         "pipeline_tag": "text-generation",
         "tags": ["on-policy-distillation", "reverse-kl", name.split(" ")[0].lower(), "vopd-recipes"],
     }
-    if about.licence:
-        metadata["license"] = about.licence
+    metadata |= about.licence
     if is_hub_id(student):
         metadata |= {"base_model": student, "base_model_relation": "adapter" if about.is_adapter else "finetune"}
     named = [*datasets_of(recipe), *about.read("environment.json").get("prepared_from", [])]
@@ -291,5 +291,8 @@ def _environment(environment: dict[str, Any]) -> str:
 
 def _licence(about: Published, recipe: dict[str, Any]) -> str:
     base = _link(recipe.get("model_name_or_path"))
-    found = f"`{about.licence}`, as " if about.licence else "That of "
+    name = about.licence.get("license_name") or about.licence.get("license")
+    link = about.licence.get("license_link", "")
+    shown = f"[`{name}`]({link})" if link.startswith("https://") else f"`{name}`"
+    found = f"{shown}, as " if name else "That of "
     return f"## Licence\n\n{found}the base model {base}.\n"

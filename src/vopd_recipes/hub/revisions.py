@@ -43,6 +43,8 @@ EVAL_RESULTS = ".eval_results/"
 # What from_pretrained would take for this revision's weights.
 _WEIGHTS = ("*.safetensors", "*.bin", "*.index.json", "adapter_config.json")
 
+_LICENCE = ("license", "license_name", "license_link")  # the last two where the first is `other`
+
 
 def limit_waiting(seconds: float) -> None:
     """Bound every answer of the Hub: huggingface_hub's own client waits for ever. For this whole process."""
@@ -293,14 +295,18 @@ def _weights(api: HfApi, repo_id: str, revision: str) -> dict[str, str]:
     }
 
 
-def licence_of(api: HfApi, base: str | None) -> str | None:
-    """What a base model's own card says; `None` where there is none."""
+def licence_of(api: HfApi, base: str | None) -> dict[str, str]:
+    """What a base model's own card says: `license`, and the name and link of one that is `other`; else empty."""
     if not is_hub_id(base):
-        return None
+        return {}
     try:
         data = api.model_info(str(base)).card_data
     except HfHubHTTPError as error:
         if hub_is_away(error):
             raise
-        return None
-    return data.license if data is not None and isinstance(data.license, str) else None
+        return {}
+    said = data.to_dict() if data is not None and isinstance(data.license, str) else {}
+    found = {name: said[name] for name in _LICENCE if isinstance(said.get(name), str)}
+    if "://" not in found.get("license_link", "://"):  # a file of the base's own repository
+        found["license_link"] = f"https://huggingface.co/{base}/blob/main/{found['license_link']}"
+    return found
