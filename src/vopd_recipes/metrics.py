@@ -107,8 +107,8 @@ class StepMetrics:
         return _log_line(totals, largest_anywhere, self._accelerator.num_processes)
 
 
-# Seconds per step: `teacher_window` is what a teacher says before the first micro-batch; `update` is every micro-batch's
-# forward and backward, with the `teacher`'s forward and DeepSpeed's `engine_step` inside; `train` is all of it up to the
+# Seconds per step: `teacher_window` is what a teacher says before the first micro-batch, `update` every micro-batch's
+# forward and backward, with the `teacher`'s forward and DeepSpeed's `engine_step` inside, `train` all of it up to the
 # end of the optimiser's step.
 _TIMES = ("rollout", "sync", "teacher_window", "teacher", "update", "engine_step", "train")
 
