@@ -21,11 +21,13 @@ echo "$@" >>"$LOG/scontrol"
 exit 0
 """
 SRUN = """#!/bin/bash
+printf '%s\\n' "$@" >"$LOG/srun"
 while [[ $1 == --* ]]; do shift; done
 for node in 0 1; do SLURM_NODEID=$node "$@" || exit $?; done
 """
 ACCELERATE = """#!/bin/bash
 printf '%s\\n' "$@" >"$LOG/node-$SLURM_NODEID"
+echo "$OMP_NUM_THREADS" >"$LOG/threads"
 eval "${BEHAVIOUR:-true}"
 """
 
@@ -93,6 +95,17 @@ def test_variables_choose_the_layout(submit: Run, checkout: Path) -> None:
     assert launch[launch.index("--config_file") + 1] == "recipes/accelerate_configs/zero3.yaml"
     assert launch[launch.index("--num_processes") + 1] == "8"
     assert launch[launch.index("--main_process_port") + 1] == "29500"
+
+
+@pytest.mark.parametrize(("cores", "given", "threads"), [("64", "64", "8"), ("4", "4", "1"), ("", "8", "1")])
+def test_every_launcher_has_the_nodes_cores(submit: Run, checkout: Path, cores: str, given: str, threads: str) -> None:
+    """From Slurm 22.05 on srun does not read them from the job, and would give its task a single core."""
+    assert submit("mine.yaml", SLURM_CPUS_PER_TASK=cores).returncode == 0
+    flags = (checkout / "log" / "srun").read_text().split("\n")
+    assert flags[flags.index("bash") - 3 : flags.index("bash")] == [
+        *("--ntasks-per-node=1", f"--cpus-per-task={given}", "--kill-on-bad-exit=1")
+    ]
+    assert (checkout / "log" / "threads").read_text().strip() == threads
 
 
 def test_a_failure_is_passed_on_and_not_requeued(submit: Run, checkout: Path) -> None:
