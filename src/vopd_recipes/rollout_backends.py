@@ -73,5 +73,5 @@ def build_rollout(
         seed=args.seed,
         progress=progress,
     )
-    engine.stale = base != source  # the adapter that the student starts from is not in the base's weights
+    engine.stale |= base != source  # the adapter that the student starts from is not in the base's weights
     return engine
