@@ -6,12 +6,10 @@ import logging
 import re
 from pathlib import Path
 
-import httpx
 from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     HfHubHTTPError,
     LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
 
@@ -20,7 +18,6 @@ from vopd_recipes.hub.results import push_results, read_results
 from vopd_recipes.hub.revisions import hub_is_away, limit_waiting, reason
 from vopd_recipes.recipe_text import RecipeError
 
-_HUB_ERRORS = (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled)
 _ANSWER = 60.0  # seconds that the Hub may take
 
 
@@ -54,11 +51,13 @@ def check_pushable(model: str | None, revision: str | None, limit: int | None) -
         _check_access(HfApi(), model)
     except LocalTokenNotFoundError:
         raise RecipeError("PUSH: no Hub token; log in with `hf auth login` or set HF_TOKEN") from None
-    except _HUB_ERRORS as error:
+    except Exception as error:
         if hub_is_away(error):
             raise RecipeError(
                 f"PUSH: the Hub is away ({reason(error)}); try later, or leave PUSH out and publish the results later"
             ) from None
+        if not isinstance(error, HfHubHTTPError):
+            raise
         raise RecipeError(f"PUSH: this machine's token may not write to {model}: {reason(error)}") from None
 
 

@@ -6,21 +6,18 @@ checkpoint becomes a branch, the final model `main`. Doing it twice is harmless;
 
 import argparse
 import logging
-import os
 import sys
 from pathlib import Path
 
-os.environ["HF_HUB_DISABLE_XET"] = "1"  # read at import; Xet's client waits for ever for a server that is silent
+import yaml
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-import yaml  # noqa: E402
-from huggingface_hub import HfApi  # noqa: E402
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError  # noqa: E402
-
-from vopd_recipes.hub import Target, publish_run  # noqa: E402
-from vopd_recipes.hub.results import push_results, read_results  # noqa: E402
-from vopd_recipes.hub.revisions import check_access, hub_is_away, limit_waiting, reason  # noqa: E402
-from vopd_recipes.hub.upload import Pace  # noqa: E402
-from vopd_recipes.recipe_text import RecipeError  # noqa: E402
+from vopd_recipes.hub import Target, publish_run
+from vopd_recipes.hub.results import push_results, read_results
+from vopd_recipes.hub.revisions import check_access, hub_is_away, limit_waiting, reason
+from vopd_recipes.hub.upload import Pace
+from vopd_recipes.recipe_text import RecipeError
 
 logger = logging.getLogger("publish")
 

@@ -67,6 +67,16 @@ def test_a_token_that_may_not_write(hub, monkeypatch, tmp_path, capsys, token, m
     assert message in captured and len(captured.splitlines()) == 1 and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("error", [ConnectionError("refused"), json.JSONDecodeError("no JSON", "<html>", 0)])
+def test_a_hub_behind_a_proxy_that_fails(hub, monkeypatch, tmp_path, capsys, error):
+    def fail(api, *words):
+        raise error
+
+    monkeypatch.setattr(HfApi, "whoami", fail)
+    assert main(["org/name", "--push", "--output", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.startswith("error: PUSH: the Hub is away")
+
+
 def test_a_silent_hub_is_waited_for_so_long_and_no_longer(hub, monkeypatch, tmp_path, capsys):
     hub.create("model", "org/name", False)
     hub.fail("GET /api/whoami", 1, seconds=5.0)
@@ -76,8 +86,9 @@ def test_a_silent_hub_is_waited_for_so_long_and_no_longer(hub, monkeypatch, tmp_
 
 
 @pytest.mark.slow  # evaluates
-def test_a_failed_push_hides_neither_failures_nor_the_comparison(hub, tiny_pair, tmp_path, capsys):
-    """Of two tasks one is unknown; then the Hub takes nothing; the comparison comes all the same."""
+def test_a_failed_push_hides_neither_failures_nor_the_comparison(hub, tiny_pair, tmp_path, capsys, monkeypatch):
+    """Of two tasks one is unknown; then the Hub takes nothing; the comparison comes all the same. All without Xet."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)  # as users have it
     files = {path.name: hub.store(path.read_bytes()) for path in tiny_pair.student.iterdir() if path.is_file()}
     repository = hub.create("model", "org/name", False)
     repository.commit("main", {**repository.find("main").files, **files}, "by hand")
@@ -96,6 +107,7 @@ def test_a_failed_push_hides_neither_failures_nor_the_comparison(hub, tiny_pair,
     assert "error: PUSH: HTTP 500 injected; the results are in" in captured.err and "publish.py" in captured.err
     assert f"results: {path}" in captured.out and "comparison.md" in captured.out
 
+    assert not [request for request in hub.requests if "xet" in request]
     wrong = write_results(tmp_path / "wrong", "org/other", [1.0])  # no task in common
     assert main([*words, "--compare", str(wrong)]) == 2
     captured = capsys.readouterr()

@@ -50,7 +50,7 @@ def check_write_access(target: Target, answer: float = 20.0) -> None:
     public = [] if target.private else ["--public"]
     command = _command(Path(), Pace(answer=answer), *public, "--check", *target.repo_ids)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=6 * answer, env=_environment())
+        done = subprocess.run(command, capture_output=True, text=True, timeout=6 * answer)
     except subprocess.TimeoutExpired:
         logger.warning("the Hub did not answer: every save waits in the queue until it does")
         return
@@ -171,7 +171,7 @@ class Publisher:
                     _command(self.queue.run, self.pace),
                     stdin=subprocess.PIPE,
                     text=True,
-                    env=_environment(),
+                    env={**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
                     start_new_session=True,  # an interrupt at the keyboard ends the training; the queue is worked off
                 )
             except OSError as error:
@@ -180,11 +180,6 @@ class Publisher:
 
 def _why(error: Exception) -> str:
     return str(getattr(error, "strerror", None) or error or type(error).__name__)
-
-
-def _environment() -> dict[str, str]:
-    """Of the uploader. Without Xet: its client waits for minutes or, for a server that is silent, for ever."""
-    return {**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_XET": "1"}
 
 
 def _queued_for(checkpoint: Path) -> set[str]:

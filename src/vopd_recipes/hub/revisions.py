@@ -22,6 +22,7 @@ from huggingface_hub import (
     CommitOperationDelete,
     HfApi,
     RepoFile,
+    constants,
     is_offline_mode,
     set_client_factory,
 )
@@ -47,7 +48,11 @@ _LICENCE = ("license", "license_name", "license_link")  # the last two where the
 
 
 def limit_waiting(seconds: float) -> None:
-    """Bound every answer of the Hub: huggingface_hub's own client waits for ever. For this whole process."""
+    """Bound every answer of the Hub: huggingface_hub's own client waits for ever. For this whole process.
+
+    Large files go over HTTP too: Xet's client waits for minutes or, for a server that is silent, for ever.
+    """
+    constants.HF_HUB_DISABLE_XET = True
     timeout = httpx.Timeout(seconds, connect=min(seconds, 15.0))
     hooks = {"request": [_refuse_offline]}
     set_client_factory(lambda: httpx.Client(follow_redirects=True, timeout=timeout, event_hooks=hooks))
