@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import TinyPair
-from launching import SCRIPT, Run, assert_same_run, assert_same_weights, execute, launch, needs_vllm
+from launching import REPOSITORY, SCRIPT, Run, assert_same_run, assert_same_weights, execute, launch, needs_vllm
 from teacher_service import Recorded, VLLMServer
 from test_trainer import build
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
@@ -144,9 +144,11 @@ def test_two_processes_equal_one(server: VLLMServer, write_recipe, tmp_path) -> 
         baseline="value_topk", baseline_support="teacher", max_steps=3,
     )  # fmt: skip
     one = launch(recipe, tmp_path / "one", gradient_accumulation_steps=4)
-    two = launch(recipe, tmp_path / "two", processes=2)
-    assert (two.environment["processes"], two.environment["distributed_type"]) == (2, "MULTI_CPU")
-    assert_same_run(two, one, 1e-5)
+    zero3 = {"deepspeed": REPOSITORY / "recipes" / "deepspeed" / "zero3.json"}
+    for kind, fields in (("MULTI_CPU", {}), ("DEEPSPEED", zero3)):
+        two = launch(recipe, tmp_path / kind, processes=2, **fields)
+        assert (two.environment["processes"], two.environment["distributed_type"]) == (2, kind)
+        assert_same_run(two, one, 1e-5)
 
 
 @pytest.mark.slow
