@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import TinyPair
 from launching import REPOSITORY, Run, assert_same_run, execute, launch, needs_vllm
 from test_distributed import COMMON, TOLERANCE, on_two, problems  # noqa: F401
+from test_models import trained_adapter
 
 pytestmark = [pytest.mark.slow, needs_vllm]
 
@@ -46,6 +48,17 @@ def test_the_sampler_follows_the_student(reference: Run) -> None:
         assert line["rollout/logprob_gap"] < 1e-4
         assert line["importance/mean"] == pytest.approx(1, abs=1e-4)
         assert line["time/sync"] >= 0 and line["time/rollout"] > 0
+
+
+def test_a_run_that_starts_from_an_adapter(recipe: Path, tiny_pair: TinyPair, tokenizer, tmp_path: Path) -> None:
+    """The engine loads the base; the first completions are the adapted student's already."""
+    trained_adapter(tiny_pair, tmp_path / "adapter")
+    tokenizer.save_pretrained(tmp_path / "adapter")
+    fields = {"model_name_or_path": tmp_path / "adapter", "use_peft": True, "lora_r": 4, "lora_alpha": 8}
+    run = launch(recipe, tmp_path / "run", **fields, max_steps=2)
+    assert len(training_lines(run)) == 2
+    for line in training_lines(run):
+        assert line["rollout/logprob_gap"] < 1e-4
 
 
 @pytest.mark.parametrize(

@@ -54,9 +54,9 @@ def build_rollout(
         )
     config = causal_lm_of(student).config
     source = source or ModelConfig(model_name_or_path=config._name_or_path)
-    base = base_of(student, source)
+    base = base_of(student, source)  # an adapter that the student starts from comes with the first hand-over
     half = "bfloat16" if accelerator.mixed_precision == "bf16" else None  # the recipe's bf16, or the launcher's
-    engine = VLLMRollout(
+    return VLLMRollout(
         model=str(base.model_name_or_path),
         revision=base.model_revision,
         device=accelerator.device,
@@ -73,5 +73,3 @@ def build_rollout(
         seed=args.seed,
         progress=progress,
     )
-    engine.stale |= base != source  # the adapter that the student starts from is not in the base's weights
-    return engine
