@@ -487,7 +487,7 @@ def test_sources_that_are_not_there(tmp_path: Path) -> None:
         return refusal(DataRecipe(dataset_name=name, output_dir=str(tmp_path / "made"), **fields))
 
     assert of("nowhere.jsonl") == "dataset_name: nowhere.jsonl: no such file, and not a Hub id"
-    assert "the Hub cannot be reached" in of("some..one/a--b")
+    assert of("some..one/a--b") == "dataset_name: some..one/a--b: no such file, and not a Hub id"  # nor can be one
     assert of("./nowhere/at/all") == "dataset_name: ./nowhere/at/all: no such file, and not a Hub id"
     (tmp_path / "rows.csv").write_text("prompt\n")
     assert "expected a .jsonl, .json or .parquet file" in of(str(tmp_path / "rows.csv"))
