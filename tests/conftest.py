@@ -4,9 +4,10 @@ import atexit
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 # Before anything imports torch or datasets; subprocesses inherit all of it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -93,3 +94,31 @@ def write_recipe(tmp_path: Path, tiny_pair: TinyPair, problem_folder: Path) -> C
         return path
 
     return write
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """A fake Hub in place of the real one."""
+    from using_fake_hub import fake_hub_in_use  # late: few tests need it
+
+    with fake_hub_in_use(monkeypatch, tmp_path) as hub:
+        yield hub
+
+
+@pytest.fixture
+def api(hub: Any) -> Any:
+    """A client of the fake Hub that may write there."""
+    from fake_hub import WRITER
+    from huggingface_hub import HfApi
+
+    return HfApi(endpoint=hub.url, token=WRITER)
+
+
+@pytest.fixture
+def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A home folder that names its owner."""
+    folder = tmp_path / "home" / "alicesmith"
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(folder))
+    monkeypatch.setenv("LOGNAME", "alicesmith")
+    return folder

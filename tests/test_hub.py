@@ -22,10 +22,8 @@ import test_trainer
 import torch
 import yaml
 from fake_hub import READER, WRITER
-from huggingface_hub import HfApi
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from using_fake_hub import fake_hub_in_use
 
 from vopd_recipes.config import load_recipe
 from vopd_recipes.hub import Publisher, Target, check_write_access, publish_run
@@ -42,30 +40,9 @@ STEPS = ("step-00000001", "step-00000002", "step-00000003")
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    with fake_hub_in_use(monkeypatch, tmp_path) as hub:
-        yield hub
-
-
-@pytest.fixture
-def api(hub):
-    return HfApi(endpoint=hub.url, token=WRITER)
-
-
 @pytest.fixture(autouse=True)
 def recording(monkeypatch):
     monkeypatch.setattr(test_trainer, "VOPDTrainer", RecordingTrainer)
-
-
-@pytest.fixture
-def home(monkeypatch, tmp_path):
-    """A home folder that names its owner, with the run in it."""
-    folder = tmp_path / "home" / "alicesmith"
-    folder.mkdir(parents=True)
-    monkeypatch.setenv("HOME", str(folder))
-    monkeypatch.setenv("LOGNAME", "alicesmith")
-    return folder
 
 
 class RecordingTrainer(VOPDTrainer):

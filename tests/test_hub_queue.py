@@ -12,12 +12,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fake_hub import WRITER
-from huggingface_hub import HfApi
 from peft import LoraConfig, get_peft_model
 from test_card import RECIPE
 from transformers import AutoModelForCausalLM
-from using_fake_hub import fake_hub_in_use
 
 from vopd_recipes import tiny
 from vopd_recipes.checkpoints import mark_complete
@@ -31,17 +28,6 @@ PACE = Pace(first_wait=0.01, longest_wait=0.02, answer=3.0)
 TARGET = Target("org/tiny")
 STEP = "step-00000001"
 SCRIPT = Path(__file__).parent.parent / "scripts" / "publish.py"
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    with fake_hub_in_use(monkeypatch, tmp_path) as hub:
-        yield hub
-
-
-@pytest.fixture
-def api(hub):
-    return HfApi(endpoint=hub.url, token=WRITER)
 
 
 @pytest.fixture

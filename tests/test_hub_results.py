@@ -21,7 +21,6 @@ from safetensors.torch import save_file
 from test_card import ENVIRONMENT, RECIPE, metadata_of, task
 from test_hub import assert_nothing_private
 from transformers import AutoModelForCausalLM
-from using_fake_hub import fake_hub_in_use
 
 from evaluation.checkpoint import resolve
 from vopd_recipes import tiny
@@ -41,31 +40,10 @@ ROOT = Path(__file__).parent.parent
 STEP = "step-00000100"
 
 
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    with fake_hub_in_use(monkeypatch, tmp_path) as hub:
-        yield hub
-
-
-@pytest.fixture
-def api(hub):
-    return HfApi(endpoint=hub.url, token=WRITER)
-
-
 def save(seed, tokenizer, folder):
     """A model of its own weights into a folder that may hold one."""
     tiny.tiny_qwen3(32, 1, seed=seed).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-@pytest.fixture
-def home(monkeypatch, tmp_path):
-    """A home folder that names its owner."""
-    folder = tmp_path / "home" / "alicesmith"
-    folder.mkdir(parents=True)
-    monkeypatch.setenv("HOME", str(folder))
-    monkeypatch.setenv("LOGNAME", "alicesmith")
-    return folder
 
 
 @pytest.fixture
