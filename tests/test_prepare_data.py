@@ -10,7 +10,6 @@ import random
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from decimal import Decimal
 from hashlib import sha256
@@ -25,7 +24,6 @@ import yaml
 from evaluation_records import MATH, write_records
 from fake_hub import READER, WRITER, FakeHub
 from huggingface_hub import HfApi
-from using_fake_hub import fake_hub_in_use
 
 from evaluation.tasks import GROUPS
 from vopd_recipes import sciknoweval
@@ -641,12 +639,6 @@ def test_the_command(tmp_path: Path) -> None:
         2, f"error: output_dir: {tmp_path / 'made'} is there already, from another recipe or other input; "
         "delete it or name another\n",
     )  # fmt: skip
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
-    with fake_hub_in_use(monkeypatch, tmp_path) as hub:
-        yield hub
 
 
 def test_a_training_set_is_pushed_private(tmp_path: Path, hub: FakeHub) -> None:

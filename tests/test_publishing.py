@@ -17,18 +17,11 @@ from fake_hub import READER, WRITER, FakeHub
 from huggingface_hub import HfApi
 from launching import REPOSITORY, SCRIPT, launch
 from test_card import metadata_of
-from using_fake_hub import fake_hub_in_use
 
 from vopd_recipes.hub.download import list_revisions
 from vopd_recipes.hub.results import published_results, push_results, read_results
 
 FIELDS = {"push_to_hub": True, "hub_model_id": "org/tiny", "save_steps": 1, "max_steps": 3}
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    with fake_hub_in_use(monkeypatch, tmp_path) as hub:
-        yield hub
 
 
 def script(name: str, *words: object) -> subprocess.CompletedProcess[str]:

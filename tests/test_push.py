@@ -6,16 +6,9 @@ import pytest
 from fake_hub import READER, WRITER
 from huggingface_hub import HfApi
 from test_evaluation import write_results
-from using_fake_hub import fake_hub_in_use
 
 from evaluation.run import main
 from vopd_recipes.hub.results import published_results
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    with fake_hub_in_use(monkeypatch, tmp_path) as hub:
-        yield hub
 
 
 @pytest.mark.parametrize(
