@@ -8,8 +8,8 @@ from __future__ import annotations
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
-from vopd_recipes.methods import method_of
-from vopd_recipes.published import distilled, undistilled
+from vopd_recipes.loss.methods import method_of
+from vopd_recipes.paper import distilled, undistilled
 
 
 def published_columns(model: str, recipe: dict[str, Any]) -> dict[str, dict[str, str]]:

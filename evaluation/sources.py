@@ -17,8 +17,9 @@ import huggingface_hub.constants
 import pyarrow.parquet as pq
 from datasets.exceptions import DatasetNotFoundError
 
-from vopd_recipes import arithmetic, sciknoweval
-from vopd_recipes.recipe_text import RecipeError
+from vopd_recipes.tiny import problems as arithmetic
+from vopd_recipes.data import sciknoweval
+from vopd_recipes.recipe.text import RecipeError
 
 Row = dict[str, Any]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from test_trainer import build
 from transformers import TrainerCallback
 
-from vopd_recipes.run import start_run
-from vopd_recipes.trainer import TrainingStopped
+from vopd_recipes.training.run import start_run
+from vopd_recipes.training.trainer import TrainingStopped
 
 
 class Break(TrainerCallback):

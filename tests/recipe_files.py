@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from vopd_recipes.config import Recipe
+from vopd_recipes.recipe.config import Recipe
 from vopd_recipes.planner.setup import read_anywhere
 
 ROOT = Path(__file__).parents[1]

@@ -12,8 +12,8 @@ import torch
 from conftest import sharpened
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from vopd_recipes import tiny
-from vopd_recipes.config import ModelConfig
+from vopd_recipes.tiny import pair as tiny
+from vopd_recipes.recipe.config import ModelConfig
 from vopd_recipes.planner.architectures import MODEL_CONFIGS
 
 STUDENT_WIDTH, TEACHER_WIDTH = 24, 48  # some architectures want a multiple of their 2, 4, 6 or 8 query heads

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vopd_recipes.arithmetic import KINDS, Problem, chain, split, word, write
+from vopd_recipes.tiny.problems import KINDS, Problem, chain, split, word, write
 
 
 def solve(problem: Problem) -> int:

@@ -18,8 +18,8 @@ from transformers import (
     StableLmConfig,
 )
 
-from vopd_recipes.attention import PACKED_SDPA, packed_arguments, packed_sdpa
-from vopd_recipes.models import hidden_states
+from vopd_recipes.models.attention import PACKED_SDPA, packed_arguments, packed_sdpa
+from vopd_recipes.models.loading import hidden_states
 
 CPU = torch.device("cpu")
 LENGTHS = (9, 1, 17, 4)  # one as long as the windows below

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vopd_recipes.checkpoints import (
+from vopd_recipes.files.checkpoints import (
     MARKER,
     RECIPE,
     check_same_recipe,
@@ -18,7 +18,7 @@ from vopd_recipes.checkpoints import (
     last_complete_checkpoint,
     mark_complete,
 )
-from vopd_recipes.config import RecipeError, load_recipe
+from vopd_recipes.recipe.config import RecipeError, load_recipe
 
 
 def make(folder: Path, step: int, whole: bool = True) -> Path:

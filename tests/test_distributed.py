@@ -24,7 +24,7 @@ from launching import (
 )
 from transformers import AutoModelForCausalLM
 
-from vopd_recipes import arithmetic
+from vopd_recipes.tiny import problems as arithmetic
 
 TOLERANCE = 1e-5
 ZERO = {f"zero{stage}": str(REPOSITORY / "recipes" / "deepspeed" / f"zero{stage}.json") for stage in (2, 3)}

@@ -12,11 +12,11 @@ from evaluation_records import chemistry, gpqa, write_records
 from evaluation import sources
 from evaluation.protocol import Drawing, read_protocol
 from evaluation.tasks import GROUPS, TASKS, task_names
-from vopd_recipes import sciknoweval
+from vopd_recipes.data import sciknoweval
 from vopd_recipes.data.recipe import DataRecipe, EvaluationSet
 from vopd_recipes.data.rows import Left
 from vopd_recipes.data.sources import numbered_rows
-from vopd_recipes.recipe_text import RecipeError
+from vopd_recipes.recipe.text import RecipeError
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_a_science_question_is_the_same_in_other_typesetting() -> None:
 
 
 def test_built_in_problems_are_those_held_out_in_training() -> None:
-    from vopd_recipes import arithmetic
+    from vopd_recipes.tiny import problems as arithmetic
 
     trained_on, held_out = arithmetic.split("chain", train=1000, test=256)
     asked = [question.text for question in TASKS["arithmetic"].read(None)[0]]

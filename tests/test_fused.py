@@ -6,8 +6,8 @@ from typing import get_args
 import pytest
 import torch
 
-from vopd_recipes.estimators import Baseline, Estimator, TokenStats, reference_loss, variance_name
-from vopd_recipes.fused import fused_loss
+from vopd_recipes.loss.definition import Baseline, Estimator, TokenStats, reference_loss, variance_name
+from vopd_recipes.loss.fused import fused_loss
 
 ESTIMATORS = [Estimator(baseline=baseline, support_top_k=5) for baseline in get_args(Baseline)]
 ESTIMATORS += [

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from vopd_recipes.grading import Grade, MathGrader, extract_boxed, extract_choice, grade_choice, strip_reasoning
+from vopd_recipes.grading.grader import Grade, MathGrader, extract_boxed, extract_choice, grade_choice, strip_reasoning
 
 TOWER = "9^{9^{9^9}}"
 
@@ -357,7 +357,7 @@ def test_workers_die_with_their_parent(answer: str, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import sys, time; sys.path.pop(0)\n"
-        "from vopd_recipes.grading import MathGrader\n"
+        "from vopd_recipes.grading.grader import MathGrader\n"
         "grader = MathGrader(timeout=1.0)\n"
         "grader.grade(['\\\\boxed{1+x}'], ['x+1'])\n"
         "print(grader._workers[0].process.pid, flush=True)\n"

@@ -25,14 +25,14 @@ from fake_hub import READER, WRITER
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from vopd_recipes.config import load_recipe
+from vopd_recipes.recipe.config import load_recipe
 from vopd_recipes.hub import Publisher, Target, check_write_access, publish_run
 from vopd_recipes.hub.queue import Queue
 from vopd_recipes.hub.revisions import release_of
 from vopd_recipes.hub.upload import Pace
-from vopd_recipes.recipe_text import RecipeError
-from vopd_recipes.run import finish_run, publishing, start_run
-from vopd_recipes.trainer import TrainingStopped, VOPDTrainer
+from vopd_recipes.recipe.text import RecipeError
+from vopd_recipes.training.run import finish_run, publishing, start_run
+from vopd_recipes.training.trainer import TrainingStopped, VOPDTrainer
 
 PACE = Pace(first_wait=0.1, longest_wait=0.5, answer=3.0)
 TARGET = Target("org/tiny")

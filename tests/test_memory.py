@@ -17,10 +17,10 @@ import torch
 from conftest import TinyPair
 from launching import REPOSITORY, execute
 
-from vopd_recipes import tiny
-from vopd_recipes.attention import PACKED_SDPA, packed_arguments
-from vopd_recipes.config import load_recipe
-from vopd_recipes.models import load_student
+from vopd_recipes.tiny import pair as tiny
+from vopd_recipes.models.attention import PACKED_SDPA, packed_arguments
+from vopd_recipes.recipe.config import load_recipe
+from vopd_recipes.models.loading import load_student
 from vopd_recipes.planner.activations import count_training, inference_peak, training_activations
 from vopd_recipes.planner.architectures import MODEL_CONFIGS, Architecture, Lora, build, parameters_of
 from vopd_recipes.planner.fitting import smallest_change, table, verdict

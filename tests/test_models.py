@@ -25,10 +25,10 @@ from transformers import (
     StableLmConfig,
 )
 
-from vopd_recipes import tiny
-from vopd_recipes.attention import PACKED_SDPA
-from vopd_recipes.config import ModelConfig, RecipeError
-from vopd_recipes.models import (
+from vopd_recipes.tiny import pair as tiny
+from vopd_recipes.models.attention import PACKED_SDPA
+from vopd_recipes.recipe.config import ModelConfig, RecipeError
+from vopd_recipes.models.loading import (
     base_of,
     causal_lm_of,
     check_models,

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from vopd_recipes.estimators import Estimator, TokenStats, reference_loss
-from vopd_recipes.fused import Head
-from vopd_recipes.scored import Scores, reference_scored_loss, scored_loss, student_support
-from vopd_recipes.teacher_server import read_scores
+from vopd_recipes.loss.definition import Estimator, TokenStats, reference_loss
+from vopd_recipes.loss.fused import Head
+from vopd_recipes.loss.from_logprobs import Scores, reference_scored_loss, scored_loss, student_support
+from vopd_recipes.teacher.server import read_scores
 
 K = 5
 ESTIMATORS = {

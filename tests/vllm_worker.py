@@ -12,10 +12,10 @@ import torch
 from test_weights import with_adapters
 from transformers import AutoModelForCausalLM
 
-from vopd_recipes.rollout import Completion, RolloutFailed, Sampling, TransformersRollout
-from vopd_recipes.tiny import byte_tokenizer
-from vopd_recipes.vllm_rollout import VLLMRollout
-from vopd_recipes.weights import full_weights
+from vopd_recipes.rollout.transformers_engine import Completion, RolloutFailed, Sampling, TransformersRollout
+from vopd_recipes.tiny.pair import byte_tokenizer
+from vopd_recipes.rollout.vllm_engine import VLLMRollout
+from vopd_recipes.models.weights import full_weights
 
 EOS = byte_tokenizer().eos_token_id
 VOCABULARY = 250  # of 264: the rest must never be drawn

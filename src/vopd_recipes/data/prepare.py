@@ -36,8 +36,8 @@ from vopd_recipes.data.recipe import DataRecipe, EvaluationSet, Source
 from vopd_recipes.data.rows import Left, Problem, problem_of, question_of
 from vopd_recipes.data.sources import Numbered, Unreachable, numbered_rows
 from vopd_recipes.hub.scrub import scrub
-from vopd_recipes.recipe_text import RecipeError
-from vopd_recipes.whole import written_whole
+from vopd_recipes.recipe.text import RecipeError
+from vopd_recipes.files.atomic import written_whole
 
 Filter = Callable[[list[Problem]], list[str | None]]
 

@@ -10,7 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, Offl
 
 from vopd_recipes.hub.queue import is_hub_id
 from vopd_recipes.hub.revisions import reason
-from vopd_recipes.recipe_text import RecipeError
+from vopd_recipes.recipe.text import RecipeError
 
 _AWAY = (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled)
 

@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from huggingface_hub import hf_hub_download
 
-from vopd_recipes import sciknoweval
+from vopd_recipes.data import sciknoweval
 from vopd_recipes.data.json_rows import json_rows
 from vopd_recipes.data.origin import ask_only_the_cache
 from vopd_recipes.data.recipe import DataRecipe, EvaluationSet, Source
 from vopd_recipes.data.rows import Left, Row
 from vopd_recipes.hub.queue import is_hub_id
-from vopd_recipes.recipe_text import RecipeError, nearest
+from vopd_recipes.recipe.text import RecipeError, nearest
 
 Numbered = tuple[int, Row | Left]
 

@@ -14,10 +14,10 @@ from typing import Any
 
 import yaml
 
-from vopd_recipes.checkpoints import RECIPE, last_complete_checkpoint
-from vopd_recipes.config import DataConfig, ModelConfig, VOPDConfig, load_recipe
-from vopd_recipes.recipe_text import RecipeError
-from vopd_recipes.report import RunError, history_of
+from vopd_recipes.files.checkpoints import RECIPE, last_complete_checkpoint
+from vopd_recipes.recipe.config import DataConfig, ModelConfig, VOPDConfig, load_recipe
+from vopd_recipes.recipe.text import RecipeError
+from vopd_recipes.files.plots import RunError, history_of
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from huggingface_hub.errors import (
 )
 
 from vopd_recipes.hub.revisions import MANIFEST, git_id_of, reason, remote_files, sha256_of
-from vopd_recipes.recipe_text import RecipeError
-from vopd_recipes.whole import written_whole
+from vopd_recipes.recipe.text import RecipeError
+from vopd_recipes.files.atomic import written_whole
 
 _INDEX = "model.safetensors.index.json"
 _ERRORS = (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError, HFValidationError)

@@ -17,8 +17,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from vopd_recipes.hub.queue import link_or_copy
-from vopd_recipes.weights import full_weights
-from vopd_recipes.whole import written_whole
+from vopd_recipes.models.weights import full_weights
+from vopd_recipes.files.atomic import written_whole
 
 
 @torch.no_grad()

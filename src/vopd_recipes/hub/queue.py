@@ -27,8 +27,8 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from vopd_recipes.hub.scrub import scrub_file
-from vopd_recipes.recipe_text import RecipeError
-from vopd_recipes.whole import written_whole
+from vopd_recipes.recipe.text import RecipeError
+from vopd_recipes.files.atomic import written_whole
 
 logger = logging.getLogger(__name__)
 

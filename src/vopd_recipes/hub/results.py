@@ -29,7 +29,7 @@ from vopd_recipes.hub.card import Published, model_card
 from vopd_recipes.hub.queue import MAIN, is_hub_id
 from vopd_recipes.hub.revisions import CARD, EVAL_RESULTS, licence_of, release_of, remote_files
 from vopd_recipes.hub.scrub import scrub
-from vopd_recipes.recipe_text import RecipeError
+from vopd_recipes.recipe.text import RecipeError
 
 logger = logging.getLogger(__name__)
 

@@ -35,8 +35,8 @@ from huggingface_hub.errors import (
 )
 
 from vopd_recipes.hub.queue import MAIN, OF_THE_RUN, is_hub_id
-from vopd_recipes.recipe_text import RecipeError
-from vopd_recipes.whole import written_whole
+from vopd_recipes.recipe.text import RecipeError
+from vopd_recipes.files.atomic import written_whole
 
 MANIFEST = "manifest.json"
 CARD = "README.md"

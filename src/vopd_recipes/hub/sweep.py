@@ -17,8 +17,8 @@ import matplotlib.pyplot as plt  # noqa: E402  # the backend is chosen first: no
 from huggingface_hub import HfApi  # noqa: E402
 
 from vopd_recipes.hub.download import list_revisions  # noqa: E402
-from vopd_recipes.recipe_text import RecipeError  # noqa: E402
-from vopd_recipes.whole import written_whole  # noqa: E402
+from vopd_recipes.recipe.text import RecipeError  # noqa: E402
+from vopd_recipes.files.atomic import written_whole  # noqa: E402
 
 logger = logging.getLogger(__name__)
 

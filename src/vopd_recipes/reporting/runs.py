@@ -16,10 +16,10 @@ from typing import Any
 
 import yaml
 
-from vopd_recipes.checkpoints import RECIPE, last_complete_checkpoint
-from vopd_recipes.estimators import Estimator
-from vopd_recipes.methods import method_of
-from vopd_recipes.report import RunError, series
+from vopd_recipes.files.checkpoints import RECIPE, last_complete_checkpoint
+from vopd_recipes.loss.definition import Estimator
+from vopd_recipes.loss.methods import method_of
+from vopd_recipes.files.plots import RunError, series
 
 # Fields that tell seeds of one method apart.
 _SEED_FIELDS = frozenset({"seed", "data_seed", "output_dir", "run_name"})

@@ -1,0 +1,123 @@
+"""Tables and pictures from a run's own files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt  # noqa: E402  # the backend is chosen first: no screen is needed
+
+from vopd_recipes.files.atomic import written_whole  # noqa: E402
+
+# Panels of the training picture: title, training series, evaluation series.
+_PANELS = (
+    ("reverse KL (nats per token)", "reverse_kl", "eval_reverse_kl"),
+    ("held-out accuracy", None, "eval_accuracy"),
+    ("standard deviation of the advantage", "advantage/std", None),
+    ("gradient norm", "grad_norm", None),
+    ("completion length (tokens)", "completion/length", "eval_completion_length"),
+    ("entropy (nats per token)", "entropy", None),
+)
+
+
+class RunError(ValueError):
+    """A folder that is not a run, or a run that has nothing to report: one line, what, where and what to do."""
+
+
+def series(history: list[dict[str, Any]], name: str | None) -> tuple[list[int], list[float]]:
+    """Steps and values of one metric in a trainer's log history."""
+    points = [(line["step"], line[name]) for line in history if name in line]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def history_of(run: Path) -> list[dict[str, Any]]:
+    """A finished run's log history.
+
+    Raises:
+        RunError: its trainer state does not hold one.
+    """
+    path = run / "trainer_state.json"
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8"))["log_history"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path}: not a trainer's state ({error})") from error
+
+
+def compare_runs(runs: list[Path]) -> str:
+    """A Markdown table: held-out accuracy and reverse KL of each run, at its first and its last evaluation.
+
+    Raises:
+        RunError: a run that has logged nothing.
+    """
+    lines = [
+        "| run | steps | accuracy before | after | reverse KL before | after | seconds a step |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for run in runs:
+        history = history_of(run)
+        if not history:
+            raise RunError(f"{run}: its log history is empty; the run has logged nothing to report")
+        cells = [run.name, str(history[-1]["step"])]
+        for name, form in (("eval_accuracy", "{:.1%}"), ("eval_reverse_kl", "{:.3f}")):
+            _, values = series(history, name)
+            cells += [form.format(values[0]), form.format(values[-1])] if values else ["", ""]
+        updates = [line for line in history if "time/train" in line]
+        seconds = [line["time/rollout"] + line.get("time/sync", 0.0) + line["time/train"] for line in updates]
+        cells.append(f"{median(seconds):.2f}" if seconds else "")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot_comparison(runs: list[Path], path: Path) -> Path:
+    """Draw several runs into the same panels."""
+    histories = {run.name: history_of(run) for run in runs}
+    panels = (
+        ("held-out accuracy", "eval_accuracy"),
+        ("held-out reverse KL (nats per token)", "eval_reverse_kl"),
+        ("standard deviation of the advantage", "advantage/std"),
+    )
+    figure, axes = plt.subplots(1, len(panels), figsize=(13, 3.6), layout="constrained")
+    for axis, (label, name) in zip(axes, panels):
+        for run, history in histories.items():
+            style = "o-" if name.startswith("eval") else "-"
+            axis.plot(*series(history, name), style, label=run, linewidth=1.4, markersize=4)
+        axis.set_title(label, fontsize=10)
+        axis.set_xlabel("step")
+        axis.set_ylim(bottom=0)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    return _save(figure, path)
+
+
+def plot_training(history: list[dict[str, Any]], output_dir: Path, title: str = "") -> Path:
+    """Draw `plots/training.png` from a log history; panels without data stay out."""
+    drawn = [panel for panel in _PANELS if any(series(history, name)[0] for name in panel[1:])]
+    rows = max(1, -(-len(drawn) // 3))
+    figure, axes = plt.subplots(rows, 3, figsize=(13, 3.2 * rows), squeeze=False, layout="constrained")
+    for axis in axes.flat[len(drawn) :]:
+        axis.axis("off")
+    for axis, (label, training, evaluation) in zip(axes.flat, drawn):
+        for name, style, legend in ((training, "-", "training"), (evaluation, "o--", "held out")):
+            steps, values = series(history, name)
+            if steps:
+                axis.plot(steps, values, style, label=legend, linewidth=1.4, markersize=4)
+        axis.set_title(label, fontsize=10)
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    figure.suptitle(title)
+    return _save(figure, output_dir / "plots" / "training.png")
+
+
+def _save(figure: Any, path: Path) -> Path:
+    """Write a figure whole or not at all."""
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
+    plt.close(figure)
+    return path

@@ -1,0 +1,111 @@
+r"""Which letter does a text choose? Decided in linear time, whatever the text.
+
+The form that prompts ask for is a JSON object whose "answer" is one of the letters. Where a text has none, the letter
+is looked for where models put it instead; two letters at once (`A or C`) are no choice.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import deque
+from contextlib import suppress
+from functools import lru_cache
+from typing import Any
+
+from vopd_recipes.grading.answers import extract_boxed
+
+_MAX_OBJECTS = 100  # places tried, from the last, as the start of a JSON object: keeps the search linear
+_OBJECT_START = re.compile(r'\{\s*"')
+_OTHER_KEYS = ("choice", "option", "final_answer", "correct_answer", "correct_option", "Answer")
+
+_WRAPPER = r"\\?(?:text|textbf|textrm|mathrm|mathbf)\s?\{"
+_OPEN = rf"""[\s"'*_:=$(\[{{\\]{{0,8}}(?:(?i:option|choice)\s{{1,2}})?(?:{_WRAPPER})?"""
+# A lower-case letter counts in parentheses, or at the end of its line: "answer: a prime" has none.
+_LETTER = r"""(?:\((?i:([CHOICES]))\)|([CHOICES])(?![\w-]))"""
+_LETTER_AT_END = r"""(?i:([CHOICES]))(?=[\s"'*_.)\]}$\\]{0,8}(?:\n|$))"""
+_PHRASES = (
+    rf"(?i:answer)[\"'*_ ]{{0,4}}(?:\s(?i:is|was)\b|\s(?i:should|would|must|will)\s(?i:be)\b){_OPEN}{_LETTER}",
+    rf"(?i:answer)[\"'*_ ]{{0,4}}[:=]{_OPEN}(?:{_LETTER}|{_LETTER_AT_END})",
+    rf"(?i:correct|right|best|final)\s(?i:option|choice)[\"'*_ ]{{0,4}}(?::|\s(?i:is)\b){_OPEN}{_LETTER}",
+    rf"(?:(?i:option|choice)\s{{1,2}})?{_LETTER}[*_]{{0,2}}\s(?i:is\s(?:the\s)?(?:correct|right|best))\b",
+    r"<answer>\s{0,2}\(?(?i:([CHOICES]))\)?\s{0,2}</answer>",
+)
+# What may follow a letter and make it one of two.
+_ANOTHER = (
+    r"[)*_\"']{0,4}\s{0,2}(?:,|/|&|(?i:or|and)\b)\s{0,2}(?:(?i:option|choice)\s)?"
+    r"[(*_\"']{0,3}[CHOICES](?![\w-])(?!\s(?:is|are|was|can)\b)"
+)
+_BOX = (
+    r"[\s(\[$*]{0,4}(?:\\text(?:bf|rm)?\s?\{|\\math(?:rm|bf)\s?\{)?[\s(\[*]{0,4}(?i:([CHOICES]))"
+    r"(?:[\s)\]}$*.:]{0,6}$|[.):\]][\s)}*]{0,4}.)"
+)
+_LINE = r"[\s*>#-]{0,8}\(?([CHOICES])(?:[.):])[\s*]{1,3}\S"
+
+
+def extract_choice(text: str, choices: str = "ABCD") -> str | None:
+    r"""The chosen letter in upper case, or None. What is looked for, in this order, each at its last occurrence:
+
+    1. a JSON object whose "answer" is exactly one of the letters: `{"reasoning": "…", "answer": "B"}`;
+    2. one with another key that says so: `{"choice": "B"}`;
+    3. `\boxed{B}`, `\boxed{\text{B}}`, `\boxed{(B)}`, `\boxed{B. Tuesday}`;
+    4. "answer is B", "Answer: (B)", "the correct option is B", "option B is correct", `<answer>B</answer>` and the
+       like (a lower-case letter only as "(b)" or at the end of its line: "the answer is a prime");
+    5. a bare letter as the final line: `B`, `(b)`, `**B**.`;
+    6. the first or last line as `B. Tuesday`, unless other lines begin so with other letters: that is a list.
+    """
+    return choice_in_json(text, choices) or choice_elsewhere(text, choices)
+
+
+def choice_in_json(text: str, choices: str, keys: tuple[str, ...] = ("answer",)) -> str | None:
+    """The letter of the last JSON object that has one under one of the keys."""
+    found: list[str] = []
+
+    def note(fields: dict[str, Any]) -> None:  # called for each complete object, an inner one before its outer one
+        for key in keys:
+            if choice := as_choice(fields.get(key), choices):
+                found.append(choice)
+
+    decoder = json.JSONDecoder(object_hook=note, strict=False)
+    end = 0
+    for start in deque((match.start() for match in _OBJECT_START.finditer(text)), maxlen=_MAX_OBJECTS):
+        if start >= end:
+            with suppress(ValueError, RecursionError):
+                end = decoder.raw_decode(text, start)[1]
+    return found[-1] if found else None
+
+
+def choice_elsewhere(text: str, choices: str) -> str | None:
+    """The letter of a text that has no JSON object with an "answer"."""
+    if other := choice_in_json(text, choices, _OTHER_KEYS):
+        return other
+    box, phrase, another, line = _patterns(choices.upper())
+    boxed = extract_boxed(text)
+    if boxed and (found := box.match(boxed)) and not another.match(boxed, found.end(1)):
+        return found[1].upper()
+    if phrases := deque(phrase.finditer(text), maxlen=1):
+        letter = phrases.pop()
+        return (
+            None if another.match(text, letter.end(letter.lastindex or 0)) else letter[letter.lastindex or 0].upper()
+        )
+    lines = text.strip().split("\n")
+    return as_choice(lines[-1].strip("*()[]$.: \t"), choices) or _lettered(lines, line)
+
+
+def _lettered(lines: list[str], pattern: re.Pattern[str]) -> str | None:
+    letters = {found[1] for found in map(pattern.match, lines) if found}
+    at_an_end = pattern.match(lines[0]) or pattern.match(lines[-1])
+    return letters.pop() if at_an_end and len(letters) == 1 else None
+
+
+def as_choice(value: object, choices: str) -> str | None:
+    """A value that is exactly one of the letters, in upper case."""
+    letter = value.strip().upper() if isinstance(value, str) else ""
+    return letter if len(letter) == 1 and letter in choices.upper() else None
+
+
+@lru_cache(maxsize=16)
+def _patterns(letters: str) -> tuple[re.Pattern[str], ...]:
+    """Of a box, a phrase, another letter behind one, and a line."""
+    sources = (_BOX, "|".join(_PHRASES), _ANOTHER, _LINE)
+    return tuple(re.compile(source.replace("CHOICES", re.escape(letters)), re.DOTALL) for source in sources)

@@ -1,0 +1,101 @@
+"""The full, merged weights of a sharded or LoRA model, one tensor at a time.
+
+Whoever wants the student's weights (vLLM, a copy that samples, a file) wants them whole, under the names of the
+checkpoint, and with the adapters merged: W + B A · scale. Under ZeRO-3 and FSDP2 no process holds a whole tensor, so
+each is gathered, handed on and freed before the next: the memory this takes is that of the largest tensor, not of the
+model. The base weights are read and never written: merging in place and undoing it drifts in bfloat16.
+
+Gathering is collective: every process must take every tensor, in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import cast
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from vopd_recipes.models.loading import causal_lm_of
+from vopd_recipes.models.sharding import gathered
+
+
+def full_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Name and full tensor of each parameter of the causal language model, adapters merged. Collective.
+
+    Tied parameters come under each of their names: a reader that keeps its own tied copy needs both. A tensor is valid
+    until the next one is asked for.
+
+    Args:
+        model: the student, outside any distributed wrapper, with or without adapters.
+    """
+    causal_lm = causal_lm_of(model)
+    layers = {name: module for name, module in causal_lm.named_modules() if isinstance(module, LoraLayer)}
+    for name, parameter in causal_lm.named_parameters(remove_duplicate=False):
+        owner, _, attribute = name.partition(".base_layer.")
+        if attribute:
+            with gathered(parameter, *_adapter_weights(layers[owner])) as (base, *adapters):
+                yield f"{owner}.{attribute}", _merged(layers[owner], base, adapters) if attribute == "weight" else base
+        elif not _is_adapter(name):
+            with gathered(parameter) as (full,):
+                yield name, full
+
+
+def _is_adapter(name: str) -> bool:
+    return ".lora_" in name
+
+
+def _adapter_weights(layer: LoraLayer) -> list[nn.Parameter]:
+    """A [r, in] and B [out, r] of each of its adapters in use, one after the other."""
+    matrices = (matrix[name] for name in _adapters(layer) for matrix in (layer.lora_A, layer.lora_B))
+    return [cast(nn.Parameter, matrix.weight) for matrix in matrices]
+
+
+def _adapters(layer: LoraLayer) -> list[str]:
+    return [name for name in layer.active_adapters if name in layer.lora_A]
+
+
+@torch.no_grad()
+def _merged(layer: LoraLayer, base: Tensor, adapters: list[Tensor]) -> Tensor:
+    """W + Σ B A · scale, multiplied in float32 and rounded once to W's type: a new tensor."""
+    total = base.float()
+    for name, a, b in zip(_adapters(layer), adapters[::2], adapters[1::2]):
+        total = torch.addmm(total, b.float(), a.float(), alpha=layer.scaling[name])
+    return total.to(base.dtype)
+
+
+class FullCopy:
+    """An unsharded copy of a sharded student that has weights only while it samples.
+
+    Decoding with the sharded model itself would gather every layer once per token, on every process, for as many
+    tokens as the longest completion anywhere has.
+
+    Args:
+        student: whose configuration is taken.
+        device: where the copy lives.
+    """
+
+    def __init__(self, student: nn.Module, device: torch.device) -> None:
+        causal_lm = causal_lm_of(student)
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(causal_lm.dtype)
+        try:
+            with device:  # the class itself, not `from_config`: under ZeRO-3 that would shard the copy as well
+                copy = type(causal_lm)(causal_lm.config)
+        finally:
+            torch.set_default_dtype(default)
+        self.model: PreTrainedModel = copy.eval().requires_grad_(False)
+        self.release()
+
+    def fill(self, named_weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Take over the student's weights."""
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        for name, tensor in named_weights:
+            parameters[name].data = tensor.to(parameters[name], copy=True)
+
+    def release(self) -> None:
+        """Give the memory back."""
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.new_empty(0)

@@ -1,0 +1,76 @@
+"""The paper's published numbers, `published.json`, for tables and cards of models that repeat its setting.
+
+"KL for a KL: On-Policy Distillation with Control Variate Baseline", arXiv 2605.07865v1, the main table and the science
+table. They stand in one file and nowhere else; `evaluation/paper.json` is another name of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vopd_recipes.loss.methods import method_of
+
+PAPER = "arXiv 2605.07865"
+
+_NUMBERS = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+_TOP_K = 20  # of all its top-k runs
+# Part of a data set's name, and the tables of what was trained on it.
+_TABLES = (("dapo", "distilled", "columns"), ("sciknoweval", "distilled_science", "science_columns"))
+
+
+def undistilled(model: str) -> dict[str, str]:
+    """Task → `avg/pass` (science, average: `avg`) in percent of a model as it comes; empty where the paper lacks it.
+
+    Args:
+        model: Hub id of a student or teacher.
+    """
+    if model not in _NUMBERS["models"]:
+        return {}
+    found = dict(zip(_NUMBERS["columns"], _NUMBERS["models"][model]))
+    found |= dict(zip(_NUMBERS["science_columns"], _NUMBERS["science"].get(model, [])))
+    return found | {"average": _NUMBERS["average"][model]}
+
+
+def distilled(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """Task → `avg/pass` (science: `avg`) in percent, as printed; empty where the paper has no such run.
+
+    Args:
+        recipe: fields of a run. Its teacher, student, estimator and data decide. One of another library is none.
+    """
+    pair = f"{recipe.get('teacher_model_name_or_path')} > {recipe.get('model_name_or_path')}"
+    try:
+        method = method_of(recipe)[0]
+    except (KeyError, TypeError):  # an estimator of others
+        return {}
+    if method.endswith("top-k") and (
+        recipe.get("support_top_k", _TOP_K) != _TOP_K or recipe.get("baseline_support") == "teacher"
+    ):
+        return {}
+    for data, table, columns in _TABLES:
+        names = datasets_of(recipe)
+        if names and all(data in name.lower() for name in names):
+            return dict(zip(_NUMBERS[columns], _NUMBERS[table].get(pair, {}).get(method, [])))
+    return {}
+
+
+def prompts_of(recipe: Mapping[str, Any]) -> int | None:
+    """About how many prompts the paper has of a recipe's data; `None` where it has not that data, or of a mixture.
+
+    Args:
+        recipe: fields of a run.
+    """
+    if recipe.get("dataset_mixture"):
+        return None
+    (name,) = datasets_of(recipe)
+    return next((count for data, count in _NUMBERS["prompts"].items() if data in name.lower()), None)
+
+
+def datasets_of(recipe: Mapping[str, Any]) -> list[str]:
+    """The data sets a run trained on, by name; none where a mixture is written as other libraries do."""
+    sources = recipe.get("dataset_mixture") or [{"dataset_name": recipe.get("dataset_name")}]
+    if not all(isinstance(source, Mapping) and "dataset_name" in source for source in sources):
+        return []
+    return [str(source["dataset_name"]) for source in sources]

@@ -1,0 +1,396 @@
+"""A recipe becomes typed dataclasses, checked before anything is loaded.
+
+A recipe is one flat YAML file. Its fields are those of `ModelConfig`, `DataConfig` and `VOPDConfig`, and the last
+one is a `transformers.TrainingArguments`: whoever knows the ecosystem knows the names. `extends: other.yaml` makes a
+variant three lines long, `--field value` on the command line overrides both. Whatever is wrong — an unknown field, a
+value of the wrong type, two values that contradict each other — becomes one `RecipeError` that says what, where (file
+and line, or flag) and what to do, before a model or a data set is touched.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from transformers import TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+from transformers.trainer_utils import SchedulerType
+
+from vopd_recipes.loss.definition import Estimator
+from vopd_recipes.hub.queue import is_hub_id
+from vopd_recipes.recipe.launch import introduce_deepspeed, prepare_launch
+from vopd_recipes.recipe.text import RecipeError, coerce, describe_type, nearest, read_flags, read_yaml
+
+
+def option(default: Any, help: str) -> Any:
+    """A dataclass field with its one-line description."""
+    if isinstance(default, (dict, list)):
+        return field(default_factory=lambda: type(default)(default), metadata={"help": help})
+    return field(default=default, metadata={"help": help})
+
+
+_DTYPE = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass
+class ModelConfig:
+    """The student, the teacher, and what of the student is trained."""
+
+    model_name_or_path: str | None = option(None, "student: Hub id or folder")
+    model_revision: str | None = option(None, "branch, tag or commit of the student")
+    teacher_model_name_or_path: str | None = option(None, "teacher: Hub id or folder")
+    teacher_model_revision: str | None = option(None, "branch, tag or commit of the teacher")
+    dtype: _DTYPE = option("float32", "type of the student's weights")
+    teacher_dtype: _DTYPE | None = option(None, "the teacher's; default: dtype")
+    attn_implementation: str | None = option(None, "default: flash-attention where installed, else packed_sdpa")
+    trust_remote_code: bool = option(False, "run model code that comes with the weights")
+    use_peft: bool = option(False, "train LoRA adapters instead of all weights")
+    lora_r: int = option(64, "rank of the adapters")
+    lora_alpha: int = option(128, "their scale is lora_alpha / lora_r")
+    lora_dropout: float = option(0.0, "dropout on the adapters' input")
+    lora_target_modules: list[str] | str = option("all-linear", "module names, or all-linear")
+
+    def __post_init__(self) -> None:
+        _require(bool(self.model_name_or_path), "model_name_or_path: missing; name a Hub id or a folder")
+        _require(self.lora_r >= 1, f"lora_r must be at least 1, got {self.lora_r}")
+        _require(0 <= self.lora_dropout < 1, f"lora_dropout must lie in [0, 1), got {self.lora_dropout}")
+
+
+@dataclass
+class DataConfig:
+    """Prompts, their answers where they have one, and how they become tokens."""
+
+    dataset_name: str | None = option(None, "Hub id, json/jsonl/parquet file, or saved data set folder")
+    dataset_config: str | None = option(None, "configuration of a Hub data set")
+    dataset_train_split: str = option("train", "split to train on")
+    dataset_test_split: str | None = option(None, "split of held-out prompts")
+    test_size: int = option(0, "without dataset_test_split: hold this many training rows out")
+    max_test_prompts: int | None = option(None, "evaluate on at most this many held-out prompts")
+    dataset_mixture: list[dict[str, Any]] | None = option(
+        None, "instead of dataset_name: entries with the fields above and below plus weight (1.0 = every row once)"
+    )
+    prompt_column: str = option("prompt", "column of a string, or of a list of chat messages")
+    answer_column: str | None = option(None, "column of the gold answer, for held-out accuracy")
+    answer_format: Literal["math", "choice"] = option("math", "how an answer is graded")
+    prompt_template: str | None = option(None, "text in which {column} stands for that column's value")
+    chat_template: bool = option(False, "wrap prompts in the tokenizer's chat template")
+    chat_template_kwargs: dict[str, Any] = option({}, "passed to the chat template, e.g. {enable_thinking: false}")
+    max_prompt_length: int = option(1024, "longer prompts are dropped and counted, in tokens")
+
+    def __post_init__(self) -> None:
+        _require(
+            bool(self.dataset_name) != bool(self.dataset_mixture),
+            "dataset_name, dataset_mixture: name exactly one of them",
+        )
+        _require(self.max_prompt_length >= 1, f"max_prompt_length must be at least 1, got {self.max_prompt_length}")
+        _require(self.test_size >= 0, f"test_size must not be negative, got {self.test_size}")
+        _require(
+            self.max_test_prompts is None or self.max_test_prompts >= 1,
+            f"max_test_prompts must be at least 1, got {self.max_test_prompts}",
+        )
+        _require(
+            not (self.test_size and self.dataset_test_split),
+            "test_size, dataset_test_split: both name held-out prompts; keep one",
+        )
+        _require(
+            not self.chat_template_kwargs or self.chat_template,
+            "chat_template_kwargs has no effect with chat_template: false",
+        )
+        for source in self.dataset_mixture or []:
+            self._check_source(source)
+
+    def _check_source(self, source: dict[str, Any]) -> None:
+        known = [*_MIXTURE_FIELDS, "weight"]
+        for name, value in source.items():
+            _require(name in known, f"dataset_mixture: unknown field '{name}'{nearest(str(name), known)}")
+            _require(
+                name == "weight" or value is None or isinstance(value, str),
+                f"dataset_mixture: {name} must be text, got {value!r}",
+            )
+        _require("dataset_name" in source, "dataset_mixture: an entry has no dataset_name")
+        weight = source.get("weight", 1.0)
+        _require(
+            isinstance(weight, (int, float)) and not isinstance(weight, bool) and 0 < weight < math.inf,
+            f"dataset_mixture: weight must be a positive number, got {weight!r}",
+        )
+
+    def sources(self) -> list[dict[str, Any]]:
+        """Every data set to read: fields of `_MIXTURE_FIELDS` plus weight, defaults filled in."""
+        defaults = {name: getattr(self, name) for name in _MIXTURE_FIELDS}
+        return [{**defaults, "weight": 1.0, **source} for source in self.dataset_mixture or [{}]]
+
+
+_MIXTURE_FIELDS = (
+    "dataset_name", "dataset_config", "dataset_train_split", "prompt_column", "answer_column", "prompt_template"
+)  # fmt: skip
+
+# Fields of TrainingArguments that would be ignored here or would silently change what is trained.
+_UNSUPPORTED = {
+    "hub_token": "a recipe is published with the run; log in with `hf auth login` or set HF_TOKEN",
+    "hub_strategy": "every save is uploaded to a branch of its own, in the background",
+    "hub_always_push": "every save is queued, however long the upload before it takes",
+    "hub_revision": "the final model goes to main, and step N to the branch step-0000000N",
+    "label_smoothing_factor": "there are no labels to smooth",
+    "neftune_noise_alpha": "noise in the student's embeddings makes its samples off-policy",
+    "auto_find_batch_size": "a micro-batch is packed by tokens; lower per_device_train_batch_size instead",
+    "load_best_model_at_end": "every checkpoint is kept by step; pick one with the evaluation results",
+    "ignore_data_skip": "a resumed run repeats the undisturbed one",
+    "fp16": "the loss forms its gradient before a loss scale could save it from underflow; use bf16: true",
+}
+
+
+_COUNTS = (
+    "max_completion_length", "num_generations", "rollout_batch_size", "gradient_accumulation_steps",
+    "per_device_train_batch_size", "per_device_eval_batch_size", "eval_steps", "save_total_limit",
+    "vllm_tensor_parallel_size", "vllm_max_model_len",
+)  # fmt: skip
+_TRACKERS = (*INTEGRATION_TO_CALLBACK, "none", "all")
+
+
+@dataclass
+class VOPDConfig(TrainingArguments):
+    """Estimator, sampling and rollouts, on top of every field of `transformers.TrainingArguments`."""
+
+    divergence: Literal["sampled", "full", "topk"] = option("sampled", "policy gradient, exact KL, or top-k KL")
+    baseline: Literal["none", "constant", "value", "value_topk", "optimal"] | None = option(
+        None, "control variate of divergence: sampled; default: value"
+    )
+    baseline_support: Literal["student", "teacher"] = option("student", "whose top k carry value_topk")
+    support_top_k: int = option(20, "k of value_topk and topk")
+    baseline_constant: float = option(1.0, "value of baseline: constant")
+    reward_clip_lambda: float | None = option(None, "clamp rewards from below at log λ/(1-λ)")
+    importance_sampling_cap: float = option(2.0, "truncate p_train/p_rollout at this")
+
+    max_completion_length: int = option(2048, "sample at most this many tokens")
+    num_generations: int = option(1, "completions per prompt")
+    temperature: float = option(1.0, "anything but 1 needs allow_biased_sampling")
+    top_p: float = option(1.0, "anything but 1 needs allow_biased_sampling")
+    top_k: int = option(0, "0 is off; anything else needs allow_biased_sampling")
+    allow_biased_sampling: bool = option(False, "sample from another distribution than the student's")
+    mask_truncated_completions: bool = option(False, "do not train on completions cut at the limit")
+    rollout_backend: Literal["transformers", "vllm"] = option("transformers", "what samples the completions")
+    rollout_batch_size: int = option(64, "completions sampled at a time on a device")
+    vllm_gpu_memory_utilization: float = option(0.3, "share of the GPU's memory that vLLM may fill while it samples")
+    vllm_tensor_parallel_size: int = option(1, "neighbouring processes that share one vLLM engine")
+    vllm_max_model_len: int | None = option(None, "default: the longest prompt + max_completion_length")
+    vllm_dtype: _DTYPE | None = option(None, "type of vLLM's weights; default: what training multiplies in")
+    vllm_enforce_eager: bool | None = option(None, "no CUDA graphs: starts sooner, samples slower; default: on a CPU")
+    teacher_backend: Literal["local", "server"] = option("local", "local, or a vLLM server that scores completions")
+    teacher_offload: bool = option(False, "keep a local teacher in CPU memory between its turns")
+    teacher_server_url: str | None = option(None, "of teacher_backend: server, such as http://node7:8000")
+    teacher_server_model: str | None = option(None, "name of the model there; default: the only one")
+    teacher_server_timeout: float = option(600.0, "seconds to keep trying before the run stops, resumable")
+    log_gradient_variance: bool = option(False, "log every estimator's exact gradient variance")
+    hub_merge: bool = option(False, "push_to_hub of LoRA runs: the merged model too, to <hub_model_id>-merged")
+
+    # Other defaults than the Trainer's, from the paper's settings where it states one.
+    learning_rate: float = option(1e-5, "peak learning rate (paper, Table 4)")
+    lr_scheduler_type: SchedulerType | str = option("cosine", "learning-rate schedule (paper, Table 4)")
+    num_train_epochs: float = option(1.0, "passes over the prompts")
+    per_device_train_batch_size: int = option(1, "prompts per device and micro-batch")
+    logging_steps: float = option(1, "steps between log lines")
+    save_steps: float = option(20, "steps between checkpoints (paper)")
+    logging_nan_inf_filter: bool = option(False, "a non-finite loss stops the run instead")
+    ddp_find_unused_parameters: bool | None = option(False, "every trained weight has a gradient in every micro-batch")
+    remove_unused_columns: bool = option(False, "prompts carry their own columns")
+
+    def __post_init__(self) -> None:
+        _require(bool(self.output_dir), "output_dir: missing; name a folder for the run")
+        defaults = {item.name: item.default for item in fields(TrainingArguments)}
+        for name, reason in _UNSUPPORTED.items():
+            _require(getattr(self, name) == defaults[name], f"{name} is not supported: {reason}")
+        for name in _COUNTS:
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"{name} must be at least 1, got {value}")
+        _require(0 <= self.seed < 2**32, f"seed must lie in [0, 2^32), got {self.seed}")
+        _require(
+            0 <= self.learning_rate < math.inf, f"learning_rate must be finite, at least 0, got {self.learning_rate}"
+        )
+        _require(not self.remove_unused_columns, "remove_unused_columns: true drops columns that rollouts need")
+        _require(self.temperature > 0, f"temperature must be positive, got {self.temperature}")
+        _require(0 < self.top_p <= 1, f"top_p must lie in (0, 1], got {self.top_p}")
+        _require(self.top_k >= 0, f"top_k must not be negative, got {self.top_k}; 0 is off")
+        self._check_unbiased_sampling()
+        self._check_trackers()
+        self._check_backends()
+        self._check_publishing()
+        self.baseline = self.estimator.baseline
+        prepare_launch(self)
+        super().__post_init__()
+        batches: Any = self.accelerator_config
+        _require(
+            not (batches.split_batches or batches.dispatch_batches),
+            "accelerator_config: split_batches and dispatch_batches deal prompts out in an order that is not ours",
+        )
+        introduce_deepspeed(self)
+
+    def _check_backends(self) -> None:
+        share = self.vllm_gpu_memory_utilization
+        _require(0 < share < 1, f"vllm_gpu_memory_utilization must lie in (0, 1), got {share}")
+        _require(self.teacher_server_timeout > 0, "teacher_server_timeout must be positive")
+        if self.teacher_backend == "local":
+            _require(self.teacher_server_url is None, "teacher_server_url has no effect with teacher_backend: local")
+            return
+        _require(bool(self.teacher_server_url), "teacher_server_url: missing; teacher_backend: server needs it")
+        _require(not self.teacher_offload, "teacher_offload has no effect with teacher_backend: server")
+        _require(
+            self.teacher_server_timeout < self.ddp_timeout,
+            f"teacher_server_timeout: {self.teacher_server_timeout:g} is not below ddp_timeout: {self.ddp_timeout}, "
+            "after which processes that wait for one another are killed; raise ddp_timeout",
+        )
+        _require(
+            not self.log_gradient_variance,
+            "log_gradient_variance: true needs the teacher's whole distribution, which teacher_backend: server lacks",
+        )
+        known = self.divergence == "sampled" and self.estimator.baseline in ("none", "constant", "value_topk")
+        _require(
+            known,
+            f"divergence: {self.divergence}, baseline: {self.estimator.baseline} need the teacher's whole "
+            "distribution, which teacher_backend: server lacks; use divergence: sampled and baseline: none, constant "
+            "or value_topk",
+        )
+
+    def _check_publishing(self) -> None:
+        _require(not self.hub_merge or self.push_to_hub, "hub_merge has no effect with push_to_hub: false")
+        if not self.push_to_hub:
+            return
+        _require(bool(self.hub_model_id), "hub_model_id: missing; push_to_hub needs it: the repository, org/name")
+        _require(
+            is_hub_id(self.hub_model_id), f"hub_model_id: '{self.hub_model_id}' is no repository; name one as org/name"
+        )
+
+    def _check_unbiased_sampling(self) -> None:
+        for name, neutral in (("temperature", 1.0), ("top_p", 1.0), ("top_k", 0)):
+            value = getattr(self, name)
+            _require(
+                value == neutral or self.allow_biased_sampling,
+                f"{name}: {value} samples from another distribution than the student's, which biases the gradient; "
+                f"use {name}: {neutral:g} or set allow_biased_sampling: true",
+            )
+
+    def _check_trackers(self) -> None:
+        names = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
+        for name in names:
+            _require(name in _TRACKERS, f"report_to: '{name}' is no tracker{nearest(name, _TRACKERS)}")
+            _require(
+                name not in ("wandb", "trackio", "tensorboard") or importlib.util.find_spec(name) is not None,
+                f"report_to: {name} is not installed; pip install {name}, or report_to: none",
+            )
+
+    @property
+    def estimator(self) -> Estimator:
+        """The estimator these fields describe."""
+        return Estimator(**{item.name: getattr(self, item.name) for item in fields(Estimator)})
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A checked recipe and where each of its values came from (`file:line`, `--flag`; absent: the default)."""
+
+    path: Path
+    model: ModelConfig
+    data: DataConfig
+    training: VOPDConfig
+    sources: dict[str, str]
+
+    def resolved(self) -> dict[str, Any]:
+        """Every field of ours and every inherited one that the recipe sets, as plain values that load again."""
+        values = {}
+        for part in (self.model, self.data, self.training):
+            for item in fields(part):
+                if item.name in _FIELDS and (item.name in _OWN or item.name in self.sources):
+                    values[item.name] = _plain(getattr(part, item.name))
+        return values
+
+
+def _plain(value: Any) -> Any:
+    """What YAML can hold: the Trainer turns some fields into enums and configuration objects."""
+    if isinstance(value, Enum):
+        return value.value
+    return value.to_dict() if hasattr(value, "to_dict") else value
+
+
+_PARTS = (ModelConfig, DataConfig, VOPDConfig)
+_HINTS = {name: hint for part in _PARTS for name, hint in get_type_hints(part).items()}
+_FIELDS = {item.name: item for part in _PARTS for item in fields(part) if item.init}
+_OWN = {name: None for part in _PARTS for name in part.__annotations__}  # in order of declaration
+
+
+def describe_fields() -> Iterator[tuple[str, str, Any]]:
+    """(name, description, default) of each field that is this library's own."""
+    for name in _OWN:
+        item = _FIELDS[name]
+        default = item.default_factory() if callable(item.default_factory) else item.default
+        yield name, item.metadata["help"], default
+
+
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read, merge and check a recipe.
+
+    Args:
+        path: the YAML file.
+        overrides: command-line words, `--field value …`.
+
+    Raises:
+        RecipeError: anything wrong, in one line.
+    """
+    path = Path(path)
+    values = {**read_yaml(path, ()), **read_flags(overrides or [], _HINTS)}
+    checked, sources = {}, {}
+    for name, (value, where) in values.items():
+        if name not in _FIELDS:
+            raise RecipeError(f"{where}: unknown field '{name}'{nearest(name, _FIELDS)}")
+        try:
+            checked[name] = coerce(value, _HINTS[name])
+        except TypeError:
+            wanted = describe_type(_HINTS[name])
+            raise RecipeError(f"{where}: {name} must be {wanted}, got {value!r}") from None
+        sources[name] = where
+    model, data, training = (_build(part, checked, sources, path) for part in _PARTS)
+    recipe = Recipe(path, model, data, training, sources)
+    _check_together(recipe)
+    return recipe
+
+
+def _check_together(recipe: Recipe) -> None:
+    """Contradictions between the parts."""
+    data, training = recipe.data, recipe.training
+    if training.teacher_backend == "local" and not recipe.model.teacher_model_name_or_path:
+        raise RecipeError(f"{recipe.path}: teacher_model_name_or_path: missing; name a Hub id or a folder")
+    if training.hub_merge and not recipe.model.use_peft:
+        raise RecipeError(
+            f"{recipe.sources['hub_merge']}: hub_merge: only a LoRA run can be merged; set use_peft: true"
+        )
+    if training.rollout_backend == "vllm":
+        longest = data.max_prompt_length + training.max_completion_length
+        if training.vllm_max_model_len is not None and training.vllm_max_model_len < longest:
+            raise RecipeError(
+                f"{recipe.sources['vllm_max_model_len']}: vllm_max_model_len: {training.vllm_max_model_len} is below "
+                f"max_prompt_length + max_completion_length = {longest}"
+            )
+    evaluates = training.eval_strategy != "no" or training.eval_on_start
+    if evaluates and not (data.dataset_test_split or data.test_size):
+        where = recipe.sources.get("eval_strategy") or recipe.sources.get("eval_on_start") or str(recipe.path)
+        raise RecipeError(f"{where}: evaluation needs held-out prompts; set dataset_test_split or test_size")
+
+
+def _build(part: type, checked: dict[str, Any], sources: dict[str, str], path: Path) -> Any:
+    names = {item.name for item in fields(part)}
+    try:
+        return part(**{name: value for name, value in checked.items() if name in names})
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        message = " ".join(str(error).split())
+        mentioned = [sources[name] for name in sources if name in re.findall(r"\w+", message)]
+        where = mentioned[0] if mentioned else str(path)
+        raise RecipeError(f"{where}: {message}") from error

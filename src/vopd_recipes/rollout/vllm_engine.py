@@ -1,0 +1,292 @@
+"""The student samples in vLLM, inside the training process.
+
+vLLM's own `external_launcher` puts one engine into every process (or one over `tensor_parallel_size` neighbours), so
+rollouts need no server, no files and no second copy of the launcher. A whole window of prompts goes in as one call,
+the longest prompts first: the engine's scheduler then always has work until the window's last tokens. On a GPU the
+engine sleeps between rollouts and gives its memory, weights included, back to training; `sync` streams the student's
+current weights in before the next one, tensor by tensor.
+
+Three defaults of vLLM would train something else: a checkpoint's generation settings (temperature 0.6, top-k 20, … in
+Qwen3) in place of the recipe's, log-probabilities before temperature and truncation, and one seed for all requests.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+from transformers.utils.logging import tqdm
+
+from vopd_recipes.recipe.launch import free_port
+from vopd_recipes.recipe.text import RecipeError
+from vopd_recipes.rollout.transformers_engine import Completion, RolloutFailed, Sampling
+
+# Of one request, in the engine that GPUs run.
+_MAX_BIASES = 1024
+
+
+class VLLMRollout:
+    """A `RolloutEngine` on vLLM. Collective under tensor parallelism; kept until the process ends.
+
+    Args:
+        model: Hub id or folder that the first weights are loaded from.
+        revision: of a Hub id.
+        device: of the training process.
+        dtype: of vLLM's weights: `float32`, `bfloat16` or `float16`.
+        eos_token_ids: tokens that end a completion.
+        vocabulary: tokens from this id on are never drawn: the teacher does not know them.
+        sampling: temperature and truncation.
+        max_model_len: prompt and completion together, in tokens.
+        gpu_memory_utilization: share of the device that the engine may fill while it samples.
+        tensor_parallel_size: neighbouring processes that share an engine.
+        enforce_eager: no CUDA graphs; `None` is only on CPUs.
+        max_num_seqs: completions sampled at a time by an engine.
+        trust_remote_code: run model code that comes with the weights.
+        seed: of the engine; each completion has its own.
+        progress: show a progress bar.
+
+    Raises:
+        RecipeError: vLLM is not installed, or does not start with these settings.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        revision: str | None,
+        device: torch.device,
+        dtype: str,
+        eos_token_ids: set[int],
+        vocabulary: int,
+        sampling: Sampling,
+        max_model_len: int,
+        gpu_memory_utilization: float,
+        tensor_parallel_size: int = 1,
+        enforce_eager: bool | None = None,
+        max_num_seqs: int = 64,
+        trust_remote_code: bool = False,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._eos_token_ids = sorted(eos_token_ids)
+        self.sampling = sampling
+        self._max_model_len = max_model_len
+        self._progress = progress
+        self._asleep: set[str] = set()  # what has no memory at the moment: weights, kv_cache
+        self.stale = False  # the weights of `model` are the student's, until it takes a step
+        _prepare_environment(self._on_gpu)
+        self._join_group(tensor_parallel_size)
+        with _single_process_variables(), _as_recipe_error():
+            self._vllm: Any = importlib.import_module("vllm")  # late: it takes ten seconds
+            self._llm = self._vllm.LLM(
+                model=model,
+                revision=revision,
+                skip_tokenizer_init=True,  # token ids go in and come out
+                generation_config="vllm",  # not the checkpoint's
+                logprobs_mode="processed_logprobs",  # of the distribution that was drawn from
+                dtype=dtype,
+                max_model_len=max_model_len,
+                max_num_seqs=max_num_seqs,
+                gpu_memory_utilization=gpu_memory_utilization,
+                tensor_parallel_size=tensor_parallel_size,
+                distributed_executor_backend="external_launcher",
+                enforce_eager=not self._on_gpu if enforce_eager is None else enforce_eager,
+                enable_sleep_mode=self._on_gpu,
+                trust_remote_code=trust_remote_code,
+                seed=seed,
+                **({} if self._on_gpu else prompts_in_one_piece(max_model_len)),
+            )
+        self._bias = _never(range(vocabulary, self._llm.llm_engine.model_config.get_vocab_size()))
+        self._sleep()
+
+    def _join_group(self, tensor_parallel_size: int) -> None:
+        """vLLM joins the process group that is there; without one it would start engines that never meet."""
+        if not distributed.is_initialized():
+            address = f"tcp://127.0.0.1:{free_port()}"
+            backend = "nccl" if self._on_gpu else "gloo"
+            distributed.init_process_group(backend, init_method=address, rank=0, world_size=1)
+        world, rank, size = distributed.get_world_size(), distributed.get_rank(), tensor_parallel_size
+        if world % size:
+            raise RecipeError(f"vllm_tensor_parallel_size: {size} does not divide the {world} processes")
+        self._members = list(range(rank // size * size, rank // size * size + size))
+        self._position = rank % size
+        if size > 1:
+            groups = [distributed.new_group(range(start, start + size)) for start in range(0, world, size)]
+            self._group = groups[rank // size]
+
+    def generate(self, prompts: list[list[int]], seeds: list[int], max_new_tokens: int) -> list[Completion]:
+        """One completion per prompt, in order. Every process of a tensor-parallel group must call it.
+
+        Raises:
+            RolloutFailed: the engine cannot go on, or a prompt leaves no room for the completion.
+        """
+        everyone = self._gather((prompts, seeds))
+        all_prompts = [prompt for theirs, _ in everyone for prompt in theirs]
+        all_seeds = [seed for _, theirs in everyone for seed in theirs]
+        before = sum(len(theirs) for theirs, _ in everyone[: self._position])
+        with _as_rollout_failed("vLLM could not sample"):
+            self._wake("kv_cache")
+            completions = self._generate_all(all_prompts, all_seeds, max_new_tokens)
+            self._sleep()
+        return completions[before : before + len(prompts)]
+
+    def _generate_all(self, prompts: list[list[int]], seeds: list[int], max_new_tokens: int) -> list[Completion]:
+        if "weights" in self._asleep:
+            raise RuntimeError("it sleeps and has no weights; sync comes first")
+        longest = max(map(len, prompts), default=0)
+        if longest + max_new_tokens > self._max_model_len:
+            raise ValueError(
+                f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed vllm_max_model_len: "
+                f"{self._max_model_len}"
+            )
+        if not prompts:
+            return []
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+        parameters = [
+            self._vllm.SamplingParams(
+                temperature=self.sampling.temperature,
+                top_p=self.sampling.top_p,
+                top_k=self.sampling.top_k,
+                seed=seeds[i],
+                max_tokens=max_new_tokens,
+                stop_token_ids=self._eos_token_ids,
+                logit_bias=self._bias,
+                logprobs=0,
+                detokenize=False,
+            )
+            for i in order
+        ]
+        bar = partial(tqdm, leave=False) if self._progress else False
+        outputs = self._llm.generate([{"prompt_token_ids": prompts[i]} for i in order], parameters, use_tqdm=bar)
+        completions: list[Any] = [None] * len(prompts)
+        for i, output in zip(order, outputs):
+            completions[i] = _completion(output.outputs[0])
+        return completions
+
+    def sync(self, named_weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Stream the student's weights in. Collective: gathering them is.
+
+        Raises:
+            RolloutFailed: they do not fit the engine's model.
+        """
+        with _as_rollout_failed("vLLM could not take the weights over"):
+            self._wake("weights")
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(named_weights)})
+            self._llm.reset_prefix_cache()
+        self.stale = False
+
+    def _sleep(self) -> None:
+        """Give the device's memory back; the weights come again with the next `sync`."""
+        if self._on_gpu:
+            self._llm.sleep(level=2)
+            self._asleep = {"weights", "kv_cache"}
+            self.stale = True
+
+    def _wake(self, tag: str) -> None:
+        if tag in self._asleep:
+            torch.cuda.empty_cache()  # what training has freed and PyTorch holds
+            self._llm.wake_up(tags=[tag])
+            self._asleep.remove(tag)
+
+    def _gather(self, mine: tuple[list[list[int]], list[int]]) -> list[tuple[list[list[int]], list[int]]]:
+        """What each member of the tensor-parallel group asks for: an engine's processes must see the same requests."""
+        if len(self._members) == 1:
+            return [mine]
+        everyone: list[Any] = [None] * len(self._members)
+        distributed.all_gather_object(everyone, mine, group=self._group)
+        return everyone
+
+
+def _completion(output: Any) -> Completion:
+    token_ids = list(output.token_ids)
+    logprobs = [position[token].logprob for position, token in zip(output.logprobs, token_ids)]
+    return Completion(token_ids, logprobs, finished=output.finish_reason == "stop")
+
+
+def _never(token_ids: range) -> dict[int, float] | None:
+    """The logit bias that keeps tokens from being drawn.
+
+    Not `allowed_token_ids`, the other way round: of those a GPU's engine takes no more than it does biases.
+
+    Raises:
+        RecipeError: more tokens than an engine takes.
+    """
+    if len(token_ids) > _MAX_BIASES:
+        raise RecipeError(
+            f"rollout_backend: vllm cannot keep {len(token_ids)} tokens of the student's head from being drawn that "
+            f"the teacher does not score ({_MAX_BIASES} at most); use rollout_backend: transformers"
+        )
+    return dict.fromkeys(token_ids, float("-inf")) or None
+
+
+def prompts_in_one_piece(max_model_len: int) -> dict[str, Any]:
+    """Settings of an engine on a CPU: a prompt waits rather than be read in pieces.
+
+    vLLM draws a token after each piece and takes the draw back from the request's generator, which a CPU's cannot do.
+    """
+    return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(4096, max_model_len)}
+
+
+def _prepare_environment(on_gpu: bool) -> None:
+    """vLLM reads these when it is imported.
+
+    Raises:
+        RecipeError: it is not installed.
+    """
+    if importlib.util.find_spec("vllm") is None:
+        raise RecipeError(
+            "rollout_backend: vllm is not installed here; `make install` brings it where there is a build, or use "
+            "rollout_backend: transformers"
+        )
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine runs in this process
+    os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # a generator is handed to it, within the process
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_FLOAT32_MATMUL_PRECISION", torch.get_float32_matmul_precision())  # else it resets it
+    if not on_gpu:
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
+
+
+@contextmanager
+def _single_process_variables() -> Iterator[None]:
+    """What `external_launcher` reads of a launcher, for a process that was started without one."""
+    missing = {
+        name: value
+        for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items()
+        if name not in os.environ
+    }
+    os.environ.update(missing)
+    os.environ.setdefault("MASTER_PORT", str(free_port()))
+    try:
+        yield
+    finally:
+        for name in missing:
+            del os.environ[name]
+
+
+@contextmanager
+def _as_recipe_error() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # vLLM raises what it likes; each becomes one line
+        raise RecipeError(f"rollout_backend: vllm does not start with these settings: {_one_line(error)}") from error
+
+
+@contextmanager
+def _as_rollout_failed(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise RolloutFailed(f"{what}: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"

@@ -1,0 +1,262 @@
+"""What the teacher says about a window of completions.
+
+The trainer asks for `views`: one call per micro-batch, made when the micro-batch is trained on, that gives what the
+loss needs. A local teacher answers with hidden states, and its head stays here; a server answers with the
+log-probabilities of a few tokens, requested for the whole window at once: the student trains on the first micro-batch
+as soon as that is scored, and the server goes on with the others meanwhile. A server that is away when a window begins
+costs nothing: every process saves that step and stops. One that goes away later, and for longer than its time-out,
+ends one process inside the step; the launcher ends the others, and the run goes on from the last save. To wait for the
+whole window first would save those steps, and put the server's seconds beside the student's in every step there is.
+
+A local teacher is laid out like the student: in slices under ZeRO-3 and FSDP2, a copy per process otherwise. With
+`offload` its backbone waits in CPU memory and visits the device once per window, before the student's turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
+
+from vopd_recipes.models.attention import packed_arguments
+from vopd_recipes.loss.definition import Estimator, TokenStats
+from vopd_recipes.loss.fused import Head, fused_loss
+from vopd_recipes.models.loading import causal_lm_of, head_module, head_of, hidden_states, vocabulary_of
+from vopd_recipes.packing import MicroBatch
+from vopd_recipes.loss.from_logprobs import Scores, scored_loss, student_support
+from vopd_recipes.models.sharding import IN_CPU_MEMORY, gathered, layout, redirected
+from vopd_recipes.teacher.server import TeacherServer
+
+
+class TeacherView(Protocol):
+    """What a teacher says about one micro-batch."""
+
+    def loss(
+        self, hidden: Tensor, head: Head, batch: MicroBatch, estimator: Estimator, weights: Tensor, variance: bool
+    ) -> tuple[Tensor, TokenStats]:
+        """Loss of the student's completion states [N, H] under its `head`, with token `weights` [N]."""
+
+
+class Teacher(Protocol):
+    """A local model or a server."""
+
+    vocabulary: int  # number of tokens it scores; the student's may be padded to another
+
+    def views(self, batches: Sequence[MicroBatch]) -> list[Callable[[], TeacherView]]:
+        """One view per micro-batch, ready or computed when it is called."""
+
+
+def completion_states(model: nn.Module, batch: MicroBatch) -> Tensor:
+    """Hidden states [N, H] that predict the completion tokens of a packed row."""
+    implementation = causal_lm_of(model).config._attn_implementation
+    packed = packed_arguments(implementation, batch.sequence_lengths, batch.input_ids.device)
+    hidden = hidden_states(model, batch.input_ids, batch.position_ids, **packed)
+    return hidden[batch.completion_positions]
+
+
+class LocalTeacher:
+    """A frozen model in the training process.
+
+    Args:
+        model: in evaluation mode.
+        accelerator: the trainer's; says where the model goes and how it is sharded.
+        offload: keep the backbone in CPU memory between windows; under ZeRO-3 it was loaded there
+            (`sharding.loading_teacher`).
+    """
+
+    def __init__(self, model: nn.Module, accelerator: Accelerator, offload: bool = False) -> None:
+        self.model = model
+        self.vocabulary = vocabulary_of(model)
+        self._device = accelerator.device
+        self._offload = offload
+        kind = layout(accelerator)
+        if kind == "zero3":
+            self._engine = _zero3_engine(model, accelerator, offload)
+            self._offload = False  # DeepSpeed moves slices by itself
+        elif kind.startswith("fsdp"):
+            slice_with_fsdp2(model, offload)
+            self._offload = False
+        elif offload:
+            head_module(model).to(self._device)
+        else:
+            model.to(self._device)
+
+    def views(self, batches: Sequence[MicroBatch]) -> list[Callable[[], TeacherView]]:
+        """Hidden states when they are asked for, or all at once where the model visits the device."""
+        if not self._offload:
+            return [partial(self._view, batch) for batch in batches]
+        backbone = causal_lm_of(self.model).base_model
+        head = head_module(self.model).weight
+        backbone.to(self._device)
+        ready = [self._view(batch) for batch in batches]
+        backbone.to("cpu")
+        head.data = head.data.to(self._device)  # a tied head went with the embeddings
+        return [partial(lambda view: view, view) for view in ready]
+
+    @torch.no_grad()
+    def _view(self, batch: MicroBatch) -> LocalView:
+        on_device = batch.to(self._device)
+        with redirected(self.model, lambda: completion_states(self.model, on_device)):
+            hidden = self.model()  # inside its own forward: FSDP2 gathers embeddings and head there
+        return LocalView(self, hidden.to(head_module(self.model).weight.dtype))
+
+    @contextmanager
+    def head(self) -> Iterator[Head]:
+        """The head with its whole weight. Collective under ZeRO-3 and FSDP2."""
+        head = head_of(self.model)
+        parameters = [head.weight] if head.bias is None else [head.weight, head.bias]
+        with gathered(*parameters) as (weight, *bias):
+            yield replace(head, weight=weight, bias=bias[0] if bias else None)
+
+
+class LocalView:
+    """Hidden states [N, H'] of one micro-batch, and the head to read them with."""
+
+    def __init__(self, teacher: LocalTeacher, hidden: Tensor) -> None:
+        self._teacher, self._hidden = teacher, hidden
+
+    def loss(
+        self, hidden: Tensor, head: Head, batch: MicroBatch, estimator: Estimator, weights: Tensor, variance: bool
+    ) -> tuple[Tensor, TokenStats]:
+        """See `TeacherView.loss`."""
+        with self._teacher.head() as teacher:
+            return fused_loss(
+                hidden,
+                head.weight,
+                self._hidden,
+                teacher.weight,
+                batch.targets,
+                estimator,
+                student_bias=head.bias,
+                teacher_bias=teacher.bias,
+                token_weights=weights,
+                rollout_logprobs=batch.rollout_logprobs,
+                student_logit_scale=head.logit_scale,
+                teacher_logit_scale=teacher.logit_scale,
+                student_softcap=head.softcap,
+                teacher_softcap=teacher.softcap,
+                gradient_variance=variance,
+            )
+
+
+class ServerTeacher:
+    """A vLLM server that scores: log-probabilities of the sampled tokens and of a support.
+
+    Args:
+        server: where it is.
+        vocabulary: number of tokens that both tokenizers name.
+        estimator: says whose support is asked for.
+    """
+
+    def __init__(self, server: TeacherServer, vocabulary: int, estimator: Estimator) -> None:
+        self.server, self.vocabulary = server, vocabulary
+        self.k = server.support_top_k
+        self.asks_for_ids = estimator.baseline == "value_topk" and estimator.baseline_support == "student"
+
+    def views(self, batches: Sequence[MicroBatch]) -> list[Callable[[], TeacherView]]:
+        """Scores of the whole window, requested at once; those on the student's support wait for its logits.
+
+        The first completions' are waited for here: a server that is away is noticed while this step's state can still
+        be saved. One that fails later is noticed by the loss that needs its scores.
+
+        Raises:
+            TeacherUnavailable: the server cannot be had, or holds another model.
+        """
+        self.server.confirm()  # started again between two windows, it may hold another model
+        if self.asks_for_ids:
+            return [partial(ServerView, self, None)] * len(batches)
+        window = [[self.server.submit(s.prompt_ids, s.completion_ids) for s in batch.samples] for batch in batches]
+        self.joined(next(filter(None, window), []))
+        return [partial(ServerView, self, futures) for futures in window]
+
+    def ask(self, batch: MicroBatch, support: Tensor) -> Scores:
+        """Scores of a micro-batch on ids [N, k] that the student chose."""
+        parts = support.split([len(sample.completion_ids) for sample in batch.samples])
+        return self.joined(
+            [self.server.submit(s.prompt_ids, s.completion_ids, part) for s, part in zip(batch.samples, parts)]
+        )
+
+    def joined(self, futures: Sequence[Future[Scores]]) -> Scores:
+        """One micro-batch's, in the order of its row; tokens beyond the vocabulary leave the support."""
+        none = Scores(torch.empty(0), torch.empty(0, self.k, dtype=torch.long), torch.empty(0, self.k))
+        parts = [none, *(future.result() for future in futures)]
+        ids = torch.cat([part.support_ids for part in parts])
+        return Scores(
+            torch.cat([part.logprobs for part in parts]),
+            ids.masked_fill(ids >= self.vocabulary, -1),
+            torch.cat([part.support_logprobs for part in parts]),
+        )
+
+
+class ServerView:
+    """A micro-batch's scores, waited for here, or asked for once the student's logits are known."""
+
+    def __init__(self, teacher: ServerTeacher, futures: Sequence[Future[Scores]] | None) -> None:
+        self._teacher, self._futures = teacher, futures
+        wait(futures or ())
+
+    def loss(
+        self, hidden: Tensor, head: Head, batch: MicroBatch, estimator: Estimator, weights: Tensor, variance: bool
+    ) -> tuple[Tensor, TokenStats]:
+        """See `TeacherView.loss`; there are no variances without the whole distribution.
+
+        Raises:
+            TeacherUnavailable: the server cannot be had.
+        """
+        if self._futures is None:
+            support = student_support(hidden, head, self._teacher.k, self._teacher.vocabulary)
+            scores = self._teacher.ask(batch, support)
+        else:
+            scores = self._teacher.joined(self._futures)
+        return scored_loss(
+            hidden,
+            head,
+            batch.targets,
+            scores.to(hidden.device),
+            estimator,
+            vocabulary=self._teacher.vocabulary,
+            token_weights=weights,
+            rollout_logprobs=batch.rollout_logprobs,
+        )
+
+
+def slice_with_fsdp2(model: nn.Module, offload: bool) -> None:
+    """Slice the weights over all processes, layer by layer; each gathers itself while it runs.
+
+    Not accelerate's own preparation: that puts the head into one unit with the last norm, and a teacher's head runs
+    beside the model, not in it. In the root's unit it is gathered and freed with every forward.
+    """
+    policy = CPUOffloadPolicy() if offload else OffloadPolicy()
+    layers = causal_lm_of(model)._no_split_modules or ()
+    for module in model.modules():
+        if type(module).__name__ in layers:
+            fully_shard(module, offload_policy=policy)
+    fully_shard(model, offload_policy=policy, reshard_after_forward=True)
+
+
+def _zero3_engine(model: nn.Module, accelerator: Accelerator, offload: bool) -> Any:
+    """Slice the teacher's weights over all processes; its layers gather themselves when they run."""
+    import deepspeed  # imported late: it takes seconds
+
+    zero: dict[str, Any] = {"stage": 3}
+    if offload:
+        zero["offload_param"] = IN_CPU_MEMORY
+    configuration = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "train_batch_size": accelerator.num_processes,
+        "zero_optimization": zero,
+        "bf16": {"enabled": head_module(model).weight.dtype == torch.bfloat16},
+        "fp16": {"enabled": head_module(model).weight.dtype == torch.float16},
+    }
+    engine, *_ = deepspeed.initialize(model=model, config=configuration)
+    engine.eval()
+    return engine

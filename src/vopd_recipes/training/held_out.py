@@ -1,0 +1,76 @@
+"""Held-out prompts during training: one sample each, graded and scored.
+
+Samples are drawn with the same seeds at every evaluation, so that two of them differ by the student alone. The reverse
+KL is the exact one of every sampled token, over all processes. It goes the way of training, wrapped forward and all,
+because a sharded student has no other; so every process runs as many micro-batches as the others.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from vopd_recipes.grading.grader import MathGrader, grade_choice
+from vopd_recipes.packing import Sample, pack
+from vopd_recipes.models.sharding import evaluating
+
+if TYPE_CHECKING:  # the trainer calls this module
+    from vopd_recipes.training.trainer import VOPDTrainer
+
+
+@torch.no_grad()
+def held_out_values(trainer: VOPDTrainer, rows: list[dict[str, Any]]) -> dict[str, float]:
+    """`reverse_kl` (nats per token), `completion_length`, `truncated`, `runtime` (seconds), and `accuracy` where
+    prompts have answers. Collective.
+
+    Args:
+        trainer: whose student samples and whose teacher scores.
+        rows: the prompts, as `prompts.build_prompts` makes them; all of them on every process.
+    """
+    start = time.perf_counter()
+    accelerator = trainer.accelerator
+    mine = rows[accelerator.process_index :: accelerator.num_processes]
+    with trainer.metrics.set_aside():
+        samples = trainer.sample(mine, step=-1, generations=1)
+    correct = _grade(trainer, samples, [row["answer"] for row in mine])
+    kl, tokens = _reverse_kl(trainer, samples, largest_share=-(-len(rows) // accelerator.num_processes))
+    truncated = sum(not sample.finished for sample in samples)
+    local = torch.tensor([kl, tokens, sum(correct), len(correct), len(samples), truncated], dtype=torch.float64)
+    totals = accelerator.reduce(local.to(accelerator.device), "sum").tolist()
+    kl, tokens, right, graded, completions, truncated = totals
+    values = {
+        "reverse_kl": kl / max(tokens, 1),
+        "completion_length": tokens / completions,
+        "truncated": truncated / completions,
+        "runtime": time.perf_counter() - start,
+    }
+    return {**values, "accuracy": right / graded} if graded else values
+
+
+def _reverse_kl(trainer: VOPDTrainer, samples: list[Sample], largest_share: int) -> tuple[float, int]:
+    """Summed over this process's tokens, and their number, in as many micro-batches as on every other process."""
+    kl, tokens = 0.0, 0
+    with evaluating(trainer.model_wrapped):
+        rows = pack(samples, -(-largest_share // trainer.args.per_device_eval_batch_size))
+        batches = [batch.to(trainer.accelerator.device) for batch in rows]
+        for batch, view in zip(batches, trainer.teacher_views(batches)):
+            weights = torch.zeros_like(batch.rollout_logprobs)
+            _, stats = trainer.student_loss(trainer.model_wrapped, batch, view(), weights, gradient_variance=False)
+            kl += stats.reverse_kl.double().sum().item()
+            tokens += len(batch.targets)
+    return kl, tokens
+
+
+def _grade(trainer: VOPDTrainer, samples: list[Sample], answers: list[str | None]) -> list[bool]:
+    """Whether each completion with a gold answer is right."""
+    with_answer = [(sample, answer) for sample, answer in zip(samples, answers) if answer is not None]
+    texts = [
+        str(trainer.tokenizer.decode(sample.completion_ids, skip_special_tokens=True)) for sample, _ in with_answer
+    ]
+    golds = [answer for _, answer in with_answer]
+    if trainer.answer_format == "choice":
+        return [grade_choice(text, gold).correct for text, gold in zip(texts, golds)]
+    with MathGrader() as grader:
+        return [grade.correct for grade in grader.grade(texts, golds)]
