@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
 )
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from vopd_recipes.recipe.text import RecipeError
+from vopd_recipes.recipe import RecipeError
 
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "recipe.yaml"]
 _HASHED_BESIDE_WEIGHTS = ("config.json", "adapter_config.json")

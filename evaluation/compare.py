@@ -21,8 +21,8 @@ import pyarrow.parquet as pq  # noqa: E402
 
 from evaluation.results import read_results  # noqa: E402
 from evaluation.tasks import TASKS  # noqa: E402
-from vopd_recipes.recipe.text import RecipeError  # noqa: E402
-from vopd_recipes.files.atomic import written_whole  # noqa: E402
+from vopd_recipes.files import written_whole  # noqa: E402
+from vopd_recipes.recipe import RecipeError  # noqa: E402
 
 _REPEATS, _SEED = 10_000, 0
 

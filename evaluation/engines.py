@@ -23,9 +23,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from evaluation.checkpoint import Checkpoint
 from evaluation.protocol import Drawing
 from evaluation.responses import Response
-from vopd_recipes.recipe.text import RecipeError
-from vopd_recipes.rollout.transformers_engine import Sampling, TransformersRollout
-from vopd_recipes.rollout.vllm_engine import prompts_in_one_piece
+from vopd_recipes.recipe import RecipeError
+from vopd_recipes.rollout import Sampling, TransformersRollout, prompts_in_one_piece
 
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM 0.32 takes as max_lora_rank
 

@@ -24,8 +24,7 @@ from tqdm import tqdm
 
 from evaluation.harness import CorpusLevelMetric, Doc, ModelResponse, SampleLevelComputation, SamplingMethod
 from evaluation.model import Answers, facts
-from vopd_recipes.grading.answers import answer_key
-from vopd_recipes.grading.grader import Grade, MathGrader, grade_choice
+from vopd_recipes.grading import Grade, MathGrader, answer_key, grade_choice
 
 METRIC = "grades"
 TIMEOUT = 4.0  # seconds for one comparison; with the worker's end and the next one's start, under five

@@ -19,8 +19,8 @@ from evaluation.engines import Engine, Request
 from evaluation.harness import Doc, LightevalModel, ModelConfig, ModelResponse
 from evaluation.protocol import Drawing, Protocol
 from evaluation.responses import Response, ResponseStore, question_key
-from vopd_recipes.recipe.text import RecipeError
-from vopd_recipes.rollout.transformers_engine import RolloutFailed
+from vopd_recipes.recipe import RecipeError
+from vopd_recipes.rollout import RolloutFailed
 
 
 @dataclass

@@ -8,7 +8,7 @@ from __future__ import annotations
 from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
-from vopd_recipes.loss.methods import method_of
+from vopd_recipes.loss import method_of
 from vopd_recipes.paper import distilled, undistilled
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from vopd_recipes.recipe.text import RecipeError, nearest
+from vopd_recipes.recipe import RecipeError, nearest
 
 _FOLDER = Path(__file__).parent / "protocols"
 

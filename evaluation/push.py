@@ -13,10 +13,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from vopd_recipes.hub.queue import is_hub_id
 from vopd_recipes.hub.results import push_results, read_results
 from vopd_recipes.hub.revisions import hub_is_away, limit_waiting, reason
-from vopd_recipes.recipe.text import RecipeError
+from vopd_recipes.recipe import RecipeError, is_hub_id
 
 _ANSWER = 60.0  # seconds that the Hub may take
 

@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 from evaluation.paper import published_columns
 from evaluation.protocol import read_protocol
 from evaluation.tasks import TASKS
-from vopd_recipes.recipe.text import RecipeError
-from vopd_recipes.files.atomic import written_whole
+from vopd_recipes.files import written_whole
+from vopd_recipes.recipe import RecipeError
 
 if TYPE_CHECKING:  # comparing results needs no lighteval, which takes seconds to import
     from evaluation.suite import Measured

@@ -21,8 +21,8 @@ from transformers import PreTrainedTokenizerBase
 from evaluation.checkpoint import Checkpoint, resolve
 from evaluation.protocol import Drawing, Protocol, protocol_names, read_protocol
 from evaluation.tasks import TASKS, Question, Task, task_names
-from vopd_recipes.recipe.text import RecipeError
-from vopd_recipes.rollout.transformers_engine import RolloutFailed
+from vopd_recipes.recipe import RecipeError
+from vopd_recipes.rollout import RolloutFailed
 
 if TYPE_CHECKING:  # lighteval takes seconds to import
     from evaluation.model import Asked

@@ -17,9 +17,9 @@ import huggingface_hub.constants
 import pyarrow.parquet as pq
 from datasets.exceptions import DatasetNotFoundError
 
-from vopd_recipes.tiny import problems as arithmetic
 from vopd_recipes.data import sciknoweval
-from vopd_recipes.recipe.text import RecipeError
+from vopd_recipes.recipe import RecipeError
+from vopd_recipes.tiny import problems as arithmetic
 
 Row = dict[str, Any]
 

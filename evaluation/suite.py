@@ -26,7 +26,7 @@ from evaluation.harness import (
 )
 from evaluation.model import EvaluatedModel
 from evaluation.tasks import Question, Task
-from vopd_recipes.grading.grader import MathGrader
+from vopd_recipes.grading import MathGrader
 
 _SPLIT = "test"
 

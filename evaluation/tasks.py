@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Literal
 
 from evaluation.sources import Row, Rows, built_in, hub, science
-from vopd_recipes.grading.grader import extract_boxed
-from vopd_recipes.recipe.text import RecipeError, nearest
 from vopd_recipes.data.sciknoweval import DOMAINS, INSTRUCTION, multiple_choice, question_text
+from vopd_recipes.grading import extract_boxed
+from vopd_recipes.recipe import RecipeError, nearest
 
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
 

@@ -33,8 +33,7 @@ from statistics import median, quantiles
 import torch
 from torch import Tensor
 
-from vopd_recipes.loss.definition import Estimator
-from vopd_recipes.loss.fused import fused_loss
+from vopd_recipes.loss import Estimator, fused_loss
 
 TABLES = ("time", "memory", "growth", "chunks", "variances")
 CHUNK_SIZES = (64, 128, 192, 256, 384, 512)

@@ -15,13 +15,10 @@ import torch
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
-from vopd_recipes.recipe.config import Recipe, load_recipe
-from vopd_recipes.models.loading import end_of_sequence_ids, load_student, load_tokenizer, vocabulary_of
+from vopd_recipes.models import end_of_sequence_ids, full_weights, load_student, load_tokenizer, vocabulary_of
 from vopd_recipes.prompts import build_prompts, read_rows
-from vopd_recipes.recipe.text import RecipeError
-from vopd_recipes.rollout.transformers_engine import RolloutEngine
-from vopd_recipes.rollout.build import build_rollout
-from vopd_recipes.models.weights import full_weights
+from vopd_recipes.recipe import Recipe, RecipeError, load_recipe
+from vopd_recipes.rollout import RolloutEngine, build_rollout
 
 
 class Generate:

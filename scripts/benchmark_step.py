@@ -18,11 +18,10 @@ from typing import Any
 
 from transformers import PrinterCallback, TrainerCallback
 
-from vopd_recipes.recipe.config import load_recipe
-from vopd_recipes.models.loading import load_student, load_teacher, load_tokenizer
+from vopd_recipes.models import load_student, load_teacher, load_tokenizer
 from vopd_recipes.prompts import build_prompts, read_rows
-from vopd_recipes.recipe.text import RecipeError
-from vopd_recipes.training.trainer import VOPDTrainer
+from vopd_recipes.recipe import RecipeError, load_recipe
+from vopd_recipes.training import VOPDTrainer
 
 CLOCKS = {"clock": time.perf_counter, "CPU time": time.process_time}
 TURNS = (False, True, True, False)  # with the option or without it

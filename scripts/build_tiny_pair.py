@@ -12,11 +12,10 @@ from pathlib import Path
 import torch
 from transformers import Qwen3ForCausalLM
 
-from vopd_recipes.tiny.problems import Problem, split, write
-from vopd_recipes.grading.grader import MathGrader
-from vopd_recipes.rollout.transformers_engine import Sampling, TransformersRollout
-from vopd_recipes.tiny.pair import byte_tokenizer, save, tiny_qwen3, train_supervised
-from vopd_recipes.files.atomic import written_whole
+from vopd_recipes.files import written_whole
+from vopd_recipes.grading import MathGrader
+from vopd_recipes.rollout import Sampling, TransformersRollout
+from vopd_recipes.tiny import Problem, byte_tokenizer, save, split, tiny_qwen3, train_supervised, write
 
 # Chosen by looking: the teacher is right on nearly every problem, the student on about half. A student that is right
 # on a tenth learns slowly from its own samples; one that is right on 90 % has little left to learn.

@@ -13,7 +13,7 @@ from pathlib import Path
 from vopd_recipes.evidence.execution import execute, locked
 from vopd_recipes.evidence.outcome import METHODS, Run, check_runs, plan
 from vopd_recipes.evidence.outcome_report import write_report
-from vopd_recipes.recipe.text import RecipeError, nearest
+from vopd_recipes.recipe import RecipeError, nearest
 
 
 def planned(words: argparse.Namespace, output: Path) -> list[Run]:

@@ -8,7 +8,7 @@ from huggingface_hub import HfApi
 
 from vopd_recipes.hub.download import download, list_revisions
 from vopd_recipes.hub.revisions import limit_waiting
-from vopd_recipes.recipe.text import RecipeError
+from vopd_recipes.recipe import RecipeError
 
 
 def main() -> None:

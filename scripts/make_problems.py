@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from vopd_recipes.tiny.problems import KINDS, split, write
+from vopd_recipes.tiny import KINDS, split, write
 
 
 def main() -> None:

@@ -9,9 +9,8 @@ import logging
 import sys
 from pathlib import Path
 
-from vopd_recipes.recipe.config import load_recipe
 from vopd_recipes.evidence.baselines import measure_baselines, write_baselines
-from vopd_recipes.recipe.text import RecipeError
+from vopd_recipes.recipe import RecipeError, load_recipe
 
 
 def main() -> None:

@@ -9,11 +9,10 @@ import logging
 import sys
 from pathlib import Path
 
-from vopd_recipes.recipe.config import load_recipe
 from vopd_recipes.evidence.gradients import REDRAWS
 from vopd_recipes.evidence.measurement import measure_variance
 from vopd_recipes.evidence.variance_report import report, write_report
-from vopd_recipes.recipe.text import RecipeError
+from vopd_recipes.recipe import RecipeError, load_recipe
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from vopd_recipes.planner.architectures import parameters_of
 from vopd_recipes.planner.fitting import smallest_change, table, verdict
 from vopd_recipes.planner.memory import GB, Plan, Sharding, plan
 from vopd_recipes.planner.setup import read_setup
-from vopd_recipes.recipe.text import RecipeError
+from vopd_recipes.recipe import RecipeError
 
 
 class OneLineParser(argparse.ArgumentParser):

@@ -11,7 +11,7 @@ from vopd_recipes.data.prepare import prepare, prepared
 from vopd_recipes.data.push import check_access, push
 from vopd_recipes.data.recipe import load_data_recipe
 from vopd_recipes.hub.revisions import limit_waiting
-from vopd_recipes.recipe.text import RecipeError
+from vopd_recipes.recipe import RecipeError
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from vopd_recipes.files.atomic import written_whole
+from vopd_recipes.files import written_whole
 
 
 def drop_layers(model: PreTrainedModel, dropped: set[int]) -> None:

@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from vopd_recipes.files.plots import RunError
+from vopd_recipes.files import RunError
 from vopd_recipes.reporting.page import write_report
 
 

@@ -11,17 +11,23 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from vopd_recipes.files.checkpoints import check_same_layout, check_same_recipe, last_complete_checkpoint
-from vopd_recipes.recipe.config import Recipe, RecipeError, describe_fields, load_recipe
-from vopd_recipes.planner.explain import FLAG, explain, take_flag
+from vopd_recipes.files import check_same_layout, check_same_recipe, last_complete_checkpoint
 from vopd_recipes.hub import Target, check_write_access
-from vopd_recipes.models.loading import check_models, check_tokenizers, load_student, load_teacher, load_tokenizer
+from vopd_recipes.models import (
+    check_models,
+    check_tokenizers,
+    is_sliced,
+    layout,
+    load_student,
+    load_teacher,
+    load_tokenizer,
+    loading_teacher,
+)
+from vopd_recipes.planner.explain import FLAG, explain, take_flag
 from vopd_recipes.prompts import Prompts, build_prompts, read_rows
-from vopd_recipes.training.run import finish_run, publishing, start_run
-from vopd_recipes.models.sharding import is_sliced, layout, loading_teacher
-from vopd_recipes.teacher.local import ServerTeacher
-from vopd_recipes.teacher.server import TeacherServer
-from vopd_recipes.training.trainer import TrainingStopped, VOPDTrainer
+from vopd_recipes.recipe import Recipe, RecipeError, describe_fields, load_recipe
+from vopd_recipes.teacher import ServerTeacher, TeacherServer
+from vopd_recipes.training import TrainingStopped, VOPDTrainer, finish_run, publishing, start_run
 
 USAGE = "usage: accelerate launch scripts/run_vopd.py RECIPE.yaml [--explain [PROCESSES]] [--field value ...]"
 

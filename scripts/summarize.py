@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from vopd_recipes.files.plots import RunError, compare_runs, plot_comparison
+from vopd_recipes.files import RunError, compare_runs, plot_comparison
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from huggingface_hub import HfApi
 
 from vopd_recipes.hub.revisions import limit_waiting
 from vopd_recipes.hub.sweep import plot_sweep, sweep
-from vopd_recipes.recipe.text import RecipeError
+from vopd_recipes.recipe import RecipeError
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from test_trainer import build
 from transformers import TrainerCallback
 
-from vopd_recipes.training.run import start_run
-from vopd_recipes.training.trainer import TrainingStopped
+from vopd_recipes.training import TrainingStopped, start_run
 
 
 class Break(TrainerCallback):

@@ -22,8 +22,8 @@ import torch  # noqa: E402
 import yaml  # noqa: E402
 from transformers import PreTrainedModel, PreTrainedTokenizerFast  # noqa: E402
 
-from vopd_recipes.tiny import problems as arithmetic  # noqa: E402
 from vopd_recipes.tiny import pair as tiny  # noqa: E402
+from vopd_recipes.tiny import problems as arithmetic  # noqa: E402
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from vopd_recipes.recipe.config import Recipe
 from vopd_recipes.planner.setup import read_anywhere
+from vopd_recipes.recipe import Recipe
 
 ROOT = Path(__file__).parents[1]
 NOT_FOR_TRAINING = ("accelerate_configs", "data")

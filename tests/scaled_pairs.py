@@ -12,9 +12,9 @@ import torch
 from conftest import sharpened
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
-from vopd_recipes.tiny import pair as tiny
-from vopd_recipes.recipe.config import ModelConfig
 from vopd_recipes.planner.architectures import MODEL_CONFIGS
+from vopd_recipes.recipe import ModelConfig
+from vopd_recipes.tiny import pair as tiny
 
 STUDENT_WIDTH, TEACHER_WIDTH = 24, 48  # some architectures want a multiple of their 2, 4, 6 or 8 query heads
 

@@ -19,12 +19,11 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
-from vopd_recipes.models.loading import causal_lm_of
+from vopd_recipes.models import FullCopy, causal_lm_of, full_weights
 from vopd_recipes.packing import pack
-from vopd_recipes.rollout.transformers_engine import RolloutFailed
+from vopd_recipes.rollout import RolloutFailed
 from vopd_recipes.teacher.local import slice_with_fsdp2
-from vopd_recipes.training.trainer import TrainingStopped
-from vopd_recipes.models.weights import FullCopy, full_weights
+from vopd_recipes.training import TrainingStopped
 
 
 def shard(model: nn.Module) -> None:

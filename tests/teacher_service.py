@@ -11,7 +11,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from vopd_recipes.recipe.launch import free_port
+from vopd_recipes.recipe import free_port
 
 
 class VLLMServer:

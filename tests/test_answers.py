@@ -10,8 +10,8 @@ from fractions import Fraction
 
 import pytest
 
-from vopd_recipes.grading.answers import answer_key, for_math_verify, quick_verdict
-from vopd_recipes.grading.grader import MathGrader
+from vopd_recipes.grading import MathGrader, answer_key
+from vopd_recipes.grading.answers import for_math_verify, quick_verdict
 
 RIGHT = r"""
 4.5 \times 10^{33} @ 4.5e33

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from vopd_recipes.tiny.problems import KINDS, Problem, chain, split, word, write
+from vopd_recipes.tiny import KINDS, Problem, split, write
+from vopd_recipes.tiny.problems import chain, word
 
 
 def solve(problem: Problem) -> int:

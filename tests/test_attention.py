@@ -18,8 +18,8 @@ from transformers import (
     StableLmConfig,
 )
 
-from vopd_recipes.models.attention import PACKED_SDPA, packed_arguments, packed_sdpa
-from vopd_recipes.models.loading import hidden_states
+from vopd_recipes.models import PACKED_SDPA, hidden_states, packed_arguments
+from vopd_recipes.models.attention import packed_sdpa
 
 CPU = torch.device("cpu")
 LENGTHS = (9, 1, 17, 4)  # one as long as the windows below

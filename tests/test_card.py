@@ -11,10 +11,9 @@ import yaml
 from evaluation.protocol import read_protocol
 from evaluation.tasks import GROUPS, TASKS
 from vopd_recipes.hub.card import DATASETS, Published, model_card
-from vopd_recipes.hub.queue import is_hub_id
-from vopd_recipes.loss.methods import method_of
+from vopd_recipes.loss import method_of
 from vopd_recipes.paper import distilled, undistilled
-from vopd_recipes.recipe.text import RecipeError
+from vopd_recipes.recipe import RecipeError, is_hub_id
 
 RECIPE = {
     "model_name_or_path": "Qwen/Qwen3-1.7B-Base", "teacher_model_name_or_path": "Qwen/Qwen3-1.7B",

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vopd_recipes.files.checkpoints import (
-    MARKER,
+from vopd_recipes.files import (
     RECIPE,
     check_same_recipe,
     complete_checkpoints,
@@ -18,7 +17,8 @@ from vopd_recipes.files.checkpoints import (
     last_complete_checkpoint,
     mark_complete,
 )
-from vopd_recipes.recipe.config import RecipeError, load_recipe
+from vopd_recipes.files.checkpoints import MARKER
+from vopd_recipes.recipe import RecipeError, load_recipe
 
 
 def make(folder: Path, step: int, whole: bool = True) -> Path:

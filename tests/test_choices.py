@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from vopd_recipes.grading.grader import extract_choice, grade_choice
+from vopd_recipes.grading import grade_choice
+from vopd_recipes.grading.grader import extract_choice
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from vopd_recipes.files.completions import SCHEMA, write_completions
+from vopd_recipes.files import SCHEMA, write_completions
 from vopd_recipes.packing import Sample, pack
 
 STATISTICS = ("reward", "advantage", "reverse_kl")

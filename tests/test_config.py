@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vopd_recipes.recipe.config import Recipe, RecipeError, describe_fields, load_recipe
-from vopd_recipes.loss.definition import Estimator
+from vopd_recipes.loss import Estimator
+from vopd_recipes.recipe import Recipe, RecipeError, describe_fields, load_recipe
 
 ROOT = Path(__file__).parents[1]
 BASE = {

@@ -6,7 +6,8 @@ from typing import get_args
 import pytest
 import torch
 
-from vopd_recipes.loss.definition import Baseline, Estimator, gradient_variances, reference_loss, variance_name
+from vopd_recipes.loss import Baseline, Estimator, reference_loss, variance_name
+from vopd_recipes.loss.definition import gradient_variances
 
 VOCABULARY = 11
 SAMPLED = [Estimator(baseline=baseline, support_top_k=3) for baseline in get_args(Baseline)]

@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from evaluation.compare import compare
 from evaluation.paper import published_columns
 from evaluation.tasks import GROUPS
-from vopd_recipes.recipe.text import RecipeError
+from vopd_recipes.recipe import RecipeError
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "scripts" / "evaluate.py"

@@ -23,8 +23,8 @@ from evaluation.protocol import Drawing, read_protocol
 from evaluation.responses import Response
 from evaluation.suite import Measured, Prepared, run_suite
 from evaluation.tasks import TASKS, Question
-from vopd_recipes.grading.grader import Grade
-from vopd_recipes.rollout.transformers_engine import RolloutFailed
+from vopd_recipes.grading import Grade
+from vopd_recipes.rollout import RolloutFailed
 
 DRAWING = Drawing(0.6, 0.9, 0, 16)
 

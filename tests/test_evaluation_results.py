@@ -20,10 +20,10 @@ from evaluation.responses import Response
 from evaluation.results import digest, table, write_results
 from evaluation.run import main
 from evaluation.suite import Measured
-from vopd_recipes.grading.grader import Grade
+from vopd_recipes.grading import Grade
 from vopd_recipes.hub.results import _SAME as SAME_ON_THE_HUB
 from vopd_recipes.hub.results import read_results as read_on_the_hub
-from vopd_recipes.recipe.text import RecipeError
+from vopd_recipes.recipe import RecipeError
 
 ABOUT = {
     "model": "org/name", "revision": "main", "weights_hash": "0" * 64, "adapter": False, "protocol": "paper",

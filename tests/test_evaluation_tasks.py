@@ -16,7 +16,7 @@ from vopd_recipes.data import sciknoweval
 from vopd_recipes.data.recipe import DataRecipe, EvaluationSet
 from vopd_recipes.data.rows import Left
 from vopd_recipes.data.sources import numbered_rows
-from vopd_recipes.recipe.text import RecipeError
+from vopd_recipes.recipe import RecipeError
 
 
 @pytest.fixture(scope="module")

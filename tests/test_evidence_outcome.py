@@ -15,9 +15,6 @@ import yaml
 from PIL import Image
 from transformers import AutoModelForCausalLM, TrainerState
 
-from vopd_recipes.files.checkpoints import mark_complete
-from vopd_recipes.recipe.config import load_recipe
-from vopd_recipes.loss.definition import Estimator, reference_loss
 from vopd_recipes.evidence import baselines
 from vopd_recipes.evidence.baselines import measure_baselines, write_baselines
 from vopd_recipes.evidence.execution import execute, locked
@@ -26,12 +23,12 @@ from vopd_recipes.evidence.measurement import freeze
 from vopd_recipes.evidence.outcome import METHODS, Run, check_runs, plan
 from vopd_recipes.evidence.outcome_plots import plot_curves, shared_curves
 from vopd_recipes.evidence.outcome_report import write_report
-from vopd_recipes.models.loading import load_student, load_teacher, load_tokenizer
+from vopd_recipes.files import history_of, mark_complete, series
+from vopd_recipes.loss import Estimator, reference_loss
+from vopd_recipes.models import load_student, load_teacher, load_tokenizer
 from vopd_recipes.prompts import build_prompts, read_rows
-from vopd_recipes.recipe.text import RecipeError
-from vopd_recipes.files.plots import history_of, series
-from vopd_recipes.training.run import finish_run
-from vopd_recipes.training.trainer import VOPDTrainer
+from vopd_recipes.recipe import RecipeError, load_recipe
+from vopd_recipes.training import VOPDTrainer, finish_run
 
 ROOT = Path(__file__).parents[1]
 

@@ -11,16 +11,15 @@ import yaml
 from peft import LoraConfig, get_peft_model
 from PIL import Image
 
-from vopd_recipes.recipe.config import load_recipe
-from vopd_recipes.loss.definition import Estimator, reference_loss
 from vopd_recipes.evidence.gradients import METHODS, SAMPLED, GradientProbe
 from vopd_recipes.evidence.measurement import check_measurable, load_checkpoint, measure_variance
 from vopd_recipes.evidence.projection import Projection, layer_type, trained_leaves
 from vopd_recipes.evidence.variance import VarianceStudy, bootstrap, summarize
 from vopd_recipes.evidence.variance_report import report
-from vopd_recipes.models.loading import load_student, load_teacher
+from vopd_recipes.loss import Estimator, reference_loss
+from vopd_recipes.models import load_student, load_teacher
 from vopd_recipes.packing import Sample, pack
-from vopd_recipes.recipe.text import RecipeError
+from vopd_recipes.recipe import RecipeError, load_recipe
 from vopd_recipes.teacher.local import completion_states
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "measure_variance.py"

@@ -17,12 +17,11 @@ from conftest import TinyPair
 from torch.utils.data import BatchSampler
 from transformers import Trainer, TrainingArguments
 
-from vopd_recipes.recipe.config import VOPDConfig, load_recipe
 from vopd_recipes.planner.explain import explain, optimizer_steps, take_flag
 from vopd_recipes.planner.fitting import verdict
 from vopd_recipes.planner.memory import GB, PHASES, plan
 from vopd_recipes.planner.setup import read_setup
-from vopd_recipes.recipe.text import RecipeError
+from vopd_recipes.recipe import RecipeError, VOPDConfig, load_recipe
 
 ROOT = Path(__file__).parents[1]
 

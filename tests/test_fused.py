@@ -6,8 +6,7 @@ from typing import get_args
 import pytest
 import torch
 
-from vopd_recipes.loss.definition import Baseline, Estimator, TokenStats, reference_loss, variance_name
-from vopd_recipes.loss.fused import fused_loss
+from vopd_recipes.loss import Baseline, Estimator, TokenStats, fused_loss, reference_loss, variance_name
 
 ESTIMATORS = [Estimator(baseline=baseline, support_top_k=5) for baseline in get_args(Baseline)]
 ESTIMATORS += [

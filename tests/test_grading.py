@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from vopd_recipes.grading.grader import Grade, MathGrader, extract_boxed, extract_choice, grade_choice, strip_reasoning
+from vopd_recipes.grading import Grade, MathGrader, extract_boxed, grade_choice
+from vopd_recipes.grading.grader import extract_choice, strip_reasoning
 
 TOWER = "9^{9^{9^9}}"
 

@@ -25,14 +25,12 @@ from fake_hub import READER, WRITER
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from vopd_recipes.recipe.config import load_recipe
 from vopd_recipes.hub import Publisher, Target, check_write_access, publish_run
 from vopd_recipes.hub.queue import Queue
 from vopd_recipes.hub.revisions import release_of
 from vopd_recipes.hub.upload import Pace
-from vopd_recipes.recipe.text import RecipeError
-from vopd_recipes.training.run import finish_run, publishing, start_run
-from vopd_recipes.training.trainer import TrainingStopped, VOPDTrainer
+from vopd_recipes.recipe import RecipeError, load_recipe
+from vopd_recipes.training import TrainingStopped, VOPDTrainer, finish_run, publishing, start_run
 
 PACE = Pace(first_wait=0.1, longest_wait=0.5, answer=3.0)
 TARGET = Target("org/tiny")

@@ -16,13 +16,13 @@ from peft import LoraConfig, get_peft_model
 from test_card import RECIPE
 from transformers import AutoModelForCausalLM
 
-from vopd_recipes.tiny import pair as tiny
-from vopd_recipes.files.checkpoints import mark_complete
+from vopd_recipes.files import mark_complete
 from vopd_recipes.hub import Publisher, Target, check_write_access, publish_run
 from vopd_recipes.hub.merge import merge
-from vopd_recipes.hub.queue import Queue, is_hub_id
+from vopd_recipes.hub.queue import Queue
 from vopd_recipes.hub.upload import Pace, Uploader
-from vopd_recipes.recipe.text import RecipeError
+from vopd_recipes.recipe import RecipeError, is_hub_id
+from vopd_recipes.tiny import pair as tiny
 
 PACE = Pace(first_wait=0.01, longest_wait=0.02, answer=3.0)
 TARGET = Target("org/tiny")

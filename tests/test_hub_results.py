@@ -23,9 +23,7 @@ from test_hub import assert_nothing_private
 from transformers import AutoModelForCausalLM
 
 from evaluation.checkpoint import resolve
-from vopd_recipes.tiny import pair as tiny
-from vopd_recipes.files.checkpoints import mark_complete
-from vopd_recipes.recipe.config import load_recipe
+from vopd_recipes.files import mark_complete
 from vopd_recipes.hub import publish_run
 from vopd_recipes.hub.download import download, list_revisions
 from vopd_recipes.hub.queue import Target
@@ -33,8 +31,9 @@ from vopd_recipes.hub.results import published_results, push_results, read_resul
 from vopd_recipes.hub.revisions import licence_of, release_of
 from vopd_recipes.hub.sweep import plot_sweep, sweep
 from vopd_recipes.hub.upload import Pace
-from vopd_recipes.models.loading import load_student
-from vopd_recipes.recipe.text import RecipeError
+from vopd_recipes.models import load_student
+from vopd_recipes.recipe import RecipeError, load_recipe
+from vopd_recipes.tiny import pair as tiny
 
 ROOT = Path(__file__).parent.parent
 STEP = "step-00000100"

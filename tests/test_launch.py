@@ -11,8 +11,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from launching import REPOSITORY, SCRIPT, execute
 from test_trainer import build
 
-from vopd_recipes.recipe.config import RecipeError, load_recipe
-from vopd_recipes.recipe.launch import check_launch
+from vopd_recipes.recipe import RecipeError, check_launch, load_recipe
 
 CONFIGS = REPOSITORY / "recipes" / "accelerate_configs"
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]

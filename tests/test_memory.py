@@ -17,15 +17,14 @@ import torch
 from conftest import TinyPair
 from launching import REPOSITORY, execute
 
-from vopd_recipes.tiny import pair as tiny
-from vopd_recipes.models.attention import PACKED_SDPA, packed_arguments
-from vopd_recipes.recipe.config import load_recipe
-from vopd_recipes.models.loading import load_student
+from vopd_recipes.models import PACKED_SDPA, load_student, packed_arguments
 from vopd_recipes.planner.activations import count_training, inference_peak, training_activations
 from vopd_recipes.planner.architectures import MODEL_CONFIGS, Architecture, Lora, build, parameters_of
 from vopd_recipes.planner.fitting import smallest_change, table, verdict
 from vopd_recipes.planner.memory import GB, PHASES, Setup, plan, training_states
 from vopd_recipes.planner.setup import read_setup
+from vopd_recipes.recipe import load_recipe
+from vopd_recipes.tiny import pair as tiny
 
 LORA = Lora(4, 8, "all-linear")
 

@@ -25,15 +25,12 @@ from transformers import (
     StableLmConfig,
 )
 
-from vopd_recipes.tiny import pair as tiny
-from vopd_recipes.models.attention import PACKED_SDPA
-from vopd_recipes.recipe.config import ModelConfig, RecipeError
-from vopd_recipes.models.loading import (
+from vopd_recipes.models import (
+    PACKED_SDPA,
     base_of,
     causal_lm_of,
     check_models,
     check_tokenizers,
-    default_attention,
     end_of_sequence_ids,
     head_module,
     head_of,
@@ -44,6 +41,9 @@ from vopd_recipes.models.loading import (
     scale_logits,
     vocabulary_of,
 )
+from vopd_recipes.models.loading import default_attention
+from vopd_recipes.recipe import ModelConfig, RecipeError
+from vopd_recipes.tiny import pair as tiny
 
 PROMPT = list(range(40, 60))
 

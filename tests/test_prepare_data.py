@@ -26,17 +26,15 @@ from fake_hub import READER, WRITER, FakeHub
 from huggingface_hub import HfApi
 
 from evaluation.tasks import GROUPS
-from vopd_recipes.data import sciknoweval
-from vopd_recipes.recipe.config import DataConfig
 from vopd_recipes.data import prepare as preparation
-from vopd_recipes.data import sources
+from vopd_recipes.data import sciknoweval, sources
 from vopd_recipes.data.prepare import prepare, prepared
 from vopd_recipes.data.push import check_access, push
 from vopd_recipes.data.recipe import DataRecipe, EvaluationSet, load_data_recipe
 from vopd_recipes.data.rows import Left
-from vopd_recipes.grading.grader import MathGrader
+from vopd_recipes.grading import MathGrader
 from vopd_recipes.prompts import read_rows
-from vopd_recipes.recipe.text import RecipeError
+from vopd_recipes.recipe import DataConfig, RecipeError
 
 ROOT = Path(__file__).parent.parent
 NOUNS = [

@@ -11,9 +11,9 @@ import pytest
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerFast
 
-from vopd_recipes.recipe.config import DataConfig, RecipeError
 from vopd_recipes.prompts import Prompts, build_prompts, fill_template, read_rows
-from vopd_recipes.tiny.pair import byte_tokenizer
+from vopd_recipes.recipe import DataConfig, RecipeError
+from vopd_recipes.tiny import byte_tokenizer
 
 ROWS = [{"prompt": f"{n}+{n}=?", "answer": 2 * n, "hint": f"twice {n}"} for n in range(12)]
 THINKING_TEMPLATE = (

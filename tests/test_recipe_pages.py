@@ -11,8 +11,8 @@ from scaled_pairs import is_made_here
 
 from evaluation.paper import published_columns
 from evaluation.tasks import task_names
+from vopd_recipes.loss import method_of
 from vopd_recipes.planner.explain import FLAG, take_flag
-from vopd_recipes.loss.methods import method_of
 from vopd_recipes.planner.fitting import verdict
 from vopd_recipes.planner.memory import GB, plan
 from vopd_recipes.planner.setup import read_anywhere, read_setup

@@ -25,10 +25,10 @@ from safetensors.torch import load_file
 from scaled_pairs import config_file, is_made_here, write_pair
 
 from evaluation.tasks import BOXED
-from vopd_recipes.tiny import problems as arithmetic
-from vopd_recipes.files.checkpoints import complete_checkpoints
-from vopd_recipes.recipe.config import Recipe, load_recipe
 from vopd_recipes.data.sciknoweval import INSTRUCTION, multiple_choice
+from vopd_recipes.files import complete_checkpoints
+from vopd_recipes.recipe import Recipe, load_recipe
+from vopd_recipes.tiny import problems as arithmetic
 
 SCRIPT = ROOT / "scripts" / "run_vopd.py"
 

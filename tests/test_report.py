@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vopd_recipes.files.plots import compare_runs, history_of, plot_comparison, plot_training, series
+from vopd_recipes.files import compare_runs, history_of, plot_comparison, plot_training, series
 
 EVALUATIONS: list[dict[str, Any]] = [
     {"step": 0, "eval_accuracy": 0.25, "eval_reverse_kl": 0.8, "eval_completion_length": 20.0},

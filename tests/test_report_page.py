@@ -26,20 +26,18 @@ from conftest import TinyPair
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from vopd_recipes.files.completions import SCHEMA
-from vopd_recipes.recipe.config import load_recipe
-from vopd_recipes.loss.definition import Estimator
 from vopd_recipes.evidence.outcome import METHODS
-from vopd_recipes.models.loading import load_student, load_teacher, load_tokenizer
+from vopd_recipes.files import SCHEMA, RunError
+from vopd_recipes.loss import Estimator
+from vopd_recipes.models import load_student, load_teacher, load_tokenizer
 from vopd_recipes.prompts import build_prompts, read_rows
-from vopd_recipes.files.plots import RunError
+from vopd_recipes.recipe import load_recipe
 from vopd_recipes.reporting import charts, completions
 from vopd_recipes.reporting.escaping import escaped, visible
 from vopd_recipes.reporting.methods import equation
 from vopd_recipes.reporting.page import report_page, write_report
 from vopd_recipes.reporting.runs import group_runs, read_run, read_runs
-from vopd_recipes.training.run import finish_run, start_run
-from vopd_recipes.training.trainer import VOPDTrainer
+from vopd_recipes.training import VOPDTrainer, finish_run, start_run
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = "</script><script>document.title='owned'</script>\x00\x1b[31m‮שלום\u2066<img src=x onerror=alert(1)>&amp;"

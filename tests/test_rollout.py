@@ -10,9 +10,10 @@ from conftest import TinyPair, sharpened
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
 
+from vopd_recipes.models import PACKED_SDPA
+from vopd_recipes.rollout import Completion, Sampling, TransformersRollout, draw
+from vopd_recipes.rollout.transformers_engine import truncate
 from vopd_recipes.tiny import pair as tiny
-from vopd_recipes.models.attention import PACKED_SDPA
-from vopd_recipes.rollout.transformers_engine import Completion, Sampling, TransformersRollout, draw, truncate
 
 PLAIN = Sampling()
 SOME_ENDS = set(range(0, 256, 8))  # an eighth of the bytes end a completion, so that lengths differ

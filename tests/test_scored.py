@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from vopd_recipes.loss.definition import Estimator, TokenStats, reference_loss
-from vopd_recipes.loss.fused import Head
-from vopd_recipes.loss.from_logprobs import Scores, reference_scored_loss, scored_loss, student_support
+from vopd_recipes.loss import Estimator, Head, Scores, TokenStats, reference_loss, scored_loss, student_support
+from vopd_recipes.loss.from_logprobs import reference_scored_loss
 from vopd_recipes.teacher.server import read_scores
 
 K = 5

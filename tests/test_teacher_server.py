@@ -18,14 +18,13 @@ from teacher_service import Recorded, VLLMServer
 from test_trainer import build
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from vopd_recipes.tiny import pair as tiny
-from vopd_recipes.recipe.config import load_recipe
-from vopd_recipes.loss.definition import Estimator
+from vopd_recipes.loss import Estimator
 from vopd_recipes.packing import pack
-from vopd_recipes.recipe.text import RecipeError
-from vopd_recipes.teacher.local import ServerTeacher
-from vopd_recipes.teacher.server import TeacherServer, TeacherUnavailable, read_scores
-from vopd_recipes.training.trainer import TrainingStopped
+from vopd_recipes.recipe import RecipeError, load_recipe
+from vopd_recipes.teacher import ServerTeacher, TeacherServer, TeacherUnavailable
+from vopd_recipes.teacher.server import read_scores
+from vopd_recipes.tiny import pair as tiny
+from vopd_recipes.training import TrainingStopped
 
 K = 20
 PROMPTS = [list(range(40, 40 + length)) for length in (3, 9, 17, 1)]
@@ -380,7 +379,7 @@ def test_a_process_that_gave_up_ends(recorded, hangs: bool) -> None:
     service = recorded(reply)
     program = f"""
 import time
-from vopd_recipes.teacher.server import TeacherServer, TeacherUnavailable
+from vopd_recipes.teacher import TeacherServer, TeacherUnavailable
 start = time.time()
 futures = [TeacherServer.submit(server, [3], [7]) for server in [TeacherServer({service.url!r}, "t", 0, 2)] * 1024]
 for future in futures:

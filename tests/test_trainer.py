@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from vopd_recipes.recipe.config import load_recipe
-from vopd_recipes.models.loading import load_student, load_teacher, load_tokenizer
+from vopd_recipes.models import load_student, load_teacher, load_tokenizer
 from vopd_recipes.packing import pack
 from vopd_recipes.prompts import build_prompts, read_rows
-from vopd_recipes.rollout.transformers_engine import Sampling, TransformersRollout
-from vopd_recipes.training.run import finish_run, start_run
-from vopd_recipes.training.trainer import TrainingStopped, VOPDTrainer, rollout_seed
+from vopd_recipes.recipe import load_recipe
+from vopd_recipes.rollout import Sampling, TransformersRollout
+from vopd_recipes.training import TrainingStopped, VOPDTrainer, finish_run, start_run
+from vopd_recipes.training.trainer import rollout_seed
 
 LOGGED = {
     "loss", "reverse_kl", "reward/mean", "reward/std", "advantage/mean", "advantage/std", "baseline/mean", "entropy",
@@ -82,7 +82,7 @@ def test_packed_micro_batches_equal_one_sequence_at_a_time(write_recipe, estimat
 
 def test_loss_is_the_mean_over_tokens_of_the_reference_loss(write_recipe):
     """Unpacked, dense, by hand: the models' own logits through `reference_loss`."""
-    from vopd_recipes.loss.definition import reference_loss
+    from vopd_recipes.loss import reference_loss
 
     trainer = build(write_recipe())
     samples = trainer.sample(list(trainer.train_dataset)[:4], step=0, generations=1)

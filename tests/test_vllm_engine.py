@@ -12,10 +12,9 @@ import pytest
 import torch
 from launching import REPOSITORY, execute
 
+from vopd_recipes.recipe import RecipeError
+from vopd_recipes.rollout import RolloutFailed, Sampling, VLLMRollout
 from vopd_recipes.rollout import vllm_engine as vllm_rollout
-from vopd_recipes.recipe.text import RecipeError
-from vopd_recipes.rollout.transformers_engine import RolloutFailed, Sampling
-from vopd_recipes.rollout.vllm_engine import VLLMRollout
 
 WORKER = REPOSITORY / "tests" / "vllm_groups_worker.py"
 

@@ -13,8 +13,8 @@ import pytest
 from conftest import TinyPair
 from launching import execute, needs_vllm
 
+from vopd_recipes.recipe import RecipeError
 from vopd_recipes.rollout import vllm_engine as vllm_rollout
-from vopd_recipes.recipe.text import RecipeError
 
 WORKER = Path(__file__).parent / "vllm_worker.py"
 KINDS = ["tied", "untied", "lora"]

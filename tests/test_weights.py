@@ -10,7 +10,7 @@ from launching import REPOSITORY, on_two_processes
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from vopd_recipes.models.weights import FullCopy, full_weights
+from vopd_recipes.models import FullCopy, full_weights
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from vopd_recipes.files.atomic import written_whole
+from vopd_recipes.files import written_whole
 
 
 def test_a_file_appears_when_it_is_done_and_replaces_an_older_one(tmp_path):

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from torch import distributed
 
-from vopd_recipes.recipe.text import RecipeError
-from vopd_recipes.rollout.transformers_engine import Completion
-from vopd_recipes.rollout.vllm_engine import VLLMRollout
+from vopd_recipes.recipe import RecipeError
+from vopd_recipes.rollout import Completion, VLLMRollout
 
 
 class Echo(VLLMRollout):

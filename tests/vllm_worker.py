@@ -12,10 +12,9 @@ import torch
 from test_weights import with_adapters
 from transformers import AutoModelForCausalLM
 
-from vopd_recipes.rollout.transformers_engine import Completion, RolloutFailed, Sampling, TransformersRollout
-from vopd_recipes.tiny.pair import byte_tokenizer
-from vopd_recipes.rollout.vllm_engine import VLLMRollout
-from vopd_recipes.models.weights import full_weights
+from vopd_recipes.models import full_weights
+from vopd_recipes.rollout import Completion, RolloutFailed, Sampling, TransformersRollout, VLLMRollout
+from vopd_recipes.tiny import byte_tokenizer
 
 EOS = byte_tokenizer().eos_token_id
 VOCABULARY = 250  # of 264: the rest must never be drawn

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vopd_recipes.loss.methods import method_of
+from vopd_recipes.loss import method_of
 
 PAPER = "arXiv 2605.07865"
 

@@ -20,7 +20,7 @@ import datasets
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
-from vopd_recipes.recipe.config import DataConfig, RecipeError
+from vopd_recipes.recipe import DataConfig, RecipeError
 
 logger = logging.getLogger(__name__)
 

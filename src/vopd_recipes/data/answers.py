@@ -16,9 +16,8 @@ from collections import OrderedDict
 from types import TracebackType
 from typing import Self
 
-from vopd_recipes.grading.answers import extract_boxed, rewritten
 from vopd_recipes.data.rows import Problem
-from vopd_recipes.grading.grader import MathGrader, grade_choice
+from vopd_recipes.grading import MathGrader, extract_boxed, grade_choice, rewritten
 
 _PLAIN = re.compile(
     r"\$?[+-]?(?:[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?|\\[dt]?frac\{[0-9]+\}\{0*[1-9][0-9]*\}|[0-9]+/0*[1-9][0-9]*)\$?"

@@ -10,7 +10,7 @@ import math
 import re
 from decimal import Decimal
 
-from vopd_recipes.grading.answers import extract_boxed
+from vopd_recipes.grading import extract_boxed
 
 _DELIMITERS = ((r"\[", r"\]"), (r"\(", r"\)"), ("$$", "$$"), ("$", "$"))
 _CHOICE = re.compile(r"[\s(\[]{0,4}([A-Za-z])[\s)\].:]{0,4}")

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from vopd_recipes.data.rows import Left, Row
-from vopd_recipes.recipe.text import RecipeError
+from vopd_recipes.recipe import RecipeError
 
 _LONGEST = 64 << 20  # bytes of JSON for one row
 _CHUNK = 1 << 20

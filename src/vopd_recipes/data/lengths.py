@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vopd_recipes.data.rows import Problem
-from vopd_recipes.recipe.text import RecipeError
+from vopd_recipes.recipe import RecipeError
 
 LengthOf = Callable[[list[str]], list[int]]
 

@@ -21,8 +21,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
 from vopd_recipes.data.recipe import Source
-from vopd_recipes.hub.queue import is_hub_id
 from vopd_recipes.hub.revisions import hub_is_away
+from vopd_recipes.recipe import is_hub_id
 
 Origin = dict[str, str]  # sha256 or revision; empty where nobody can tell
 

@@ -35,9 +35,9 @@ from vopd_recipes.data.origin import Origin, hub_asked_once, is_same, origin_of,
 from vopd_recipes.data.recipe import DataRecipe, EvaluationSet, Source
 from vopd_recipes.data.rows import Left, Problem, problem_of, question_of
 from vopd_recipes.data.sources import Numbered, Unreachable, numbered_rows
+from vopd_recipes.files import written_whole
 from vopd_recipes.hub.scrub import scrub
-from vopd_recipes.recipe.text import RecipeError
-from vopd_recipes.files.atomic import written_whole
+from vopd_recipes.recipe import RecipeError
 
 Filter = Callable[[list[Problem]], list[str | None]]
 

@@ -8,9 +8,8 @@ import httpx
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
-from vopd_recipes.hub.queue import is_hub_id
 from vopd_recipes.hub.revisions import reason
-from vopd_recipes.recipe.text import RecipeError
+from vopd_recipes.recipe import RecipeError, is_hub_id
 
 _AWAY = (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled)
 

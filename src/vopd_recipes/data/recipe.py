@@ -10,8 +10,8 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
-from vopd_recipes.recipe.text import RecipeError, coerce, describe_type, nearest, read_flags, read_yaml
 from vopd_recipes.data.sciknoweval import DOMAINS, LEVELS
+from vopd_recipes.recipe import RecipeError, coerce, describe_type, nearest, read_flags, read_yaml
 
 Sourced = tuple[Any, str]  # a value and where it stands: `file:line` or `--field`
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from vopd_recipes.data.gold import answer_in, bare, letter, written_out
 from vopd_recipes.data.recipe import DataRecipe, Source
-from vopd_recipes.data.words import words_of
 from vopd_recipes.data.sciknoweval import multiple_choice
+from vopd_recipes.data.words import words_of
 
 Row = Mapping[str, Any]
 

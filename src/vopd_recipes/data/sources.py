@@ -21,8 +21,7 @@ from vopd_recipes.data.json_rows import json_rows
 from vopd_recipes.data.origin import ask_only_the_cache
 from vopd_recipes.data.recipe import DataRecipe, EvaluationSet, Source
 from vopd_recipes.data.rows import Left, Row
-from vopd_recipes.hub.queue import is_hub_id
-from vopd_recipes.recipe.text import RecipeError, nearest
+from vopd_recipes.recipe import RecipeError, is_hub_id, nearest
 
 Numbered = tuple[int, Row | Left]
 

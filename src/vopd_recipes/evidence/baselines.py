@@ -22,15 +22,20 @@ import matplotlib.pyplot as plt  # noqa: E402  # the backend is chosen first: no
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from vopd_recipes.recipe.config import Recipe  # noqa: E402
-from vopd_recipes.loss.definition import Estimator, baseline_value, value_on_support  # noqa: E402
 from vopd_recipes.evidence.measurement import check_measurable, freeze  # noqa: E402
 from vopd_recipes.evidence.variance import Measured, bootstrap  # noqa: E402
-from vopd_recipes.models.loading import head_of, scale_logits  # noqa: E402
+from vopd_recipes.files import written_whole  # noqa: E402
+from vopd_recipes.loss import Estimator, baseline_value, value_on_support  # noqa: E402
+from vopd_recipes.models import (  # noqa: E402
+    completion_states,  # noqa: E402
+    head_of,
+    scale_logits,
+)
 from vopd_recipes.packing import MicroBatch  # noqa: E402
-from vopd_recipes.recipe.text import RecipeError  # noqa: E402
-from vopd_recipes.teacher.local import completion_states  # noqa: E402
-from vopd_recipes.files.atomic import written_whole  # noqa: E402
+from vopd_recipes.recipe import (
+    Recipe,  # noqa: E402
+    RecipeError,  # noqa: E402
+)
 
 _KS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
 _ROWS = 256  # positions whose [rows, V] distributions are held at a time

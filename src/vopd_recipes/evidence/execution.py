@@ -22,7 +22,7 @@ from typing import IO
 from tqdm import tqdm
 
 from vopd_recipes.evidence.outcome import Run
-from vopd_recipes.recipe.text import RecipeError
+from vopd_recipes.recipe import RecipeError
 
 SCRIPT = Path(__file__).parents[3] / "scripts" / "run_vopd.py"
 LOCK = ".lock"

@@ -19,13 +19,11 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from vopd_recipes.loss.definition import Baseline, Estimator, TokenStats
 from vopd_recipes.evidence.projection import WIDTH, Projection, trained_leaves
-from vopd_recipes.loss.fused import Head, fused_loss
-from vopd_recipes.models.loading import head_of, scale_logits, vocabulary_of
+from vopd_recipes.loss import Baseline, Estimator, Head, TokenStats, fused_loss
+from vopd_recipes.models import completion_states, head_of, scale_logits, vocabulary_of
 from vopd_recipes.packing import MicroBatch
-from vopd_recipes.rollout.transformers_engine import Sampling, draw
-from vopd_recipes.teacher.local import completion_states
+from vopd_recipes.rollout import Sampling, draw
 
 SAMPLED: tuple[Baseline, ...] = get_args(Baseline)
 METHODS: tuple[str, ...] = (*SAMPLED, "full", "topk")

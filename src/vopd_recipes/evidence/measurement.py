@@ -12,10 +12,9 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
-from vopd_recipes.recipe.config import ModelConfig, Recipe
 from vopd_recipes.evidence.gradients import REDRAWS, GradientProbe
 from vopd_recipes.evidence.variance import VarianceStudy, summarize
-from vopd_recipes.models.loading import (
+from vopd_recipes.models import (
     check_models,
     check_tokenizers,
     end_of_sequence_ids,
@@ -26,9 +25,8 @@ from vopd_recipes.models.loading import (
 )
 from vopd_recipes.packing import MicroBatch, Sample, pack
 from vopd_recipes.prompts import build_prompts, read_rows
-from vopd_recipes.recipe.text import RecipeError
-from vopd_recipes.rollout.transformers_engine import Sampling, TransformersRollout
-from vopd_recipes.training.trainer import rollout_seed
+from vopd_recipes.recipe import ModelConfig, Recipe, RecipeError
+from vopd_recipes.rollout import Sampling, TransformersRollout, rollout_seed
 
 
 def check_measurable(recipe: Recipe, checkpoint: Path | None, draws: int, prompts: int, redraws: int = 1) -> None:

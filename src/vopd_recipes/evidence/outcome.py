@@ -14,10 +14,8 @@ from typing import Any
 
 import yaml
 
-from vopd_recipes.files.checkpoints import RECIPE, last_complete_checkpoint
-from vopd_recipes.recipe.config import DataConfig, ModelConfig, VOPDConfig, load_recipe
-from vopd_recipes.recipe.text import RecipeError
-from vopd_recipes.files.plots import RunError, history_of
+from vopd_recipes.files import RECIPE, RunError, history_of, last_complete_checkpoint
+from vopd_recipes.recipe import DataConfig, ModelConfig, RecipeError, VOPDConfig, load_recipe
 
 
 @dataclass(frozen=True)

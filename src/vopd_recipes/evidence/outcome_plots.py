@@ -16,8 +16,11 @@ from matplotlib.axes import Axes  # noqa: E402
 
 from vopd_recipes.evidence.intervals import interval  # noqa: E402
 from vopd_recipes.evidence.outcome import METHODS, Run  # noqa: E402
-from vopd_recipes.files.plots import history_of, series  # noqa: E402
-from vopd_recipes.files.atomic import written_whole  # noqa: E402
+from vopd_recipes.files import (  # noqa: E402
+    history_of,
+    series,
+    written_whole,  # noqa: E402
+)
 
 _TOP_K = tuple(name for name in METHODS if name.startswith("vopd_topk_"))
 

@@ -17,9 +17,8 @@ from typing import Any
 from vopd_recipes.evidence.intervals import interval, paired
 from vopd_recipes.evidence.outcome import METHODS, Run
 from vopd_recipes.evidence.outcome_plots import plot_accuracy, plot_curves, shared_curves
-from vopd_recipes.recipe.text import RecipeError
-from vopd_recipes.files.plots import history_of, series
-from vopd_recipes.files.atomic import written_whole
+from vopd_recipes.files import history_of, series, written_whole
+from vopd_recipes.recipe import RecipeError
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from vopd_recipes.models.loading import causal_lm_of, head_module
+from vopd_recipes.models import causal_lm_of, head_module
 
 # A prime, so that no row length of a weight matrix divides it and outlying columns spread over all entries.
 WIDTH = 16_381

@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt  # noqa: E402  # the backend is chosen first: no
 from matplotlib.axes import Axes  # noqa: E402
 
 from vopd_recipes.evidence.gradients import METHODS, SAMPLED  # noqa: E402
-from vopd_recipes.files.atomic import written_whole  # noqa: E402
+from vopd_recipes.files import written_whole  # noqa: E402
 
 
 def write_report(found: dict[str, Any], folder: Path) -> list[Path]:

@@ -1,0 +1,22 @@
+"""What is written to disk, whole or not at all: checkpoints, completions, pictures."""
+
+from typing import TYPE_CHECKING
+
+from vopd_recipes.exports import on_demand
+from vopd_recipes.files.atomic import written_whole
+from vopd_recipes.files.checkpoints import (
+    RECIPE,
+    check_same_layout,
+    check_same_recipe,
+    complete_checkpoints,
+    discard_incomplete,
+    keep_newest,
+    last_complete_checkpoint,
+    mark_complete,
+)
+
+if TYPE_CHECKING:
+    from vopd_recipes.files.completions import RECORDED, SCHEMA, write_completions
+    from vopd_recipes.files.plots import RunError, compare_runs, history_of, plot_comparison, plot_training, series
+
+__getattr__ = on_demand(__name__, "completions", "plots")

@@ -16,8 +16,8 @@ from typing import Any
 
 import yaml
 
-from vopd_recipes.recipe.text import RecipeError
 from vopd_recipes.files.atomic import written_whole
+from vopd_recipes.recipe import RecipeError
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
-from vopd_recipes.packing import Sample
 from vopd_recipes.files.atomic import written_whole
+from vopd_recipes.packing import Sample
 
 # Statistics of the update that are kept with every completion token.
 RECORDED = ("reward", "advantage", "reverse_kl")

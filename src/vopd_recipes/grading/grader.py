@@ -6,7 +6,7 @@ that settles it (every integer answer), and a question for math-verify where it 
 
 math-verify is where the care goes. sympy would need longer than the universe for `9^{9^{9^9}}`, and math-verify's
 own remedy, SIGALRM, works in the main thread only and not inside a C function. So it runs in worker processes that
-this process can kill: a plain `python grading_worker.py` which reads JSON lines. Not multiprocessing: "fork" is unsafe
+this process can kill: a plain `python worker.py` which reads JSON lines. Not multiprocessing: "fork" is unsafe
 under CUDA and threads, "spawn" imports the caller's main script again.
 """
 
@@ -29,7 +29,7 @@ __all__ = ["Grade", "MathGrader", "extract_boxed", "extract_choice", "grade_choi
 
 _START_SECONDS = 120.0
 _MAX_FAILED_STARTS = 3
-_WORKER = Path(__file__).with_name("grading_worker.py")
+_WORKER = Path(__file__).with_name("worker.py")
 
 Pair = tuple[str, str]  # (answer, gold)
 Verdict = tuple[bool, str | None]  # (correct, error)

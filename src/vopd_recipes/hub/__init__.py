@@ -8,5 +8,3 @@ beside the training.
 
 from vopd_recipes.hub.publisher import OwnPublishing, Publisher, check_write_access, publish_run
 from vopd_recipes.hub.queue import Target
-
-__all__ = ["OwnPublishing", "Publisher", "Target", "check_write_access", "publish_run"]

@@ -20,7 +20,7 @@ from huggingface_hub import HfApi
 from vopd_recipes.hub.queue import Queue
 from vopd_recipes.hub.revisions import check_access, limit_waiting
 from vopd_recipes.hub.upload import Pace, Uploader
-from vopd_recipes.recipe.text import RecipeError
+from vopd_recipes.recipe import RecipeError
 
 
 def _parent_says(seconds: float, parent: int) -> bool:

@@ -17,9 +17,10 @@ import yaml
 from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
-from vopd_recipes.hub.queue import MAIN, is_hub_id
-from vopd_recipes.loss.methods import method_of
+from vopd_recipes.hub.queue import MAIN
+from vopd_recipes.loss import method_of
 from vopd_recipes.paper import PAPER, datasets_of, distilled
+from vopd_recipes.recipe import is_hub_id
 
 _HYPER_PARAMETERS = (
     "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "num_generations",

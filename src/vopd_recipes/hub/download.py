@@ -23,9 +23,9 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from vopd_recipes.files import written_whole
 from vopd_recipes.hub.revisions import MANIFEST, git_id_of, reason, remote_files, sha256_of
-from vopd_recipes.recipe.text import RecipeError
-from vopd_recipes.files.atomic import written_whole
+from vopd_recipes.recipe import RecipeError
 
 _INDEX = "model.safetensors.index.json"
 _ERRORS = (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError, HFValidationError)

@@ -16,9 +16,9 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from vopd_recipes.files import written_whole
 from vopd_recipes.hub.queue import link_or_copy
-from vopd_recipes.models.weights import full_weights
-from vopd_recipes.files.atomic import written_whole
+from vopd_recipes.models import full_weights
 
 
 @torch.no_grad()

@@ -21,12 +21,11 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from vopd_recipes.files.checkpoints import complete_checkpoints
+from vopd_recipes.files import complete_checkpoints, written_whole
 from vopd_recipes.hub.queue import MAIN, Queue, Target, step_revision
 from vopd_recipes.hub.revisions import without_addresses
 from vopd_recipes.hub.upload import Pace, Uploader
-from vopd_recipes.recipe.text import RecipeError
-from vopd_recipes.files.atomic import written_whole
+from vopd_recipes.recipe import RecipeError
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,6 @@ import fnmatch
 import json
 import logging
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,12 +22,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
-
+from vopd_recipes.files import written_whole
 from vopd_recipes.hub.scrub import scrub_file
-from vopd_recipes.recipe.text import RecipeError
-from vopd_recipes.files.atomic import written_whole
+from vopd_recipes.recipe import RecipeError, is_hub_id
 
 logger = logging.getLogger(__name__)
 
@@ -289,14 +285,3 @@ def _base(source: Path) -> tuple[str, str | None] | None:
     settings = json.loads(path.read_text(encoding="utf-8"))
     local = Path(settings["base_model_name_or_path"])
     return (str(local.resolve()) if local.is_dir() else str(local), settings.get("revision"))
-
-
-def is_hub_id(name: str | None) -> bool:
-    """Whether a name in a published recipe is a repository's: folders begin with `./`."""
-    if not name or re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(name)) is None:
-        return False
-    try:
-        validate_repo_id(str(name))
-    except HFValidationError:
-        return False
-    return True

@@ -26,10 +26,10 @@ from huggingface_hub import (
 from huggingface_hub.errors import HfHubHTTPError
 
 from vopd_recipes.hub.card import Published, model_card
-from vopd_recipes.hub.queue import MAIN, is_hub_id
+from vopd_recipes.hub.queue import MAIN
 from vopd_recipes.hub.revisions import CARD, EVAL_RESULTS, licence_of, release_of, remote_files
 from vopd_recipes.hub.scrub import scrub
-from vopd_recipes.recipe.text import RecipeError
+from vopd_recipes.recipe import RecipeError, is_hub_id
 
 logger = logging.getLogger(__name__)
 

@@ -34,9 +34,9 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from vopd_recipes.hub.queue import MAIN, OF_THE_RUN, is_hub_id
-from vopd_recipes.recipe.text import RecipeError
-from vopd_recipes.files.atomic import written_whole
+from vopd_recipes.files import written_whole
+from vopd_recipes.hub.queue import MAIN, OF_THE_RUN
+from vopd_recipes.recipe import RecipeError, is_hub_id
 
 MANIFEST = "manifest.json"
 CARD = "README.md"

@@ -16,9 +16,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  # the backend is chosen first: no screen is needed
 from huggingface_hub import HfApi  # noqa: E402
 
+from vopd_recipes.files import written_whole  # noqa: E402
 from vopd_recipes.hub.download import list_revisions  # noqa: E402
-from vopd_recipes.recipe.text import RecipeError  # noqa: E402
-from vopd_recipes.files.atomic import written_whole  # noqa: E402
+from vopd_recipes.recipe import RecipeError  # noqa: E402
 
 logger = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ from vopd_recipes.hub.revisions import (
     reason,
     release,
 )
-from vopd_recipes.recipe.text import RecipeError
+from vopd_recipes.recipe import RecipeError
 
 logger = logging.getLogger(__name__)
 

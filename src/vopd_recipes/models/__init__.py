@@ -1,0 +1,30 @@
+"""Student and teacher as plain causal language models: loading, heads, attention, sharding, weights.
+
+`loading` → `checks` (understood, the same tokens, something to teach) → `architecture` (backbone and head apart, as
+the loss needs them). `attention` is what packed rows are computed with; `sharding` says who holds which part of a
+parameter, `weights` makes them whole.
+"""
+
+from vopd_recipes.models.architecture import (
+    causal_lm_of,
+    completion_states,
+    head_module,
+    head_of,
+    hidden_states,
+    scale_logits,
+    vocabulary_of,
+)
+from vopd_recipes.models.attention import PACKED_SDPA, packed_arguments
+from vopd_recipes.models.checks import check_models, check_tokenizers, end_of_sequence_ids
+from vopd_recipes.models.loading import base_of, load_student, load_teacher, load_tokenizer
+from vopd_recipes.models.sharding import (
+    IN_CPU_MEMORY,
+    evaluating,
+    gathered,
+    is_sliced,
+    layout,
+    loading_teacher,
+    redirected,
+    shards_weights,
+)
+from vopd_recipes.models.weights import FullCopy, full_weights

@@ -18,7 +18,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from vopd_recipes.models.loading import causal_lm_of
+from vopd_recipes.models.architecture import causal_lm_of
 from vopd_recipes.models.sharding import gathered
 
 

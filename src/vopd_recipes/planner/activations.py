@@ -31,8 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedConfig
 
-from vopd_recipes.models.attention import PACKED_SDPA, packed_arguments
-from vopd_recipes.models.loading import causal_lm_of
+from vopd_recipes.models import PACKED_SDPA, causal_lm_of, packed_arguments
 from vopd_recipes.planner.architectures import Architecture, build
 
 _FEWEST_LAYERS = 4

@@ -19,8 +19,8 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Trainer
 
-from vopd_recipes.models.attention import PACKED_SDPA
-from vopd_recipes.recipe.text import RecipeError
+from vopd_recipes.models import PACKED_SDPA
+from vopd_recipes.recipe import RecipeError
 
 MODEL_CONFIGS = Path(__file__).parents[3] / "recipes" / "model_configs"
 

@@ -25,13 +25,12 @@ from typing import Any
 import yaml
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from vopd_recipes.recipe.config import ModelConfig, Recipe, VOPDConfig
+from vopd_recipes.paper import prompts_of
 from vopd_recipes.planner.fitting import verdict
 from vopd_recipes.planner.memory import GB, PHASES, plan
 from vopd_recipes.planner.setup import OF_THE_MACHINE, read_anywhere, read_setup
 from vopd_recipes.prompts import build_prompts, read_rows
-from vopd_recipes.paper import prompts_of
-from vopd_recipes.recipe.text import RecipeError
+from vopd_recipes.recipe import ModelConfig, Recipe, RecipeError, VOPDConfig
 
 FLAG = "--explain"
 _GPU_GB = 80

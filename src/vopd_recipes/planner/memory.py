@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Literal
 
-from vopd_recipes.loss.fused import BLOCKS_PER_CHUNK, BUFFER_BYTES
+from vopd_recipes.loss import BLOCKS_PER_CHUNK, BUFFER_BYTES
 from vopd_recipes.planner.activations import inference_peak, training_activations
 from vopd_recipes.planner.architectures import Architecture, Parameter, parameters_of
-from vopd_recipes.recipe.text import RecipeError
+from vopd_recipes.recipe import RecipeError
 
 GB = 10**9
 PHASES = ("rollout", "teacher", "loss", "backward", "update")

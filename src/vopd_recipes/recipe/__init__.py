@@ -1,0 +1,18 @@
+"""What a recipe says: its fields and their text, the errors in them, and how the processes were launched.
+
+A YAML file and command-line flags (`text`) become checked dataclasses (`config`); what is wrong is one line with file
+and line (`errors`). `launch` makes sure that the processes are as many, and of the kind, that was asked for.
+"""
+
+from typing import TYPE_CHECKING
+
+from vopd_recipes.exports import on_demand
+from vopd_recipes.recipe.errors import RecipeError
+from vopd_recipes.recipe.hub_ids import is_hub_id
+from vopd_recipes.recipe.text import coerce, describe_type, nearest, read_flags, read_yaml
+
+if TYPE_CHECKING:
+    from vopd_recipes.recipe.config import DataConfig, ModelConfig, Recipe, VOPDConfig, describe_fields, load_recipe
+    from vopd_recipes.recipe.launch import check_launch, free_port
+
+__getattr__ = on_demand(__name__, "config", "launch")

@@ -22,10 +22,11 @@ from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import SchedulerType
 
-from vopd_recipes.loss.definition import Estimator
-from vopd_recipes.hub.queue import is_hub_id
+from vopd_recipes.loss import Estimator
+from vopd_recipes.recipe.errors import RecipeError
+from vopd_recipes.recipe.hub_ids import is_hub_id
 from vopd_recipes.recipe.launch import introduce_deepspeed, prepare_launch
-from vopd_recipes.recipe.text import RecipeError, coerce, describe_type, nearest, read_flags, read_yaml
+from vopd_recipes.recipe.text import coerce, describe_type, nearest, read_flags, read_yaml
 
 
 def option(default: Any, help: str) -> Any:

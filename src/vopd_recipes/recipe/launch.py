@@ -11,20 +11,17 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
+from transformers import TrainingArguments
 
-from vopd_recipes.recipe.text import RecipeError
-
-if TYPE_CHECKING:
-    from vopd_recipes.recipe.config import VOPDConfig
+from vopd_recipes.recipe.errors import RecipeError
 
 _USE_TORCHRUN = "start it with `torchrun --nproc_per_node N scripts/run_vopd.py RECIPE`"
 
 
-def prepare_launch(args: VOPDConfig) -> None:
+def prepare_launch(args: TrainingArguments) -> None:
     """Before the processes meet: fill in what the launcher left out.
 
     Raises:
@@ -51,7 +48,7 @@ def prepare_launch(args: VOPDConfig) -> None:
         args.ddp_backend = "gloo"  # without a name, processes on CPUs do not look for each other
 
 
-def introduce_deepspeed(args: VOPDConfig) -> None:
+def introduce_deepspeed(args: TrainingArguments) -> None:
     """Once the process group stands: on CPUs accelerate does not tell DeepSpeed, which would shard for one process."""
     if args.use_cpu and args.deepspeed:
         from deepspeed import comm  # imported late: it takes seconds

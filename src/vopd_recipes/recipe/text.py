@@ -14,12 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
-
-class RecipeError(ValueError):
-    """One line for the person at the terminal: what is wrong, where, and what to do."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.splitlines()))  # values and other people's messages come with line breaks
+from vopd_recipes.recipe.errors import RecipeError
 
 
 def read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, tuple[Any, str]]:

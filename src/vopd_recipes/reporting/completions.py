@@ -20,8 +20,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tokenizers import Tokenizer
 
-from vopd_recipes.files.completions import RECORDED, SCHEMA
-from vopd_recipes.files.plots import RunError
+from vopd_recipes.files import RECORDED, SCHEMA, RunError
 from vopd_recipes.reporting.elements import key, section
 from vopd_recipes.reporting.escaping import escaped
 from vopd_recipes.reporting.runs import Group, Run

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vopd_recipes.loss.definition import Estimator
+from vopd_recipes.loss import Estimator
 from vopd_recipes.reporting.elements import cell, key, section
 from vopd_recipes.reporting.escaping import escaped
 from vopd_recipes.reporting.runs import Group, Run, differing_fields

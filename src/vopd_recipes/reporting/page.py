@@ -13,13 +13,12 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from vopd_recipes.files.plots import RunError
+from vopd_recipes.files import RunError, written_whole
 from vopd_recipes.reporting.completions import COMPLETIONS, PROMPT_CHARACTERS, PROMPTS, TOKENS, completions
 from vopd_recipes.reporting.escaping import escaped
 from vopd_recipes.reporting.methods import methods, student_of, teacher_of
 from vopd_recipes.reporting.results import curves, results, times, variance
 from vopd_recipes.reporting.runs import Group, group_runs, read_runs
-from vopd_recipes.files.atomic import written_whole
 
 
 def write_report(folders: Sequence[Path], path: Path) -> Path:

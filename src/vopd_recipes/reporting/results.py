@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
 
-from vopd_recipes.loss.definition import variance_name
+from vopd_recipes.loss import variance_name
 from vopd_recipes.reporting.charts import Band, Line, Points, bar_chart, line_chart, smoothed
 from vopd_recipes.reporting.elements import cell, key, legend, section
 from vopd_recipes.reporting.escaping import escaped

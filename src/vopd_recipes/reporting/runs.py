@@ -16,10 +16,8 @@ from typing import Any
 
 import yaml
 
-from vopd_recipes.files.checkpoints import RECIPE, last_complete_checkpoint
-from vopd_recipes.loss.definition import Estimator
-from vopd_recipes.loss.methods import method_of
-from vopd_recipes.files.plots import RunError, series
+from vopd_recipes.files import RECIPE, RunError, last_complete_checkpoint, series
+from vopd_recipes.loss import Estimator, method_of
 
 # Fields that tell seeds of one method apart.
 _SEED_FIELDS = frozenset({"seed", "data_seed", "output_dir", "run_name"})

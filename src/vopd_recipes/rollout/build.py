@@ -8,12 +8,11 @@ from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from vopd_recipes.recipe.config import ModelConfig, VOPDConfig
-from vopd_recipes.models.loading import base_of, causal_lm_of, end_of_sequence_ids
-from vopd_recipes.rollout.transformers_engine import RolloutEngine, Sampling, TransformersRollout
-from vopd_recipes.models.sharding import shards_weights
+from vopd_recipes.models import FullCopy, base_of, causal_lm_of, end_of_sequence_ids, shards_weights
+from vopd_recipes.recipe import ModelConfig, VOPDConfig
+from vopd_recipes.rollout.engine import RolloutEngine, Sampling
+from vopd_recipes.rollout.transformers_engine import TransformersRollout
 from vopd_recipes.rollout.vllm_engine import VLLMRollout
-from vopd_recipes.models.weights import FullCopy
 
 
 def build_rollout(

@@ -12,52 +12,18 @@ which biases the gradient with no error, has one global random state for all row
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.utils.logging import tqdm
 
-from vopd_recipes.models.weights import FullCopy
+from vopd_recipes.models import FullCopy
+from vopd_recipes.rollout.engine import Completion, Sampling
 
 # Rows that ended are cut from the cache when they are this share of it: cutting copies the rest.
 _COMPACT_BELOW = 0.75
-
-
-@dataclass(frozen=True)
-class Completion:
-    """Sampled tokens, each with its log-probability in nats under the distribution it was drawn from."""
-
-    token_ids: list[int]
-    logprobs: list[float]
-    finished: bool  # ended by itself; its last token is then the end-of-sequence token
-
-
-class RolloutFailed(RuntimeError):
-    """The sampler cannot go on; one line says why."""
-
-
-class RolloutEngine(Protocol):
-    """What the trainer asks of a sampler."""
-
-    stale: bool  # has not got the student's weights, or lost them since
-
-    def generate(self, prompts: list[list[int]], seeds: list[int], max_new_tokens: int) -> list[Completion]:
-        """One completion per prompt, in order."""
-
-    def sync(self, named_weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Take over the student's current weights."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a token is drawn; the defaults draw from the student's own distribution."""
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
 
 
 class TransformersRollout:

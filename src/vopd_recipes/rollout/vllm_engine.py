@@ -24,9 +24,8 @@ import torch
 from torch import Tensor, distributed
 from transformers.utils.logging import tqdm
 
-from vopd_recipes.recipe.launch import free_port
-from vopd_recipes.recipe.text import RecipeError
-from vopd_recipes.rollout.transformers_engine import Completion, RolloutFailed, Sampling
+from vopd_recipes.recipe import RecipeError, free_port
+from vopd_recipes.rollout.engine import Completion, RolloutFailed, Sampling
 
 # Of one request, in the engine that GPUs run.
 _MAX_BIASES = 1024

@@ -15,51 +15,30 @@ A local teacher is laid out like the student: in slices under ZeRO-3 and FSDP2, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
-from vopd_recipes.models.attention import packed_arguments
-from vopd_recipes.loss.definition import Estimator, TokenStats
-from vopd_recipes.loss.fused import Head, fused_loss
-from vopd_recipes.models.loading import causal_lm_of, head_module, head_of, hidden_states, vocabulary_of
+from vopd_recipes.loss import Estimator, Head, TokenStats, fused_loss
+from vopd_recipes.models import (
+    IN_CPU_MEMORY,
+    causal_lm_of,
+    completion_states,
+    gathered,
+    head_module,
+    head_of,
+    layout,
+    redirected,
+    vocabulary_of,
+)
 from vopd_recipes.packing import MicroBatch
-from vopd_recipes.loss.from_logprobs import Scores, scored_loss, student_support
-from vopd_recipes.models.sharding import IN_CPU_MEMORY, gathered, layout, redirected
-from vopd_recipes.teacher.server import TeacherServer
-
-
-class TeacherView(Protocol):
-    """What a teacher says about one micro-batch."""
-
-    def loss(
-        self, hidden: Tensor, head: Head, batch: MicroBatch, estimator: Estimator, weights: Tensor, variance: bool
-    ) -> tuple[Tensor, TokenStats]:
-        """Loss of the student's completion states [N, H] under its `head`, with token `weights` [N]."""
-
-
-class Teacher(Protocol):
-    """A local model or a server."""
-
-    vocabulary: int  # number of tokens it scores; the student's may be padded to another
-
-    def views(self, batches: Sequence[MicroBatch]) -> list[Callable[[], TeacherView]]:
-        """One view per micro-batch, ready or computed when it is called."""
-
-
-def completion_states(model: nn.Module, batch: MicroBatch) -> Tensor:
-    """Hidden states [N, H] that predict the completion tokens of a packed row."""
-    implementation = causal_lm_of(model).config._attn_implementation
-    packed = packed_arguments(implementation, batch.sequence_lengths, batch.input_ids.device)
-    hidden = hidden_states(model, batch.input_ids, batch.position_ids, **packed)
-    return hidden[batch.completion_positions]
+from vopd_recipes.teacher.interface import TeacherView
 
 
 class LocalTeacher:
@@ -145,87 +124,6 @@ class LocalView:
                 teacher_softcap=teacher.softcap,
                 gradient_variance=variance,
             )
-
-
-class ServerTeacher:
-    """A vLLM server that scores: log-probabilities of the sampled tokens and of a support.
-
-    Args:
-        server: where it is.
-        vocabulary: number of tokens that both tokenizers name.
-        estimator: says whose support is asked for.
-    """
-
-    def __init__(self, server: TeacherServer, vocabulary: int, estimator: Estimator) -> None:
-        self.server, self.vocabulary = server, vocabulary
-        self.k = server.support_top_k
-        self.asks_for_ids = estimator.baseline == "value_topk" and estimator.baseline_support == "student"
-
-    def views(self, batches: Sequence[MicroBatch]) -> list[Callable[[], TeacherView]]:
-        """Scores of the whole window, requested at once; those on the student's support wait for its logits.
-
-        The first completions' are waited for here: a server that is away is noticed while this step's state can still
-        be saved. One that fails later is noticed by the loss that needs its scores.
-
-        Raises:
-            TeacherUnavailable: the server cannot be had, or holds another model.
-        """
-        self.server.confirm()  # started again between two windows, it may hold another model
-        if self.asks_for_ids:
-            return [partial(ServerView, self, None)] * len(batches)
-        window = [[self.server.submit(s.prompt_ids, s.completion_ids) for s in batch.samples] for batch in batches]
-        self.joined(next(filter(None, window), []))
-        return [partial(ServerView, self, futures) for futures in window]
-
-    def ask(self, batch: MicroBatch, support: Tensor) -> Scores:
-        """Scores of a micro-batch on ids [N, k] that the student chose."""
-        parts = support.split([len(sample.completion_ids) for sample in batch.samples])
-        return self.joined(
-            [self.server.submit(s.prompt_ids, s.completion_ids, part) for s, part in zip(batch.samples, parts)]
-        )
-
-    def joined(self, futures: Sequence[Future[Scores]]) -> Scores:
-        """One micro-batch's, in the order of its row; tokens beyond the vocabulary leave the support."""
-        none = Scores(torch.empty(0), torch.empty(0, self.k, dtype=torch.long), torch.empty(0, self.k))
-        parts = [none, *(future.result() for future in futures)]
-        ids = torch.cat([part.support_ids for part in parts])
-        return Scores(
-            torch.cat([part.logprobs for part in parts]),
-            ids.masked_fill(ids >= self.vocabulary, -1),
-            torch.cat([part.support_logprobs for part in parts]),
-        )
-
-
-class ServerView:
-    """A micro-batch's scores, waited for here, or asked for once the student's logits are known."""
-
-    def __init__(self, teacher: ServerTeacher, futures: Sequence[Future[Scores]] | None) -> None:
-        self._teacher, self._futures = teacher, futures
-        wait(futures or ())
-
-    def loss(
-        self, hidden: Tensor, head: Head, batch: MicroBatch, estimator: Estimator, weights: Tensor, variance: bool
-    ) -> tuple[Tensor, TokenStats]:
-        """See `TeacherView.loss`; there are no variances without the whole distribution.
-
-        Raises:
-            TeacherUnavailable: the server cannot be had.
-        """
-        if self._futures is None:
-            support = student_support(hidden, head, self._teacher.k, self._teacher.vocabulary)
-            scores = self._teacher.ask(batch, support)
-        else:
-            scores = self._teacher.joined(self._futures)
-        return scored_loss(
-            hidden,
-            head,
-            batch.targets,
-            scores.to(hidden.device),
-            estimator,
-            vocabulary=self._teacher.vocabulary,
-            token_weights=weights,
-            rollout_logprobs=batch.rollout_logprobs,
-        )
 
 
 def slice_with_fsdp2(model: nn.Module, offload: bool) -> None:

@@ -31,8 +31,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from vopd_recipes.recipe.text import RecipeError
-from vopd_recipes.loss.from_logprobs import Scores
+from vopd_recipes.loss import Scores
+from vopd_recipes.recipe import RecipeError
 
 # vLLM batches what arrives together; more requests than this wait in its queue instead of here.
 _CONCURRENCY = 64

@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils.logging import tqdm
 
+from vopd_recipes.files import written_whole
 from vopd_recipes.tiny.problems import Problem
-from vopd_recipes.files.atomic import written_whole
 
 END = "<|endoftext|>"
 _CHAT_TEMPLATE = (

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vopd_recipes.files.atomic import written_whole
+from vopd_recipes.files import written_whole
 
 
 @dataclass(frozen=True)

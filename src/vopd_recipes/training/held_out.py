@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vopd_recipes.grading.grader import MathGrader, grade_choice
+from vopd_recipes.grading import MathGrader, grade_choice
+from vopd_recipes.models import evaluating
 from vopd_recipes.packing import Sample, pack
-from vopd_recipes.models.sharding import evaluating
 
 if TYPE_CHECKING:  # the trainer calls this module
     from vopd_recipes.training.trainer import VOPDTrainer

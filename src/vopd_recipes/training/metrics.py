@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from vopd_recipes.loss.definition import TokenStats, importance_weight
+from vopd_recipes.loss import TokenStats, importance_weight
 from vopd_recipes.packing import Sample
 
 

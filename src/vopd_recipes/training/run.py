@@ -21,13 +21,11 @@ import torch
 import yaml
 from accelerate import Accelerator
 
-from vopd_recipes.files.checkpoints import RECIPE, discard_incomplete
-from vopd_recipes.recipe.config import DataConfig, Recipe
+from vopd_recipes.files import RECIPE, discard_incomplete, plot_training, written_whole
 from vopd_recipes.hub import Publisher, Target
 from vopd_recipes.hub.upload import Pace
-from vopd_recipes.files.plots import plot_training
+from vopd_recipes.recipe import DataConfig, Recipe
 from vopd_recipes.training.trainer import VOPDTrainer
-from vopd_recipes.files.atomic import written_whole
 
 _PACKAGES = (
     "vopd-recipes", "torch", "transformers", "accelerate", "deepspeed", "datasets", "peft", "huggingface-hub", "vllm",

@@ -12,7 +12,6 @@ using the head's weight beside them, or the model inside its wrapper, trains som
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -26,29 +25,34 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, Trainer
 
-from vopd_recipes.files.checkpoints import keep_newest, last_complete_checkpoint, mark_complete
-from vopd_recipes.files.completions import RECORDED, write_completions
-from vopd_recipes.recipe.config import ModelConfig, VOPDConfig
-from vopd_recipes.loss.definition import TokenStats
-from vopd_recipes.training.held_out import held_out_values
+from vopd_recipes.files import (
+    RECORDED,
+    keep_newest,
+    last_complete_checkpoint,
+    mark_complete,
+    plot_training,
+    write_completions,
+)
 from vopd_recipes.hub import OwnPublishing, Publisher
-from vopd_recipes.recipe.launch import check_launch
-from vopd_recipes.training.metrics import StepMetrics
-from vopd_recipes.models.loading import (
+from vopd_recipes.loss import TokenStats
+from vopd_recipes.models import (
     causal_lm_of,
     check_models,
+    completion_states,
+    evaluating,
+    full_weights,
     head_module,
     head_of,
+    layout,
+    redirected,
     vocabulary_of,
 )
 from vopd_recipes.packing import MicroBatch, Sample, pack
-from vopd_recipes.files.plots import plot_training
-from vopd_recipes.rollout.transformers_engine import RolloutEngine, RolloutFailed
-from vopd_recipes.rollout.build import build_rollout
-from vopd_recipes.models.sharding import evaluating, layout, redirected
-from vopd_recipes.teacher.local import LocalTeacher, Teacher, TeacherView, completion_states
-from vopd_recipes.teacher.server import TeacherUnavailable
-from vopd_recipes.models.weights import full_weights
+from vopd_recipes.recipe import ModelConfig, VOPDConfig, check_launch
+from vopd_recipes.rollout import RolloutEngine, RolloutFailed, build_rollout, rollout_seed
+from vopd_recipes.teacher import LocalTeacher, Teacher, TeacherUnavailable, TeacherView
+from vopd_recipes.training.held_out import held_out_values
+from vopd_recipes.training.metrics import StepMetrics
 
 # Mean |log p_train − log p_rollout| above which the two are different models.
 _LARGEST_GAP = 0.5
@@ -388,12 +392,6 @@ class VOPDTrainer(OwnPublishing, Trainer):
 def _as_they_are(rows: list[Any]) -> Any:
     """Prompts are packed with their completions, not collated."""
     return rows
-
-
-def rollout_seed(seed: int, step: int, prompt_id: int, generation: int) -> int:
-    """A completion's seed: a 63-bit number that depends on nothing but these four."""
-    digest = hashlib.blake2b(f"{seed}/{step}/{prompt_id}/{generation}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 def _product_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:

@@ -1,0 +1,10 @@
+"""The one error of this library that a person at a terminal is meant to read."""
+
+from __future__ import annotations
+
+
+class RecipeError(ValueError):
+    """One line for the person at the terminal: what is wrong, where, and what to do."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))  # values and other people's messages come with line breaks
