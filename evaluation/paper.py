@@ -25,7 +25,7 @@ def published_columns(model: str, recipe: dict[str, Any]) -> dict[str, dict[str,
     if not numbers:
         return {}
     before = undistilled(str(recipe["model_name_or_path"]))
-    return {"paper, before": before, f"paper, {method_of(recipe)[0]}": numbers | _average(numbers)}
+    return {"paper, before": before, f"paper, {method_of(recipe).title}": numbers | _average(numbers)}
 
 
 def _average(numbers: dict[str, str]) -> dict[str, str]:

@@ -87,7 +87,7 @@ def connect_to_teacher(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, promp
     server = TeacherServer(
         str(training.teacher_server_url),
         training.teacher_server_model,
-        training.estimator.support_top_k if training.estimator.baseline == "value_topk" else 0,
+        training.estimator.support_top_k if training.estimator.method.needs == "support" else 0,
         training.teacher_server_timeout,
     )
     teacher = ServerTeacher(server, len(tokenizer), training.estimator)

@@ -202,8 +202,8 @@ def test_a_prepared_set_is_known_by_its_source(folder):
 @pytest.mark.parametrize("divergence", ["sampled", "full", "topk"])
 @pytest.mark.parametrize("baseline", ["none", "constant", "value", "value_topk", "optimal"])
 def test_every_estimator_has_a_name_and_an_equation(divergence, baseline):
-    name, equation = method_of({"divergence": divergence, "baseline": baseline})
-    assert "OPD" in name and equation.count("{") == equation.count("}")
+    row = method_of({"divergence": divergence, "baseline": baseline})
+    assert "OPD" in row.title and row.latex.count("{") == row.latex.count("}")
 
 
 def run_of(teacher, student, data="data/dapo-math-17k", **fields):

@@ -113,7 +113,7 @@ def test_readmes_have_the_papers_times(base: str) -> None:
 def hours(name: str) -> str:
     """The paper's seconds a step over all steps, else what it says of every run of its own, else ours; or nothing."""
     short, pair = name.removeprefix("recipes/"), Path(name).parent.name
-    if seconds := PAPERS_SECONDS.get(pair, {}).get(method_of(resolved(name))[0]):
+    if seconds := PAPERS_SECONDS.get(pair, {}).get(method_of(resolved(name)).title):
         return f"{seconds * STEPS / 3600:.1f} (paper)"
     return "2–6 (paper)" if published(name) else TIMED_HERE.get(short, "")
 
@@ -131,7 +131,7 @@ def test_the_index_lists_every_recipe() -> None:
                 str(model).split("/")[1]
                 for model in (recipe.model.model_name_or_path, recipe.model.teacher_model_name_or_path)
             )
-        assert method == method_of(resolved(name))[0]
+        assert method == method_of(resolved(name)).title
         assert data and data.lower().replace(" ", "-") in Path(str(recipe.data.dataset_name)).parts
         label = f"{Path(name).name if '_from_' in name else 'vopd.yaml and its variants'} | {hardware} | fits"
         assert hardware == "2 CPU cores" if here else f"| {label}" in (pair / "README.md").read_text()

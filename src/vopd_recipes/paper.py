@@ -42,8 +42,8 @@ def distilled(recipe: Mapping[str, Any]) -> dict[str, str]:
     """
     pair = f"{recipe.get('teacher_model_name_or_path')} > {recipe.get('model_name_or_path')}"
     try:
-        method = method_of(recipe)[0]
-    except (KeyError, TypeError):  # an estimator of others
+        method = method_of(recipe).title
+    except (ValueError, TypeError):  # an estimator of others
         return {}
     if method.endswith("top-k") and (
         recipe.get("support_top_k", _TOP_K) != _TOP_K or recipe.get("support") == "teacher"

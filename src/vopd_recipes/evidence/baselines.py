@@ -115,7 +115,7 @@ def _positions(student: nn.Module, teacher: nn.Module, batch: MicroBatch) -> dic
         shared = min(part.shape[1] for part in logits)
         logp, teacher_logp = (part[:, :shared].log_softmax(-1) for part in logits)
         values = {
-            "value": baseline_value(logp, teacher_logp, Estimator(), "value"),
+            "value": baseline_value(logp, teacher_logp, Estimator()),
             "reward": (teacher_logp - logp).gather(1, batch.targets[rows, None])[:, 0],
         }
         for support, ranked in (("student", logp), ("teacher", teacher_logp)):

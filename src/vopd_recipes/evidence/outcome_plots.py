@@ -15,14 +15,14 @@ import numpy as np  # noqa: E402
 from matplotlib.axes import Axes  # noqa: E402
 
 from vopd_recipes.evidence.intervals import interval  # noqa: E402
-from vopd_recipes.evidence.outcome import METHODS, Run  # noqa: E402
+from vopd_recipes.evidence.outcome import Run, compared  # noqa: E402
 from vopd_recipes.files import (  # noqa: E402
     history_of,
     series,
     written_whole,  # noqa: E402
 )
 
-_TOP_K = tuple(name for name in METHODS if name.startswith("vopd_topk_"))
+_TOP_K = tuple(name for name in compared() if name.startswith("vopd_topk_"))
 
 
 def plot_curves(runs: Mapping[str, Sequence[Run]], path: Path) -> None:
@@ -62,7 +62,7 @@ def shared_curves(runs: Sequence[Run]) -> dict[int, list[float]]:
 def _draw_curve(axis: Axes, name: str, curves: Mapping[int, list[float]]) -> None:
     steps, bands = list(curves), [interval(values) for values in curves.values()]
     mean, half = np.array([band.mean for band in bands]), np.nan_to_num([band.half for band in bands])
-    axis.plot(steps, mean, label=METHODS[name].title, color=_colour(name), linewidth=1.5)
+    axis.plot(steps, mean, label=compared()[name].title, color=_colour(name), linewidth=1.5)
     lowest = np.maximum(mean - half, mean / 10)  # a logarithmic scale has no room for what is not positive
     axis.fill_between(steps, lowest, mean + half, color=_colour(name), alpha=0.15, linewidth=0)
 
@@ -82,7 +82,7 @@ def plot_accuracy(accuracies: Mapping[str, Sequence[float]], path: Path) -> None
             found.mean, place, xerr=np.nan_to_num(found.half), fmt="o", color=_colour(name), capsize=4, markersize=7
         )
         axis.plot(values, [place + 0.22] * len(values), "|", color=_colour(name), alpha=0.7)
-    axis.set_yticks(range(len(accuracies)), [METHODS[name].title for name in accuracies], fontsize=9)
+    axis.set_yticks(range(len(accuracies)), [compared()[name].title for name in accuracies], fontsize=9)
     axis.invert_yaxis()
     axis.set_xlabel("held-out accuracy (%): mean and 95 % interval over seeds, a stroke for each run")
     axis.grid(axis="x", alpha=0.3)
@@ -90,7 +90,7 @@ def plot_accuracy(accuracies: Mapping[str, Sequence[float]], path: Path) -> None
 
 
 def _colour(name: str) -> Any:
-    return plt.get_cmap("tab10")(list(METHODS).index(name))
+    return plt.get_cmap("tab10")(list(compared()).index(name))
 
 
 def _save(figure: Any, path: Path) -> None:

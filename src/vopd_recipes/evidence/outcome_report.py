@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vopd_recipes.evidence.intervals import interval, paired
-from vopd_recipes.evidence.outcome import METHODS, Run
+from vopd_recipes.evidence.outcome import Run, compared
 from vopd_recipes.evidence.outcome_plots import plot_accuracy, plot_curves, shared_curves
 from vopd_recipes.files import history_of, series, written_whole
 from vopd_recipes.recipe import RecipeError
@@ -86,7 +86,7 @@ def write_report(runs: Sequence[Run], output: Path, target: float | None = None)
         by_method.setdefault(run.method.name, []).append(run)
     if all(len(of_method) < 2 for of_method in by_method.values()):
         raise RecipeError(f"{output}: no method has two finished seeds: nothing to compare")
-    ordered = {name: by_method[name] for name in METHODS if name in by_method}
+    ordered = {name: by_method[name] for name in compared() if name in by_method}
     goal = target if target is not None else _default_target(ordered)
     outcomes = {name: {run.seed: outcome_of(run, goal) for run in of_method} for name, of_method in ordered.items()}
     text = _table(outcomes, goal)
@@ -128,7 +128,7 @@ def _table(outcomes: dict[str, dict[int, Outcome]], target: float) -> str:
     for name, by_seed in outcomes.items():
         accuracy = _values(by_seed, lambda o: o.accuracy)
         cells = [
-            METHODS[name].title,
+            compared()[name].title,
             str(len(by_seed)),
             interval(accuracy).text("{:.1f}", 100) if accuracy else "",
             interval(_values(by_seed, lambda o: o.reverse_kl)).text("{:.4f}"),
@@ -186,10 +186,10 @@ def _difference_lines(outcomes: dict[str, dict[int, Outcome]]) -> list[str]:
     lines: list[str] = []
     for reference, methods in _differences(outcomes).items():
         headings = " | ".join(f"{heading} | p" for heading, *_ in _MEASURES.values())
-        lines += ["", f"| minus {METHODS[reference].title}, seed by seed | {headings} |"]
+        lines += ["", f"| minus {compared()[reference].title}, seed by seed | {headings} |"]
         lines += ["|---|" + "--:|" * 2 * len(_MEASURES)]
         for name, measures in methods.items():
-            cells = [METHODS[name].title]
+            cells = [compared()[name].title]
             for measure, (_, form, scale) in _MEASURES.items():
                 one = measures.get(measure)
                 cells += (

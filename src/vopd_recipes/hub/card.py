@@ -120,7 +120,7 @@ def model_card(about: Published) -> str:
 def _metadata(about: Published, recipe: dict[str, Any]) -> dict[str, Any]:
     below = about.read("adapter_config.json") or {"base_model_name_or_path": recipe.get("model_name_or_path")}
     student = below["base_model_name_or_path"]
-    name = method_of(recipe)[0]
+    name = method_of(recipe).title
     metadata: dict[str, Any] = {
         "library_name": "peft" if about.is_adapter else "transformers",
         "pipeline_tag": "text-generation",
@@ -176,17 +176,19 @@ def _summary(about: Published, recipe: dict[str, Any], state: dict[str, Any]) ->
     prepared = f" (prepared from {', '.join(_link(name, 'datasets/') for name in sources)})" if sources else ""
     curves = "\n![Training curves](plots/training.png)\n" if (about.folder / "plots/training.png").is_file() else ""
     return (
-        f"{form} {_link(student)} by on-policy distillation ({method_of(recipe)[0]}): the student writes, the teacher "
-        f"{_link(teacher)} scores every token.{step} Every saved step is a branch, such as `step-00000100`.\n\n"
+        f"{form} {_link(student)} by on-policy distillation ({method_of(recipe).title}): the student writes, the "
+        f"teacher {_link(teacher)} scores every token.{step} Every saved step is a branch, such as "
+        f"`step-00000100`.\n\n"
         f"Prompts: {', '.join(_link(name, 'datasets/') for name in datasets_of(recipe))}{prepared}.\n{curves}"
     )
 
 
 def _method(recipe: dict[str, Any]) -> str:
-    name, equation = method_of(recipe)
+    method = method_of(recipe)
     return (
-        f"## Method: {name}\n\nStudent $p$, teacher $q$, a completion $y$ sampled from $p$, and the reward of a token "
-        f"$r_t = \\log q(y_t) - \\log p(y_t)$. The gradient of the loss at a position is\n\n$$ {equation} $$\n"
+        f"## Method: {method.title}\n\nStudent $p$, teacher $q$, a completion $y$ sampled from $p$, and the reward of "
+        f"a token $r_t = \\log q(y_t) - \\log p(y_t)$. The gradient of the loss at a position is\n\n"
+        f"$$ {method.latex} $$\n"
     )
 
 

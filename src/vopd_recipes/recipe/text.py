@@ -17,6 +17,10 @@ import yaml
 from vopd_recipes.recipe.errors import RecipeError
 
 
+class Word(str):
+    """A word of a table that the field's owner looks up; `none` may be one, and is not null."""
+
+
 def read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, tuple[Any, str]]:
     """Fields of a recipe and of what it extends: name → (value, `file:line`)."""
     if path.resolve() in seen:
@@ -149,6 +153,8 @@ def _coerce_plain(value: Any, kind: type) -> Any:
         return kind(number) if kind is int and isinstance(value, float) else kind(value)
     if _is_enum(kind):
         return kind("no" if value is False else value).value  # YAML reads a bare `no` as false
+    if kind is Word and isinstance(value, str):
+        return value
     if kind in (str, dict) and isinstance(value, kind):
         return value
     raise TypeError
@@ -164,7 +170,7 @@ def describe_type(hint: Any) -> str:
         elif _is_enum(candidate):
             words.append("one of " + ", ".join(str(member.value) for member in candidate))
         else:
-            names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+            names = {int: "a whole number", float: "a number", str: "text", Word: "a word", bool: "true or false"}
             words.append(names.get(candidate, "a list" if get_origin(candidate) is list else "a mapping"))
     return " or ".join(dict.fromkeys(words))
 
