@@ -1,6 +1,6 @@
 """The paper's columns for a results table: of the same model, or of the same pair distilled in the same way.
 
-The numbers are the library's (`vopd_recipes.published`); `paper.json` beside this file is a link to them.
+The numbers are the library's (`vopd_recipes.paper`); `paper.json` beside this file is a link to them.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What the recipes' pages say is so: the paper's numbers, times and memory, the index, the links and the commands."""
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -138,6 +139,18 @@ def test_the_index_lists_every_recipe() -> None:
         assert time == hours(name)
         assert average == (numbers.get("average") or " / ".join(numbers.values()))
         assert ours == "not yet run" or (here and "](../" in ours)
+
+
+def test_the_index_is_what_its_script_writes() -> None:
+    """Whatever stood there; `python scripts/index_recipes.py` brings it up to date."""
+    with_table = runpy.run_path("scripts/index_recipes.py")["with_table"]
+    index = INDEX.read_text()
+    assert with_table(index) == index
+    without_a_pair = re.sub(r"^\| \[qwen3-1.7b-chemistry/.*\n", "", index, flags=re.MULTILINE)  # the last one
+    without_a_row = re.sub(r"^\| \[qwen3-4b/opd_full.*\n", "", index, flags=re.MULTILINE)
+    of_no_pair = index.replace("| [qwen3-4b/vopd.yaml]", "| [none/vopd.yaml](a) | b |\n| [qwen3-4b/vopd.yaml]")
+    for stale in (without_a_pair, without_a_row, of_no_pair, index.replace("| 45.4 |", "| 99.9 |")):
+        assert stale != index and with_table(stale) == index
 
 
 # Links and commands --------------------------------------------------------------------------------------------------

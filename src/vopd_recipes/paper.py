@@ -1,4 +1,4 @@
-"""The paper's published numbers, `published.json`, for tables and cards of models that repeat its setting.
+"""The paper's published numbers, `paper.json`, for tables and cards of models that repeat its setting.
 
 "KL for a KL: On-Policy Distillation with Control Variate Baseline", arXiv 2605.07865v1, the main table and the science
 table. They stand in one file and nowhere else; `evaluation/paper.json` is another name of it.

@@ -26,7 +26,7 @@ from vopd_recipes.loss import METHODS, Estimator, baselines, divergences
 from vopd_recipes.recipe.errors import RecipeError
 from vopd_recipes.recipe.hub_ids import is_hub_id
 from vopd_recipes.recipe.launch import introduce_deepspeed, prepare_launch
-from vopd_recipes.recipe.text import Word, coerce, describe_type, nearest, read_flags, read_yaml
+from vopd_recipes.recipe.text import Lines, Word, coerce, describe_type, nearest, read_flags, read_yaml
 
 
 def option(default: Any, help: str) -> Any:
@@ -357,7 +357,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         RecipeError: anything wrong, in one line.
     """
     path = Path(path)
-    values = {**read_yaml(path, ()), **read_flags(overrides or [], _HINTS)}
+    values = {**read_yaml(path, (), _extended), **read_flags(overrides or [], _HINTS)}
     checked, sources = {}, {}
     for name, (value, where) in values.items():
         if name not in _FIELDS:
@@ -373,6 +373,16 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     recipe = Recipe(path, model, data, training, sources)
     _check_together(recipe)
     return recipe
+
+
+def _extended(base: Lines, own: Lines) -> Lines:
+    """A baseline belongs to its divergence: a file that changes that and says nothing of a baseline inherits none.
+
+    Flags change the recipe that they are given to, and are refused where the two contradict each other.
+    """
+    before, _ = base.get("divergence", (VOPDConfig.divergence, ""))
+    changed = own.get("divergence", (before, ""))[0] != before
+    return {name: line for name, line in base.items() if not (changed and name == "baseline")} | own
 
 
 def _check_together(recipe: Recipe) -> None:

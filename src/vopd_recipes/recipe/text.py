@@ -7,7 +7,9 @@ its nearest name, and passes `1e-5`, which YAML reads as a string, on as one.
 from __future__ import annotations
 
 import difflib
+import operator
 import types
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
@@ -16,13 +18,21 @@ import yaml
 
 from vopd_recipes.recipe.errors import RecipeError
 
+Lines = dict[str, tuple[Any, str]]  # field → its value and where that stands
+
 
 class Word(str):
     """A word of a table that the field's owner looks up; `none` may be one, and is not null."""
 
 
-def read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, tuple[Any, str]]:
-    """Fields of a recipe and of what it extends: name → (value, `file:line`)."""
+def read_yaml(path: Path, seen: tuple[Path, ...], extend: Callable[[Lines, Lines], Lines] = operator.or_) -> Lines:
+    """Fields of a recipe and of what it extends: name → (value, `file:line`).
+
+    Args:
+        path: the recipe.
+        seen: the files that extend it.
+        extend: what comes of an extended file's fields and those of the file that names it.
+    """
     if path.resolve() in seen:
         raise RecipeError(f"{path}: extends itself, by way of {' → '.join(str(p.name) for p in seen)}")
     try:
@@ -41,7 +51,7 @@ def read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, tuple[Any, str]]:
     base = path.parent / extended
     if not base.is_file():
         raise RecipeError(f"{where}: extends: no such file: {base}")
-    return {**read_yaml(base, (*seen, path.resolve())), **own}
+    return extend(read_yaml(base, (*seen, path.resolve()), extend), own)
 
 
 def _mapping(loader: yaml.SafeLoader, path: Path) -> dict[str, tuple[Any, str]]:

@@ -109,9 +109,13 @@ def _version(package: str) -> str | None:
 
 
 def _git_revision() -> str | None:
-    """The commit of the recipes' checkout, with a plus sign where it was edited; `None` outside one."""
+    """The commit of the recipes' checkout, with a plus sign where it was edited; `None` outside one.
+
+    An installation may lie in a checkout of something else, whose commit would say nothing.
+    """
     here = Path(__file__).parent
     try:
+        subprocess.run(["git", "ls-files", "--error-unmatch", __file__], cwd=here, capture_output=True, check=True)
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
         edited = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError):
