@@ -8,3 +8,8 @@ class RecipeError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.splitlines()))  # values and other people's messages come with line breaks
+
+
+def one_line(error: object, limit: int = 300) -> str:
+    """What somebody else's error says, on one line of no more than so many characters."""
+    return " ".join(str(error).split())[:limit]
