@@ -16,8 +16,46 @@ import yaml
 
 from vopd_recipes.recipe.errors import RecipeError
 
+Sourced = tuple[Any, str]  # a value and where it stands: `file:line` or `--field`
 
-def read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, tuple[Any, str]]:
+
+def read_fields(
+    path: Path, overrides: list[str] | None, hints: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """A recipe, what it extends and the flags over both, as typed values.
+
+    Args:
+        path: the YAML file.
+        overrides: command-line words, `--field value …`.
+        hints: name → type of every field there may be.
+
+    Returns:
+        The values that are set, and where each stands.
+
+    Raises:
+        RecipeError: see `check_fields`, and text that is not a recipe's.
+    """
+    return check_fields({**read_yaml(path, ()), **read_flags(overrides or [], hints)}, hints)
+
+
+def check_fields(values: dict[str, Sourced], hints: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The values as the hints' types, and where each stands.
+
+    Raises:
+        RecipeError: an unknown field, with the nearest name, or a value of another type.
+    """
+    checked = {}
+    for name, (value, where) in values.items():
+        if name not in hints:
+            raise RecipeError(f"{where}: unknown field '{name}'{nearest(name, hints)}")
+        try:
+            checked[name] = coerce(value, hints[name])
+        except TypeError:
+            raise RecipeError(f"{where}: {name} must be {describe_type(hints[name])}, got {value!r}") from None
+    return checked, {name: where for name, (_, where) in values.items()}
+
+
+def read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, Sourced]:
     """Fields of a recipe and of what it extends: name → (value, `file:line`)."""
     if path.resolve() in seen:
         raise RecipeError(f"{path}: extends itself, by way of {' → '.join(str(p.name) for p in seen)}")
@@ -40,14 +78,14 @@ def read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, tuple[Any, str]]:
     return {**read_yaml(base, (*seen, path.resolve())), **own}
 
 
-def _mapping(loader: yaml.SafeLoader, path: Path) -> dict[str, tuple[Any, str]]:
+def _mapping(loader: yaml.SafeLoader, path: Path) -> dict[str, Sourced]:
     try:
         node = loader.get_single_node()
         if node is None:
             return {}
         if not isinstance(node, yaml.MappingNode):
             raise RecipeError(f"{path}: a recipe is a list of `field: value` lines")
-        values: dict[str, tuple[Any, str]] = {}
+        values: dict[str, Sourced] = {}
         for key_node, value_node in node.value:
             where = f"{path}:{key_node.start_mark.line + 1}"
             name = str(loader.construct_object(key_node))
@@ -65,7 +103,7 @@ def _yaml_error(path: Path, error: yaml.YAMLError) -> RecipeError:
     return RecipeError(f"{path}: {' '.join(str(error).split())}")
 
 
-def read_flags(words: list[str], hints: dict[str, Any]) -> dict[str, tuple[Any, str]]:
+def read_flags(words: list[str], hints: dict[str, Any]) -> dict[str, Sourced]:
     """`--field value`, `--field=value`, `--switch`, `--field a b`: name → (value, `--field`)."""
     values: dict[str, list[str]] = {}
     name = None
