@@ -11,18 +11,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import numpy as np
+import pyarrow.parquet as pq
 
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402  # the backend is chosen first: no screen is needed
-import numpy as np  # noqa: E402
-import pyarrow.parquet as pq  # noqa: E402
-
-from evaluation.results import read_results  # noqa: E402
-from evaluation.tasks import TASKS  # noqa: E402
-from vopd_recipes.files import written_whole  # noqa: E402
-from vopd_recipes.recipe import RecipeError  # noqa: E402
+from evaluation.results import read_results
+from evaluation.tasks import TASKS
+from vopd_recipes.files import new_figure, save_figure, written_whole
+from vopd_recipes.recipe import RecipeError
 
 _REPEATS, _SEED = 10_000, 0
 
@@ -131,7 +126,7 @@ def bootstrap_interval(differences: np.ndarray) -> tuple[float, float]:
 
 def _plot(results: list[dict[str, Any]], labels: list[str], tasks: list[str], path: Path) -> None:
     """Bars of avg@n with 95 % intervals (1.96 standard errors), a group for each task."""
-    figure, axis = plt.subplots(figsize=(max(5.0, 1.6 * len(tasks) + 2), 4.2), layout="constrained")
+    figure, (axis,) = new_figure(1, max(5.0, 1.6 * len(tasks) + 2), 4.2)
     width = 0.8 / len(results)
     for number, (content, label) in enumerate(zip(results, labels)):
         there = [(place, content["tasks"][task]) for place, task in enumerate(tasks) if task in content["tasks"]]
@@ -151,6 +146,4 @@ def _plot(results: list[dict[str, Any]], labels: list[str], tasks: list[str], pa
     axis.set_ylim(bottom=0)
     axis.grid(axis="y", alpha=0.3)
     axis.legend(fontsize=8)
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
-    plt.close(figure)
+    save_figure(figure, path)

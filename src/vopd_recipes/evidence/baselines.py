@@ -14,28 +14,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import torch
+from torch import Tensor, nn
 
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402  # the backend is chosen first: no screen is needed
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-
-from vopd_recipes.evidence.measurement import check_measurable, freeze  # noqa: E402
-from vopd_recipes.evidence.variance import Measured, bootstrap  # noqa: E402
-from vopd_recipes.files import written_whole  # noqa: E402
-from vopd_recipes.loss import Estimator, baseline_value, value_on_support  # noqa: E402
-from vopd_recipes.models import (  # noqa: E402
-    completion_states,  # noqa: E402
-    head_of,
-    scale_logits,
-)
-from vopd_recipes.packing import MicroBatch  # noqa: E402
-from vopd_recipes.recipe import (
-    Recipe,  # noqa: E402
-    RecipeError,  # noqa: E402
-)
+from vopd_recipes.evidence.measurement import check_measurable, freeze
+from vopd_recipes.evidence.variance import Measured, bootstrap
+from vopd_recipes.files import finish_axis, new_figure, save_figure, written_whole
+from vopd_recipes.loss import Estimator, baseline_value, value_on_support
+from vopd_recipes.models import completion_states, head_of, scale_logits
+from vopd_recipes.packing import MicroBatch
+from vopd_recipes.recipe import Recipe, RecipeError
 
 _KS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
 _ROWS = 256  # positions whose [rows, V] distributions are held at a time
@@ -164,25 +152,21 @@ def _text(measured: dict[str, float], form: str) -> str:
 
 
 def _plot(found: dict[str, Any], path: Path) -> None:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure, (left, right) = new_figure(2, 11, 4)
     for (name, title), style in zip(_SUPPORTS, ("o-", "s--")):
         points = [(k, measured["value"]) for k, measured in found["errors"][name]]
         left.plot(*zip(*points), style, label=title, markersize=4)
     left.axhline(
         found["value"]["value"], color="grey", linewidth=1, linestyle=":", label="mean |V|: no baseline at all"
     )
-    left.set(
-        xscale="log", yscale="log", xlabel="k", ylabel="mean |b̂ₖ − V| (nats)", title="Error of the top-k baseline"
-    )
     edges = torch.linspace(-6, 6, 97).tolist()
     for name, title in (("rewards", "reward r (OPD)"), ("advantages", "advantage r + KL (vOPD)")):
         clipped = torch.tensor(found[name]).clamp(-6, 6).tolist()
         right.hist(clipped, edges, alpha=0.55, label=f"{title}, std {torch.tensor(found[name]).std():.2f}")
-    right.set(yscale="log", xlabel="nats (ends hold what lies beyond)", ylabel="tokens", title="Reward and advantage")
+    left.set_title("Error of the top-k baseline")
+    right.set_title("Reward and advantage")
+    finish_axis(left, legend="lower left", xscale="log", yscale="log", xlabel="k", ylabel="mean |b̂ₖ − V| (nats)")
+    beyond = "nats (ends hold what lies beyond)"
+    finish_axis(right, legend="upper left", yscale="log", xlabel=beyond, ylabel="tokens")
     right.set_ylim(top=20 * right.get_ylim()[1])  # room for the legend above the bars
-    for axis, place in ((left, "lower left"), (right, "upper left")):
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, loc=place)
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
-    plt.close(figure)
+    save_figure(figure, path)

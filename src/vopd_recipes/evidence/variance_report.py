@@ -6,15 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from matplotlib.axes import Axes
 
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402  # the backend is chosen first: no screen is needed
-from matplotlib.axes import Axes  # noqa: E402
-
-from vopd_recipes.evidence.gradients import METHODS, SAMPLED  # noqa: E402
-from vopd_recipes.files import written_whole  # noqa: E402
+from vopd_recipes.evidence.gradients import METHODS, SAMPLED
+from vopd_recipes.files import finish_axis, new_figure, save_figure, written_whole
 
 
 def write_report(found: dict[str, Any], folder: Path) -> list[Path]:
@@ -107,7 +102,7 @@ def _table(rows: list[list[str]]) -> str:
 
 def draw_report(found: dict[str, Any], path: Path) -> Path:
     """Three panels: variance against its prediction, the same by layer type, and bias."""
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
+    figure, axes = new_figure(3, 14, 4)
     _draw_variances(axes[0], found)
     _draw_layer_types(axes[1], found)
     _draw_bias(axes[2], found)
@@ -116,10 +111,7 @@ def draw_report(found: dict[str, Any], path: Path) -> Path:
         "bars: 95 % intervals",
         fontsize=10,
     )
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
-    plt.close(figure)
-    return path
+    return save_figure(figure, path)
 
 
 def _points(axis: Axes, places: list[float], measured: list[dict[str, float]], style: str, label: str) -> None:
@@ -138,8 +130,7 @@ def _draw_variances(axis: Axes, found: dict[str, Any]) -> None:
     total = [methods[name]["total"]["ratio"]["total"] for name in METHODS]
     _points(axis, [place + 0.12 for place in range(len(METHODS))], total, "s", "in total")
     axis.set_xticks(range(len(METHODS)), METHODS, rotation=30)
-    axis.set_title("variance of the parameter gradient / OPD's", fontsize=10)
-    _finish(axis)
+    _finish(axis, "variance of the parameter gradient / OPD's")
 
 
 def _draw_layer_types(axis: Axes, found: dict[str, Any]) -> None:
@@ -150,8 +141,7 @@ def _draw_layer_types(axis: Axes, found: dict[str, Any]) -> None:
         places = [place + 0.15 * (index - (len(shown) - 1) / 2) for place in range(len(kinds))]
         _points(axis, places, [ratios[kind] for kind in kinds], "o", name)
     axis.set_xticks(range(len(kinds)), kinds, rotation=30)
-    axis.set_title("given the contexts, by layer type", fontsize=10)
-    _finish(axis)
+    _finish(axis, "given the contexts, by layer type")
 
 
 def _draw_bias(axis: Axes, found: dict[str, Any]) -> None:
@@ -160,11 +150,9 @@ def _draw_bias(axis: Axes, found: dict[str, Any]) -> None:
     _points(axis, list(range(len(shown))), biases, "o", "total")
     axis.axhline(0, color="black", linewidth=0.8)
     axis.set_xticks(range(len(shown)), shown, rotation=30)
-    axis.set_title("squared bias / squared length of the gradient", fontsize=10)
-    axis.grid(alpha=0.3)
+    finish_axis(axis, "squared bias / squared length of the gradient", legend=None)
 
 
-def _finish(axis: Axes) -> None:
+def _finish(axis: Axes, title: str) -> None:
     axis.set_ylim(0, 1.3 * axis.get_ylim()[1])  # room for the legend
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8, ncols=2, loc="upper right")
+    finish_axis(axis, title, legend="upper right", columns=2)
