@@ -162,7 +162,7 @@ class VOPDConfig(TrainingArguments):
     baseline: Literal["none", "constant", "value", "value_topk", "optimal"] | None = option(
         None, "control variate of divergence: sampled; default: value"
     )
-    baseline_support: Literal["student", "teacher"] = option("student", "whose top k carry value_topk")
+    support: Literal["student", "teacher"] = option("student", "whose top k carry value_topk")
     support_top_k: int = option(20, "k of value_topk and topk")
     baseline_constant: float = option(1.0, "value of baseline: constant")
     reward_clip_lambda: float | None = option(None, "clamp rewards from below at log λ/(1-λ)")

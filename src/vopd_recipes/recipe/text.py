@@ -17,6 +17,7 @@ import yaml
 from vopd_recipes.recipe.errors import RecipeError
 
 Sourced = tuple[Any, str]  # a value and where it stands: `file:line` or `--field`
+_RENAMED = {"baseline_support": "support"}
 
 
 def read_fields(
@@ -47,7 +48,9 @@ def check_fields(values: dict[str, Sourced], hints: dict[str, Any]) -> tuple[dic
     checked = {}
     for name, (value, where) in values.items():
         if name not in hints:
-            raise RecipeError(f"{where}: unknown field '{name}'{nearest(name, hints)}")
+            now = _RENAMED.get(name)
+            hint = f"; it is called {now} now" if now in hints else nearest(name, hints)
+            raise RecipeError(f"{where}: unknown field '{name}'{hint}")
         try:
             checked[name] = coerce(value, hints[name])
         except TypeError:
