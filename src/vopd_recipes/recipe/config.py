@@ -23,7 +23,7 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import SchedulerType
 
 from vopd_recipes.loss import Estimator
-from vopd_recipes.recipe.errors import RecipeError
+from vopd_recipes.recipe.errors import RecipeError, one_line
 from vopd_recipes.recipe.hub_ids import is_hub_id
 from vopd_recipes.recipe.launch import introduce_deepspeed, prepare_launch
 from vopd_recipes.recipe.text import nearest, read_fields
@@ -381,7 +381,7 @@ def _build(part: type, values: dict[str, Any], sources: dict[str, str], path: Pa
     try:
         return part(**{name: value for name, value in values.items() if name in names})
     except (ValueError, TypeError, ImportError, OSError) as error:
-        message = " ".join(str(error).split())
+        message = one_line(error)
         mentioned = [sources[name] for name in sources if name in re.findall(r"\w+", message)]
         where = mentioned[0] if mentioned else str(path)
         raise RecipeError(f"{where}: {message}") from error

@@ -14,7 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
-from vopd_recipes.recipe.errors import RecipeError
+from vopd_recipes.recipe.errors import RecipeError, one_line
 
 Sourced = tuple[Any, str]  # a value and where it stands: `file:line` or `--field`
 _RENAMED = {"baseline_support": "support"}
@@ -103,7 +103,7 @@ def _mapping(loader: yaml.SafeLoader, path: Path) -> dict[str, Sourced]:
 def _yaml_error(path: Path, error: yaml.YAMLError) -> RecipeError:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         return RecipeError(f"{path}:{error.problem_mark.line + 1}: not YAML that a recipe may hold: {error.problem}")
-    return RecipeError(f"{path}: {' '.join(str(error).split())}")
+    return RecipeError(f"{path}: {one_line(error)}")
 
 
 def read_flags(words: list[str], hints: dict[str, Any]) -> dict[str, Sourced]:
