@@ -17,7 +17,7 @@ from scipy import stats
 
 from evaluation.results import read_results
 from evaluation.tasks import TASKS
-from vopd_recipes.files import new_figure, save_figure, written_whole
+from vopd_recipes.files import markdown_table, new_figure, save_figure, written_whole
 from vopd_recipes.recipe import RecipeError
 
 _REPEATS, _SEED = 10_000, 0
@@ -62,14 +62,14 @@ def _table(paths: list[Path], results: list[dict[str, Any]], labels: list[str], 
     head = ["task", f"{labels[0]}: avg@n ± s.e."]
     for label in labels[1:]:
         head += [f"{label}: avg@n ± s.e.", "difference [95 %]"]
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "--:|" * (len(head) - 1)]
+    rows = []
     notes: list[str] = []
     for task in tasks:
         cells = [TASKS[task].title if task in TASKS else task, _score(results[0], task)]
         for path, content, label in zip(paths[1:], results[1:], labels[1:]):
             cells.append(_score(content, task))
             cells.append(_difference(paths[0], path, task, label, notes) if task in content["tasks"] else "")
-        lines.append("| " + " | ".join(cells) + " |")
+        rows.append(cells)
     protocols = {(content["protocol"], content["backend"], content["dtype"]) for content in results}
     if len(protocols) > 1:
         listed = "; ".join(" ".join(protocol) for protocol in sorted(protocols))
@@ -77,7 +77,9 @@ def _table(paths: list[Path], results: list[dict[str, Any]], labels: list[str], 
     for content, label in zip(results, labels):
         if alone := [name for name in content["tasks"] if name not in tasks]:
             notes.append(f"Not compared: {label} also has {', '.join(alone)}.")
-    return "\n".join([*lines, "", f"Percent; differences from {labels[0]}, * where 0 is outside.", *notes])
+    return "\n".join(
+        [markdown_table(head, rows), "", f"Percent; differences from {labels[0]}, * where 0 is outside.", *notes]
+    )
 
 
 def _score(content: dict[str, Any], task: str) -> str:

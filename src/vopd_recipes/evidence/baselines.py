@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vopd_recipes.evidence.intervals import with_interval
 from vopd_recipes.evidence.measurement import check_measurable, freeze
 from vopd_recipes.evidence.variance import Measured, bootstrap
-from vopd_recipes.files import finish_axis, new_figure, save_figure, written_whole
+from vopd_recipes.files import finish_axis, markdown_table, new_figure, save_figure, written_whole
 from vopd_recipes.loss import Estimator, baseline_value, value_on_support
 from vopd_recipes.models import completion_states, head_of, scale_logits
 from vopd_recipes.packing import MicroBatch
@@ -131,24 +132,15 @@ def write_baselines(found: dict[str, Any], folder: Path) -> str:
         temporary.write_text(json.dumps({**kept, "std": spread}, indent=2) + "\n", encoding="utf-8")
     _plot(found, folder / "baselines.png")
     errors = {support: dict(pairs) for support, pairs in found["errors"].items()}
-    lines = ["| k | " + " | ".join(title for _, title in _SUPPORTS) + " |", "|--:|--:|--:|"]
-    lines += [
-        f"| {k:g} | " + " | ".join(_text(errors[name][k], "#.2g") for name, _ in _SUPPORTS) + " |"
-        for k in errors["student"]
-    ]
+    rows = [[f"{k:g}", *(with_interval(errors[name][k], "#.2g") for name, _ in _SUPPORTS)] for k in errors["student"]]
+    table = markdown_table(["k", *(title for _, title in _SUPPORTS)], rows)
     return (
         f"Mean |b̂_k − V| over {found['tokens']:,} tokens of {found['completions']:,} completions, nats; 95 % "
-        f"intervals over completions. Mean |V|: {_text(found['value'], '.3f')}.\n\n"
-        + "\n".join(lines)
-        + f"\n\nStandard deviation of the reward {spread['reward']:.3f}, of the advantage {spread['advantage']:.3f}; "
-        f"E[(r − V)²] / E[r²] {_text(found['squared_ratio'], '.3f')}. The hundredth of the completions that have most "
-        f"of Σ|V| have {found['largest_share']:.0%} of it."
+        f"intervals over completions. Mean |V|: {with_interval(found['value'], '.3f')}.\n\n{table}\n\n"
+        f"Standard deviation of the reward {spread['reward']:.3f}, of the advantage {spread['advantage']:.3f}; "
+        f"E[(r − V)²] / E[r²] {with_interval(found['squared_ratio'], '.3f')}. The hundredth of the completions that "
+        f"have most of Σ|V| have {found['largest_share']:.0%} of it."
     )
-
-
-def _text(measured: dict[str, float], form: str) -> str:
-    value, low, high = (f"{measured[name]:{form}}" for name in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
 
 
 def _plot(found: dict[str, Any], path: Path) -> None:

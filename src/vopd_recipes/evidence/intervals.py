@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -30,6 +30,12 @@ class Difference:
     mean: float
     half: float
     p: float
+
+
+def with_interval(measured: Mapping[str, float], form: str = ".2f") -> str:
+    """`value [low, high]` of a number that is written down with its interval."""
+    value, low, high = (f"{measured[name]:{form}}" for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
 def interval(values: Sequence[float]) -> Interval:

@@ -9,7 +9,8 @@ from typing import Any
 from matplotlib.axes import Axes
 
 from vopd_recipes.evidence.gradients import METHODS, SAMPLED
-from vopd_recipes.files import finish_axis, new_figure, save_figure, written_whole
+from vopd_recipes.evidence.intervals import with_interval
+from vopd_recipes.files import finish_axis, markdown_table, new_figure, save_figure, written_whole
 
 
 def write_report(found: dict[str, Any], folder: Path) -> list[Path]:
@@ -37,43 +38,32 @@ def report(found: dict[str, Any]) -> str:
 
 def overview(found: dict[str, Any]) -> str:
     """Per estimator: variance given the contexts, both predictions of it, variance in total, bias."""
-    rows = [
-        [
-            "estimator",
-            "given the contexts",
-            "predicted, logits",
-            "predicted, reward (Eq. 11)",
-            "head / exact",
-            "in total",
-            "bias² / ‖∇‖²",
-            "excluded above",
-            "bias², own tokens",
-        ],
-        ["---", *["--:"] * 8],
-    ]
+    heading = ["estimator", "given the contexts", "predicted, logits", "predicted, reward (Eq. 11)", "head / exact"]
+    heading += ["in total", "bias² / ‖∇‖²", "excluded above", "bias², own tokens"]
+    rows = []
     for name in METHODS:
         method = found["methods"][name]
         predicted = method.get("predicted")
         rows.append(
             [
                 f"`{name}`",
-                _with_interval(method["conditional"]["ratio"]["total"]) if predicted else "0",
+                with_interval(method["conditional"]["ratio"]["total"]) if predicted else "0",
                 f"{predicted['logits']:.2f}" if predicted else "0",
                 f"{predicted['reward']:.2f}" if predicted else "0",
-                _with_interval(method["head"]) if "head" in method else "",
-                _with_interval(method["total"]["ratio"]["total"]),
-                _with_interval(method["squared_bias"]["total"], ".2g") if "squared_bias" in method else "0",
+                with_interval(method["head"]) if "head" in method else "",
+                with_interval(method["total"]["ratio"]["total"]),
+                with_interval(method["squared_bias"]["total"], ".2g") if "squared_bias" in method else "0",
                 f"{100 * _excluded(method['squared_bias']['total']):.1f} %" if predicted else "",
-                _with_interval(method["squared_bias_own"]["total"], ".2g") if predicted else "",
+                with_interval(method["squared_bias_own"]["total"], ".2g") if predicted else "",
             ]
         )
-    return _table(rows)
+    return markdown_table(heading, rows)
 
 
 def by_layer_type(found: dict[str, Any]) -> str:
     """Per estimator and layer type: variance given the contexts / in total."""
     kinds = [*found["parameters"], "total"]
-    rows = [["given the contexts / in total", *kinds], ["---", *["--:"] * len(kinds)]]
+    rows = []
     for name in METHODS:
         method = found["methods"][name]
         given = method.get("conditional")
@@ -82,22 +72,13 @@ def by_layer_type(found: dict[str, Any]) -> str:
             for kind in kinds
         ]
         rows.append([f"`{name}`", *cells])
-    return _table(rows)
+    return markdown_table(["given the contexts / in total", *kinds], rows)
 
 
 def _excluded(squared_bias: dict[str, float]) -> float:
     """The length of a bias, as a share of the gradient's, above which the interval of its square excludes it."""
     half = squared_bias["high"] - squared_bias["value"]
     return (max(squared_bias["value"], 0) + half) ** 0.5
-
-
-def _with_interval(measured: dict[str, float], form: str = ".2f") -> str:
-    value, low, high = (f"{measured[name]:{form}}" for name in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
-
-
-def _table(rows: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def draw_report(found: dict[str, Any], path: Path) -> Path:

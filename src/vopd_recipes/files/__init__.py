@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         compare_runs,
         finish_axis,
         history_of,
+        markdown_table,
         new_figure,
         plot_comparison,
         plot_training,

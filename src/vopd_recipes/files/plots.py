@@ -7,6 +7,7 @@ nothing stays open.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -52,16 +53,20 @@ def history_of(run: Path) -> list[dict[str, Any]]:
         raise RunError(f"{path}: not a trainer's state ({error})") from error
 
 
+def markdown_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Markdown; all columns but the first are of numbers."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in (heading, *rows)]
+    lines.insert(1, "|---|" + "--:|" * (len(heading) - 1))
+    return "\n".join(lines)
+
+
 def compare_runs(runs: list[Path]) -> str:
     """A Markdown table: held-out accuracy and reverse KL of each run, at its first and its last evaluation.
 
     Raises:
         RunError: a run that has logged nothing.
     """
-    lines = [
-        "| run | steps | accuracy before | after | reverse KL before | after | seconds a step |",
-        "|---|--:|--:|--:|--:|--:|--:|",
-    ]
+    rows = []
     for run in runs:
         history = history_of(run)
         if not history:
@@ -73,8 +78,9 @@ def compare_runs(runs: list[Path]) -> str:
         updates = [line for line in history if "time/train" in line]
         seconds = [line["time/rollout"] + line.get("time/sync", 0.0) + line["time/train"] for line in updates]
         cells.append(f"{median(seconds):.2f}" if seconds else "")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(cells)
+    heading = ["run", "steps", "accuracy before", "after", "reverse KL before", "after", "seconds a step"]
+    return markdown_table(heading, rows)
 
 
 def plot_comparison(runs: list[Path], path: Path) -> Path:
