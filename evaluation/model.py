@@ -19,7 +19,7 @@ from evaluation.engines import Engine, Request
 from evaluation.harness import Doc, LightevalModel, ModelConfig, ModelResponse
 from evaluation.protocol import Drawing, Protocol
 from evaluation.responses import Response, ResponseStore, question_key
-from vopd_recipes.recipe import RecipeError
+from vopd_recipes.recipe import RecipeError, one_line
 from vopd_recipes.rollout import RolloutFailed
 
 
@@ -201,7 +201,7 @@ def _drawn(engine: Engine | None, requests: list[Request]) -> Iterator[list[tupl
     try:
         yield from engine.run(requests)
     except Exception as error:  # out of memory, a dead engine: engines raise what they like
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        reason = f"{type(error).__name__}: {one_line(error, 300)}"
         raise RolloutFailed(
             f"answers stopped coming: {reason}; those so far are kept, and the same command goes on"
         ) from error

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from datasets.exceptions import DatasetNotFoundError
 
 from vopd_recipes.data import sciknoweval
-from vopd_recipes.recipe import RecipeError
+from vopd_recipes.recipe import RecipeError, one_line
 from vopd_recipes.tiny import problems as arithmetic
 
 Row = dict[str, Any]
@@ -90,7 +90,7 @@ def _commit(loaded: datasets.Dataset) -> str:
 
 
 def _reason(dataset: str, error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = one_line(error)
     if isinstance(error, DatasetNotFoundError) and "gated" in text:
         return (
             f"a gated data set, and this machine has no access: accept its terms at https://huggingface.co/datasets/"
@@ -117,4 +117,4 @@ def _from_folder(folder: Path, file: str) -> Table:
         )
         return Table(rows, path.name)
     except (OSError, ValueError) as error:
-        raise RecipeError(f"DATA_DIR: {path} cannot be read: {' '.join(str(error).split())[:200]}") from None
+        raise RecipeError(f"DATA_DIR: {path} cannot be read: {one_line(error, 200)}") from None

@@ -13,7 +13,7 @@ from pathlib import Path
 from vopd_recipes.evidence.execution import execute, locked
 from vopd_recipes.evidence.outcome import Run, check_runs, compared, plan
 from vopd_recipes.evidence.outcome_report import write_report
-from vopd_recipes.recipe import RecipeError, nearest
+from vopd_recipes.recipe import RecipeError, nearest, one_line_errors
 
 
 def planned(words: argparse.Namespace, output: Path) -> list[Run]:
@@ -25,6 +25,7 @@ def planned(words: argparse.Namespace, output: Path) -> list[Run]:
     return plan(output, [compared()[name] for name in words.methods.split(",")], range(words.seeds))
 
 
+@one_line_errors()
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("recipe", type=Path)
@@ -44,9 +45,6 @@ def main() -> int:
             for run, reason in failed.items():
                 print(f"error: {run.folder.name}: {reason} (log: {run.log})", file=sys.stderr)
             print(write_report([run for run in runs if run.done], output, words.target))
-    except RecipeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         print("interrupted: the same command goes on", file=sys.stderr)
         return 130

@@ -20,7 +20,7 @@ import datasets
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
-from vopd_recipes.recipe import DataConfig, RecipeError
+from vopd_recipes.recipe import DataConfig, RecipeError, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ def _load(source: dict[str, Any], split: str) -> Dataset:
     except Exception as error:  # the readers raise dozens of types; each becomes one line
         cause = error.__cause__ or error
         empty = isinstance(cause, StopIteration)
-        reason = "it has no rows" if empty else " ".join(str(cause).split())[:300]
+        reason = "it has no rows" if empty else one_line(cause, 300)
         raise RecipeError(f"dataset_name: cannot read {name}, split {split}: {reason}") from error
     if isinstance(found, DatasetDict):
         if split not in found:

@@ -21,7 +21,7 @@ from vopd_recipes.data.json_rows import json_rows
 from vopd_recipes.data.origin import ask_only_the_cache
 from vopd_recipes.data.recipe import DataRecipe, EvaluationSet, Source
 from vopd_recipes.data.rows import Left, Row
-from vopd_recipes.recipe import RecipeError, is_hub_id, nearest
+from vopd_recipes.recipe import RecipeError, is_hub_id, nearest, one_line
 
 Numbered = tuple[int, Row | Left]
 
@@ -74,7 +74,7 @@ def _file(path: Path, source: Source) -> Iterator[Row | Left]:
         with path.open("rb") as file:
             yield from json_rows(file, str(path))
     except (OSError, pa.ArrowException) as error:
-        raise RecipeError(f"dataset_name: cannot read {path}: {_one_line(error)}") from None
+        raise RecipeError(f"dataset_name: cannot read {path}: {one_line(error, 300)}") from None
 
 
 def _parquet(path: Path, source: Source) -> Iterator[Row | Left]:
@@ -175,7 +175,7 @@ def _decoded_row(chosen: datasets.Dataset, place: int) -> Row | Left:
 
 
 def _hub_error(name: str, error: Exception) -> RecipeError:
-    text = _one_line(error.__cause__ if isinstance(error.__cause__, Exception) else error)
+    text = one_line(error.__cause__ if isinstance(error.__cause__, Exception) else error, 300)
     if isinstance(error, DatasetNotFoundError) and "gated" in text:
         return Unreachable(
             f"{name} is gated, and this machine has no access: accept its terms at https://huggingface.co/datasets/"
@@ -184,10 +184,6 @@ def _hub_error(name: str, error: Exception) -> RecipeError:
     if isinstance(error, ConnectionError) or "offline" in text.lower():
         return Unreachable(f"{name}: the Hub cannot be reached; check the network, or name a local file")
     return RecipeError(f"dataset_name: cannot read {name} from the Hub: {text}")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 # SciKnowEval ---------------------------------------------------------------------------------------------------------

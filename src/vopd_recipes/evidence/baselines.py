@@ -14,28 +14,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import torch
+from torch import Tensor, nn
 
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402  # the backend is chosen first: no screen is needed
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-
-from vopd_recipes.evidence.measurement import check_measurable, freeze  # noqa: E402
-from vopd_recipes.evidence.variance import Measured, bootstrap  # noqa: E402
-from vopd_recipes.files import written_whole  # noqa: E402
-from vopd_recipes.loss import Estimator, baseline_value, value_on_support  # noqa: E402
-from vopd_recipes.models import (  # noqa: E402
-    completion_states,  # noqa: E402
-    head_of,
-    scale_logits,
-)
-from vopd_recipes.packing import MicroBatch  # noqa: E402
-from vopd_recipes.recipe import (
-    Recipe,  # noqa: E402
-    RecipeError,  # noqa: E402
-)
+from vopd_recipes.evidence.intervals import with_interval
+from vopd_recipes.evidence.measurement import check_measurable, freeze
+from vopd_recipes.evidence.variance import Measured, bootstrap
+from vopd_recipes.files import finish_axis, markdown_table, new_figure, save_figure, written_whole
+from vopd_recipes.loss import Estimator, baseline_value, value_on_support
+from vopd_recipes.models import completion_states, head_of, scale_logits
+from vopd_recipes.packing import MicroBatch
+from vopd_recipes.recipe import Recipe, RecipeError
 
 _KS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
 _ROWS = 256  # positions whose [rows, V] distributions are held at a time
@@ -143,46 +132,33 @@ def write_baselines(found: dict[str, Any], folder: Path) -> str:
         temporary.write_text(json.dumps({**kept, "std": spread}, indent=2) + "\n", encoding="utf-8")
     _plot(found, folder / "baselines.png")
     errors = {support: dict(pairs) for support, pairs in found["errors"].items()}
-    lines = ["| k | " + " | ".join(title for _, title in _SUPPORTS) + " |", "|--:|--:|--:|"]
-    lines += [
-        f"| {k:g} | " + " | ".join(_text(errors[name][k], "#.2g") for name, _ in _SUPPORTS) + " |"
-        for k in errors["student"]
-    ]
+    rows = [[f"{k:g}", *(with_interval(errors[name][k], "#.2g") for name, _ in _SUPPORTS)] for k in errors["student"]]
+    table = markdown_table(["k", *(title for _, title in _SUPPORTS)], rows)
     return (
         f"Mean |b̂_k − V| over {found['tokens']:,} tokens of {found['completions']:,} completions, nats; 95 % "
-        f"intervals over completions. Mean |V|: {_text(found['value'], '.3f')}.\n\n"
-        + "\n".join(lines)
-        + f"\n\nStandard deviation of the reward {spread['reward']:.3f}, of the advantage {spread['advantage']:.3f}; "
-        f"E[(r − V)²] / E[r²] {_text(found['squared_ratio'], '.3f')}. The hundredth of the completions that have most "
-        f"of Σ|V| have {found['largest_share']:.0%} of it."
+        f"intervals over completions. Mean |V|: {with_interval(found['value'], '.3f')}.\n\n{table}\n\n"
+        f"Standard deviation of the reward {spread['reward']:.3f}, of the advantage {spread['advantage']:.3f}; "
+        f"E[(r − V)²] / E[r²] {with_interval(found['squared_ratio'], '.3f')}. The hundredth of the completions that "
+        f"have most of Σ|V| have {found['largest_share']:.0%} of it."
     )
 
 
-def _text(measured: dict[str, float], form: str) -> str:
-    value, low, high = (f"{measured[name]:{form}}" for name in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
-
-
 def _plot(found: dict[str, Any], path: Path) -> None:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure, (left, right) = new_figure(2, 11, 4)
     for (name, title), style in zip(_SUPPORTS, ("o-", "s--")):
         points = [(k, measured["value"]) for k, measured in found["errors"][name]]
         left.plot(*zip(*points), style, label=title, markersize=4)
     left.axhline(
         found["value"]["value"], color="grey", linewidth=1, linestyle=":", label="mean |V|: no baseline at all"
     )
-    left.set(
-        xscale="log", yscale="log", xlabel="k", ylabel="mean |b̂ₖ − V| (nats)", title="Error of the top-k baseline"
-    )
     edges = torch.linspace(-6, 6, 97).tolist()
     for name, title in (("rewards", "reward r (OPD)"), ("advantages", "advantage r + KL (vOPD)")):
         clipped = torch.tensor(found[name]).clamp(-6, 6).tolist()
         right.hist(clipped, edges, alpha=0.55, label=f"{title}, std {torch.tensor(found[name]).std():.2f}")
-    right.set(yscale="log", xlabel="nats (ends hold what lies beyond)", ylabel="tokens", title="Reward and advantage")
+    left.set_title("Error of the top-k baseline")
+    right.set_title("Reward and advantage")
+    finish_axis(left, legend="lower left", xscale="log", yscale="log", xlabel="k", ylabel="mean |b̂ₖ − V| (nats)")
+    beyond = "nats (ends hold what lies beyond)"
+    finish_axis(right, legend="upper left", yscale="log", xlabel=beyond, ylabel="tokens")
     right.set_ylim(top=20 * right.get_ylim()[1])  # room for the legend above the bars
-    for axis, place in ((left, "lower left"), (right, "upper left")):
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8, loc=place)
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
-    plt.close(figure)
+    save_figure(figure, path)

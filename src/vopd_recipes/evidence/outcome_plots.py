@@ -6,21 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
 
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402  # the backend is chosen first: no screen is needed
-import numpy as np  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-
-from vopd_recipes.evidence.intervals import interval  # noqa: E402
-from vopd_recipes.evidence.outcome import Run, compared  # noqa: E402
-from vopd_recipes.files import (  # noqa: E402
-    history_of,
-    series,
-    written_whole,  # noqa: E402
-)
+from vopd_recipes.evidence.intervals import interval
+from vopd_recipes.evidence.outcome import Run, compared
+from vopd_recipes.files import finish_axis, history_of, new_figure, save_figure, series
 
 _TOP_K = tuple(name for name in compared() if name.startswith("vopd_topk_"))
 
@@ -38,19 +30,14 @@ def plot_curves(runs: Mapping[str, Sequence[Run]], path: Path) -> None:
     if any(name in runs for name in _TOP_K):
         panels.append(("top-k baselines", [name for name in runs if name == "vopd" or name in _TOP_K]))
     panels = [(title, names) for title, names in panels if names]
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(6.2 * len(panels), 4.8), sharey=True, squeeze=False, layout="constrained"
-    )
-    for axis, (title, names) in zip(axes.flat, panels):
+    figure, axes = new_figure(len(panels), 6.2 * len(panels), 4.8, sharey=True)
+    for axis, (title, names) in zip(axes, panels):
         for name in names:
             _draw_curve(axis, name, shared_curves(runs[name]))
-        axis.set_yscale("log")
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("step")
+        finish_axis(axis, title, xlabel="step", yscale="log")
         axis.grid(alpha=0.3, which="both")
-        axis.legend(fontsize=8)
-    axes.flat[0].set_ylabel("held-out reverse KL (nats per token)")
-    _save(figure, path)
+    axes[0].set_ylabel("held-out reverse KL (nats per token)")
+    save_figure(figure, path)
 
 
 def shared_curves(runs: Sequence[Run]) -> dict[int, list[float]]:
@@ -74,7 +61,7 @@ def plot_accuracy(accuracies: Mapping[str, Sequence[float]], path: Path) -> None
         accuracies: of each method's runs, as shares.
         path: of the PNG.
     """
-    figure, axis = plt.subplots(figsize=(9, 0.45 * len(accuracies) + 1.4), layout="constrained")
+    figure, (axis,) = new_figure(1, 9, 0.45 * len(accuracies) + 1.4)
     for place, (name, shares) in enumerate(accuracies.items()):
         values = [100 * value for value in shares]
         found = interval(values)
@@ -86,14 +73,8 @@ def plot_accuracy(accuracies: Mapping[str, Sequence[float]], path: Path) -> None
     axis.invert_yaxis()
     axis.set_xlabel("held-out accuracy (%): mean and 95 % interval over seeds, a stroke for each run")
     axis.grid(axis="x", alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _colour(name: str) -> Any:
-    return plt.get_cmap("tab10")(list(compared()).index(name))
-
-
-def _save(figure: Any, path: Path) -> None:
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
-    plt.close(figure)
+    return colormaps["tab10"](list(compared()).index(name))

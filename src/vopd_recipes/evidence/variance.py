@@ -147,19 +147,20 @@ def _off_diagonal_mean(gram: Tensor, kept: Tensor) -> Tensor:
 
 def bootstrap(numerator: Tensor, denominator: Tensor | None = None, seed: int = 0) -> list[Measured]:
     """Mean over rows [rows, columns], or the ratio of two means resampled together, with percentile intervals."""
-    generator = torch.Generator().manual_seed(seed)
-    count = len(numerator)
-    chosen = torch.randint(count, (RESAMPLES, count), generator=generator)
-    weights = torch.zeros(RESAMPLES, count, dtype=torch.float64).scatter_add_(
-        1, chosen, torch.full(chosen.shape, 1 / count, dtype=torch.float64)
-    )
-    value, resampled = numerator.mean(0), weights @ numerator
-    if denominator is not None:
-        value = _ratio(value, denominator.mean(0))
-        resampled = _ratio(resampled, weights @ denominator)
-    tail = (1 - CONFIDENCE) / 2
-    low, high = torch.quantile(resampled, torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=0)
-    return [Measured(*numbers) for numbers in zip(value.tolist(), low.tolist(), high.tolist())]
+    below = torch.ones_like(numerator) if denominator is None else denominator.expand_as(numerator)
+    samples = numerator.numpy(), below.numpy()
+
+    def ratio(above: Any, below: Any, axis: int = 0) -> Any:
+        return _ratio(*(torch.as_tensor(part.mean(axis)) for part in (above, below))).numpy()
+
+    values = low = high = ratio(*samples)
+    if len(numerator) > 1:  # a single row has no spread
+        found = stats.bootstrap(
+            samples, ratio, paired=True,
+            n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method="percentile", rng=seed,
+        )  # fmt: skip
+        low, high = found.confidence_interval
+    return [Measured(*numbers) for numbers in zip(values.tolist(), low.tolist(), high.tolist())]
 
 
 def summarize(study: VarianceStudy, head_is_exact: bool) -> dict[str, Any]:

@@ -17,6 +17,17 @@ from vopd_recipes.files.checkpoints import (
 
 if TYPE_CHECKING:
     from vopd_recipes.files.completions import RECORDED, SCHEMA, write_completions
-    from vopd_recipes.files.plots import RunError, compare_runs, history_of, plot_comparison, plot_training, series
+    from vopd_recipes.files.plots import (
+        RunError,
+        compare_runs,
+        finish_axis,
+        history_of,
+        markdown_table,
+        new_figure,
+        plot_comparison,
+        plot_training,
+        save_figure,
+        series,
+    )
 
 __getattr__ = on_demand(__name__, "completions", "plots")

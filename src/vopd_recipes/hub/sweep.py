@@ -9,16 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from huggingface_hub import HfApi
 
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402  # the backend is chosen first: no screen is needed
-from huggingface_hub import HfApi  # noqa: E402
-
-from vopd_recipes.files import written_whole  # noqa: E402
-from vopd_recipes.hub.download import list_revisions  # noqa: E402
-from vopd_recipes.recipe import RecipeError  # noqa: E402
+from vopd_recipes.files import finish_axis, new_figure, save_figure
+from vopd_recipes.hub.download import list_revisions
+from vopd_recipes.recipe import RecipeError
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +60,7 @@ def current_results(evals: Path, repo_id: str, revision: str) -> dict[str, Any]:
 def plot_sweep(results: dict[int, dict[str, Any]], title: str, path: Path) -> Path:
     """Draw avg@n of each task against steps, with 95 % intervals (1.96 standard errors)."""
     tasks = sorted({task for content in results.values() for task in content["tasks"]})
-    figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    figure, (axis,) = new_figure(1, 7, 4.2)
     for task in tasks:
         points = [(step, content["tasks"][task]) for step, content in results.items() if task in content["tasks"]]
         axis.errorbar(
@@ -78,12 +73,5 @@ def plot_sweep(results: dict[int, dict[str, Any]], title: str, path: Path) -> Pa
             capsize=3,
             label=f"{task} (avg@{points[0][1]['n']})",
         )
-    axis.set_title(title, fontsize=10)
-    axis.set_xlabel("step")
-    axis.set_ylabel("accuracy (%)")
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
-    plt.close(figure)
-    return path
+    finish_axis(axis, title, xlabel="step", ylabel="accuracy (%)")
+    return save_figure(figure, path)

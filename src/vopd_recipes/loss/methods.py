@@ -156,7 +156,7 @@ def _exact(
 _ROWS = (
     _sampled("opd", "OPD", "none", _NONE, " (Eq. 3)"),
     # c = 1 is what the authors' released code does.
-    _sampled("opd_constant", "OPD with a constant baseline", "constant", _CONSTANT, compared=({"baseline_constant": 1.0},)),
+    _sampled("opd_constant", "OPD with a constant baseline", "constant", _CONSTANT, "", ({"baseline_constant": 1.0},)),
     _sampled("vopd", "vOPD", "value", _VALUE, " (Eq. 10)"),
     _sampled("vopd_topk", "vOPD top-k", "value_topk", _VALUE_TOPK, " (Eq. 15)", _at_k(5, 20, 100)),
     _sampled("vopd_optimal", "OPD with the variance-optimal baseline", "optimal", _OPTIMAL, " (Eq. 23)"),

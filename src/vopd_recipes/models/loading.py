@@ -25,7 +25,7 @@ from transformers.utils import cached_file, find_adapter_config_file
 
 from vopd_recipes.models.architecture import causal_lm_of
 from vopd_recipes.models.attention import PACKED_SDPA
-from vopd_recipes.recipe import ModelConfig, RecipeError
+from vopd_recipes.recipe import ModelConfig, RecipeError, one_line
 
 
 def load_tokenizer(config: ModelConfig, teacher: bool = False) -> PreTrainedTokenizerBase:
@@ -58,7 +58,7 @@ def load_student(config: ModelConfig) -> PreTrainedModel | PeftModel:
     try:
         return get_peft_model(student, _lora(config), revision=config.model_revision)
     except ValueError as error:
-        raise RecipeError(f"lora_target_modules: {' '.join(str(error).split())}") from error
+        raise RecipeError(f"lora_target_modules: {one_line(error)}") from error
 
 
 def _lora(config: ModelConfig) -> LoraConfig:
@@ -193,7 +193,7 @@ def _load_error(config: ModelConfig, teacher: bool, what: str, error: Exception)
     name, revision = _source(config, teacher)
     field = "teacher_model_name_or_path" if teacher else "model_name_or_path"
     at = f", revision {revision}" if revision else ""
-    return RecipeError(f"{field}: cannot load a {what} from {name}{at}: {' '.join(str(error).split())[:600]}")
+    return RecipeError(f"{field}: cannot load a {what} from {name}{at}: {one_line(error, 600)}")
 
 
 def default_attention(dtype: str) -> str:

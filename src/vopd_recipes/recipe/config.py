@@ -23,10 +23,10 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import SchedulerType
 
 from vopd_recipes.loss import METHODS, Estimator, baselines, divergences
-from vopd_recipes.recipe.errors import RecipeError
+from vopd_recipes.recipe.errors import RecipeError, one_line
 from vopd_recipes.recipe.hub_ids import is_hub_id
 from vopd_recipes.recipe.launch import introduce_deepspeed, prepare_launch
-from vopd_recipes.recipe.text import Lines, Word, coerce, describe_type, nearest, read_flags, read_yaml
+from vopd_recipes.recipe.text import Lines, Word, nearest, read_fields
 
 
 def option(default: Any, help: str) -> Any:
@@ -332,10 +332,9 @@ def _plain(value: Any) -> Any:
 
 
 _PARTS = (ModelConfig, DataConfig, VOPDConfig)
-_HINTS = {name: hint for part in _PARTS for name, hint in get_type_hints(part).items()}
 _FIELDS = {item.name: item for part in _PARTS for item in fields(part) if item.init}
+_HINTS = {name: hint for part in _PARTS for name, hint in get_type_hints(part).items() if name in _FIELDS}
 _OWN = {name: None for part in _PARTS for name in part.__annotations__}  # in order of declaration
-_RENAMED = {"baseline_support": "support"}
 
 
 def describe_fields() -> Iterator[tuple[str, str, Any]]:
@@ -357,19 +356,8 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         RecipeError: anything wrong, in one line.
     """
     path = Path(path)
-    values = {**read_yaml(path, (), _extended), **read_flags(overrides or [], _HINTS)}
-    checked, sources = {}, {}
-    for name, (value, where) in values.items():
-        if name not in _FIELDS:
-            hint = f"; it is called {_RENAMED[name]} now" if name in _RENAMED else nearest(name, _FIELDS)
-            raise RecipeError(f"{where}: unknown field '{name}'{hint}")
-        try:
-            checked[name] = coerce(value, _HINTS[name])
-        except TypeError:
-            wanted = describe_type(_HINTS[name])
-            raise RecipeError(f"{where}: {name} must be {wanted}, got {value!r}") from None
-        sources[name] = where
-    model, data, training = (_build(part, checked, sources, path) for part in _PARTS)
+    values, sources = read_fields(path, overrides, _HINTS, _extended)
+    model, data, training = (_build(part, values, sources, path) for part in _PARTS)
     recipe = Recipe(path, model, data, training, sources)
     _check_together(recipe)
     return recipe
@@ -407,12 +395,12 @@ def _check_together(recipe: Recipe) -> None:
         raise RecipeError(f"{where}: evaluation needs held-out prompts; set dataset_test_split or test_size")
 
 
-def _build(part: type, checked: dict[str, Any], sources: dict[str, str], path: Path) -> Any:
+def _build(part: type, values: dict[str, Any], sources: dict[str, str], path: Path) -> Any:
     names = {item.name for item in fields(part)}
     try:
-        return part(**{name: value for name, value in checked.items() if name in names})
+        return part(**{name: value for name, value in values.items() if name in names})
     except (ValueError, TypeError, ImportError, OSError) as error:
-        message = " ".join(str(error).split())
+        message = one_line(error)
         mentioned = [sources[name] for name in sources if name in re.findall(r"\w+", message)]
         where = mentioned[0] if mentioned else str(path)
         raise RecipeError(f"{where}: {message}") from error

@@ -12,7 +12,6 @@ Qwen3) in place of the recipe's, log-probabilities before temperature and trunca
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 from collections.abc import Iterable, Iterator
@@ -24,8 +23,9 @@ import torch
 from torch import Tensor, distributed
 from transformers.utils.logging import tqdm
 
-from vopd_recipes.recipe import RecipeError, free_port
+from vopd_recipes.recipe import RecipeError, free_port, one_line
 from vopd_recipes.rollout.engine import Completion, RolloutFailed, Sampling
+from vopd_recipes.rollout.vllm_start import start_vllm
 
 # Of one request, in the engine that GPUs run.
 _MAX_BIASES = 1024
@@ -81,27 +81,25 @@ class VLLMRollout:
         self._progress = progress
         self._asleep: set[str] = set()  # what has no memory at the moment: weights, kv_cache
         self.stale = False  # the weights of `model` are the student's, until it takes a step
-        _prepare_environment(self._on_gpu)
+        _check_installed()
+        os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # `sync` hands a generator to it, in-process
         self._join_group(tensor_parallel_size)
         with _single_process_variables(), _as_recipe_error():
-            self._vllm: Any = importlib.import_module("vllm")  # late: it takes ten seconds
-            self._llm = self._vllm.LLM(
+            self._vllm, self._llm = start_vllm(
+                self._on_gpu,
+                max_model_len,
+                enforce_eager,
                 model=model,
                 revision=revision,
-                skip_tokenizer_init=True,  # token ids go in and come out
-                generation_config="vllm",  # not the checkpoint's
                 logprobs_mode="processed_logprobs",  # of the distribution that was drawn from
                 dtype=dtype,
-                max_model_len=max_model_len,
                 max_num_seqs=max_num_seqs,
                 gpu_memory_utilization=gpu_memory_utilization,
                 tensor_parallel_size=tensor_parallel_size,
                 distributed_executor_backend="external_launcher",
-                enforce_eager=not self._on_gpu if enforce_eager is None else enforce_eager,
                 enable_sleep_mode=self._on_gpu,
                 trust_remote_code=trust_remote_code,
                 seed=seed,
-                **({} if self._on_gpu else prompts_in_one_piece(max_model_len)),
             )
         self._bias = _never(range(vocabulary, self._llm.llm_engine.model_config.get_vocab_size()))
         self._sleep()
@@ -226,16 +224,8 @@ def _never(token_ids: range) -> dict[int, float] | None:
     return dict.fromkeys(token_ids, float("-inf")) or None
 
 
-def prompts_in_one_piece(max_model_len: int) -> dict[str, Any]:
-    """Settings of an engine on a CPU: a prompt waits rather than be read in pieces.
-
-    vLLM draws a token after each piece and takes the draw back from the request's generator, which a CPU's cannot do.
-    """
-    return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(4096, max_model_len)}
-
-
-def _prepare_environment(on_gpu: bool) -> None:
-    """vLLM reads these when it is imported.
+def _check_installed() -> None:
+    """Refuse to go on without it.
 
     Raises:
         RecipeError: it is not installed.
@@ -245,13 +235,6 @@ def _prepare_environment(on_gpu: bool) -> None:
             "rollout_backend: vllm is not installed here; `make install` brings it where there is a build, or use "
             "rollout_backend: transformers"
         )
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine runs in this process
-    os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # a generator is handed to it, within the process
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_FLOAT32_MATMUL_PRECISION", torch.get_float32_matmul_precision())  # else it resets it
-    if not on_gpu:
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
 
 
 @contextmanager
@@ -276,7 +259,7 @@ def _as_recipe_error() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # vLLM raises what it likes; each becomes one line
-        raise RecipeError(f"rollout_backend: vllm does not start with these settings: {_one_line(error)}") from error
+        raise RecipeError(f"rollout_backend: vllm does not start with these settings: {_named(error)}") from error
 
 
 @contextmanager
@@ -284,8 +267,8 @@ def _as_rollout_failed(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise RolloutFailed(f"{what}: {_one_line(error)}") from error
+        raise RolloutFailed(f"{what}: {_named(error)}") from error
 
 
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {one_line(error, 400)}"
