@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt  # noqa: E402  # the backend is chosen first: no
 import numpy as np  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 
-from evaluation.results import read_results  # noqa: E402
+from evaluation.output import read_results  # noqa: E402
 from evaluation.tasks import TASKS  # noqa: E402
 from vopd_recipes.files import written_whole  # noqa: E402
 from vopd_recipes.recipe import RecipeError  # noqa: E402

@@ -1,4 +1,4 @@
-"""`PUSH=1`: results go to the Hub beside the model that they are of; see `vopd_recipes.hub.results`."""
+"""`PUSH=1`: results go to the Hub beside the model that they are of; see `vopd_recipes.hub.evaluations`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from vopd_recipes.hub.results import push_results, read_results
+from vopd_recipes.hub.evaluations import push_results, read_results
 from vopd_recipes.hub.revisions import hub_is_away, limit_waiting, reason
 from vopd_recipes.recipe import RecipeError, is_hub_id
 

@@ -78,7 +78,7 @@ def evaluate(options: Options) -> Outcome:
     from evaluation import engines
     from evaluation.grades import new_grader
     from evaluation.model import EvaluatedModel, facts, stores
-    from evaluation.results import digest, folder_of, write_results
+    from evaluation.output import digest, folder_of, write_results
     from evaluation.suite import Prepared, run_suite
 
     protocol, tokenizer = options.protocol, checkpoint.tokenizer()

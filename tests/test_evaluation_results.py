@@ -15,14 +15,14 @@ from evaluation.engines import room_for
 from evaluation.grades import Graded, scores
 from evaluation.harness import Doc
 from evaluation.model import Answers
+from evaluation.output import digest, table, write_results
 from evaluation.paper import published_columns
 from evaluation.responses import Response
-from evaluation.results import digest, table, write_results
 from evaluation.run import main
 from evaluation.suite import Measured
 from vopd_recipes.grading import Grade
-from vopd_recipes.hub.results import _SAME as SAME_ON_THE_HUB
-from vopd_recipes.hub.results import read_results as read_on_the_hub
+from vopd_recipes.hub.evaluations import _SAME as SAME_ON_THE_HUB
+from vopd_recipes.hub.evaluations import read_results as read_on_the_hub
 from vopd_recipes.recipe import RecipeError
 
 ABOUT = {

@@ -26,8 +26,8 @@ from evaluation.checkpoint import resolve
 from vopd_recipes.files import mark_complete
 from vopd_recipes.hub import publish_run
 from vopd_recipes.hub.download import download, list_revisions
+from vopd_recipes.hub.evaluations import published_results, push_results, read_results
 from vopd_recipes.hub.queue import Target
-from vopd_recipes.hub.results import published_results, push_results, read_results
 from vopd_recipes.hub.revisions import licence_of, release_of
 from vopd_recipes.hub.sweep import plot_sweep, sweep
 from vopd_recipes.hub.upload import Pace

@@ -19,7 +19,7 @@ from launching import REPOSITORY, SCRIPT, launch
 from test_card import metadata_of
 
 from vopd_recipes.hub.download import list_revisions
-from vopd_recipes.hub.results import published_results, push_results, read_results
+from vopd_recipes.hub.evaluations import published_results, push_results, read_results
 
 FIELDS = {"push_to_hub": True, "hub_model_id": "org/tiny", "save_steps": 1, "max_steps": 3}
 

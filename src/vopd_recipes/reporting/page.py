@@ -17,7 +17,7 @@ from vopd_recipes.files import RunError, written_whole
 from vopd_recipes.reporting.completions import COMPLETIONS, PROMPT_CHARACTERS, PROMPTS, TOKENS, completions
 from vopd_recipes.reporting.escaping import escaped
 from vopd_recipes.reporting.methods import methods, student_of, teacher_of
-from vopd_recipes.reporting.results import curves, results, times, variance
+from vopd_recipes.reporting.run_metrics import curves, results, times, variance
 from vopd_recipes.reporting.runs import Group, group_runs, read_runs
 
 
