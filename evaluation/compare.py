@@ -19,9 +19,7 @@ import matplotlib.pyplot as plt  # noqa: E402  # the backend is chosen first: no
 import numpy as np  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 
-from evaluation.output import read_results  # noqa: E402
-from evaluation.tasks import TASKS  # noqa: E402
-from vopd_recipes.files import written_whole  # noqa: E402
+from vopd_recipes.files import read_results, title_of, written_whole  # noqa: E402
 from vopd_recipes.recipe import RecipeError  # noqa: E402
 
 _REPEATS, _SEED = 10_000, 0
@@ -69,7 +67,7 @@ def _table(paths: list[Path], results: list[dict[str, Any]], labels: list[str], 
     lines = ["| " + " | ".join(head) + " |", "|---|" + "--:|" * (len(head) - 1)]
     notes: list[str] = []
     for task in tasks:
-        cells = [TASKS[task].title if task in TASKS else task, _score(results[0], task)]
+        cells = [title_of(task, results[0]["tasks"][task]), _score(results[0], task)]
         for path, content, label in zip(paths[1:], results[1:], labels[1:]):
             cells.append(_score(content, task))
             cells.append(_difference(paths[0], path, task, label, notes) if task in content["tasks"] else "")
@@ -132,7 +130,7 @@ def bootstrap_interval(differences: np.ndarray) -> tuple[float, float]:
 def _plot(results: list[dict[str, Any]], labels: list[str], tasks: list[str], path: Path) -> None:
     """Bars of avg@n with 95 % intervals (1.96 standard errors), a group for each task."""
     figure, axis = plt.subplots(figsize=(max(5.0, 1.6 * len(tasks) + 2), 4.2), layout="constrained")
-    width = 0.8 / len(results)
+    width, first = 0.8 / len(results), [(task, results[0]["tasks"][task]) for task in tasks]
     for number, (content, label) in enumerate(zip(results, labels)):
         there = [(place, content["tasks"][task]) for place, task in enumerate(tasks) if task in content["tasks"]]
         axis.bar(
@@ -143,9 +141,7 @@ def _plot(results: list[dict[str, Any]], labels: list[str], tasks: list[str], pa
             capsize=3,
             label=label,
         )
-    titles = [
-        f"{TASKS[task].title if task in TASKS else task}\navg@{results[0]['tasks'][task]['n']}" for task in tasks
-    ]
+    titles = [f"{title_of(task, scores)}\navg@{scores['n']}" for task, scores in first]
     axis.set_xticks(range(len(tasks)), titles, fontsize=8)
     axis.set_ylabel("accuracy (%)")
     axis.set_ylim(bottom=0)

@@ -24,18 +24,15 @@ import pyarrow.parquet as pq
 from evaluation.paper import published_columns
 from evaluation.protocol import read_protocol
 from evaluation.tasks import TASKS
-from vopd_recipes.files import written_whole
-from vopd_recipes.recipe import RecipeError
+from vopd_recipes.files import SAME_MEASUREMENT, SCHEMA_VERSION, title_of, written_whole
 
 if TYPE_CHECKING:  # comparing results needs no lighteval, which takes seconds to import
     from evaluation.suite import Measured
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
-
 # What must be equal for two tasks' numbers to stand in one file.
-_SAME = ("schema_version", "model", "revision", "weights_hash", "protocol", "sampling", "backend", "dtype")
+_SAME = ("schema_version", "model", "revision", *SAME_MEASUREMENT)
 
 DETAILS = pa.schema(
     {
@@ -176,21 +173,6 @@ def _details(task: Measured) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=DETAILS)
 
 
-def read_results(path: Path) -> dict[str, Any]:
-    """Read a results file.
-
-    Raises:
-        RecipeError: it is none, or of another version.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["schema_version"] == SCHEMA_VERSION and content["tasks"]:
-            return content
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise RecipeError(f"COMPARE: {path} is not a results file of `make evaluate` (schema_version {SCHEMA_VERSION})")
-
-
 def table(results: dict[str, Any], recipe: dict[str, Any]) -> str:
     """A Markdown table in percent, with the paper's numbers where it has this model or this pair."""
     tasks: dict[str, dict[str, Any]] = results["tasks"]
@@ -205,7 +187,7 @@ def table(results: dict[str, Any], recipe: dict[str, Any]) -> str:
     ]
     for name, scores in tasks.items():
         cells = [
-            TASKS[name].title if name in TASKS else name,
+            title_of(name, scores),
             f"{100 * scores['avg']:.1f} ± {100 * scores['stderr']:.1f}",
             *(f"{100 * scores[key]:.1f}" for key in ("pass", "maj")),
             str(scores["n"]),

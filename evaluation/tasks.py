@@ -60,15 +60,15 @@ class Task:
     instruction: str = ""
     longest: int | None = None
 
-    def read(self, data_dir: Path | None) -> tuple[list[Question], str]:
-        """Every question, in the data set's order, and the data set's name and revision.
+    def read(self, data_dir: Path | None) -> tuple[list[Question], dict[str, str | None]]:
+        """Every question, in the data set's order, and what a results file says about them.
 
         Raises:
             RecipeError: the rows are not there, or not what the task expects.
         """
         found = []
-        rows, source = self.rows(data_dir)
-        for number, row in enumerate(rows):
+        table = self.rows(data_dir)
+        for number, row in enumerate(table.rows):
             try:
                 question = self.question(row)
             except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
@@ -84,7 +84,9 @@ class Task:
                     f"{', '.join(question.letters)}"
                 )
             found.append(question)
-        return found, source
+        of_the_set = ("dataset_name", "dataset_config", "dataset_split")
+        about = {"title": self.title, "source": table.dataset_name + table.commit}
+        return found, about | {name: getattr(table, name) for name in of_the_set}
 
     def prompt(self, question: Question) -> str:
         """What the model reads, before any chat template."""

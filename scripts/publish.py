@@ -14,7 +14,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from vopd_recipes.hub import Target, publish_run
-from vopd_recipes.hub.evaluations import push_results, read_results
+from vopd_recipes.hub.evaluations import publishable_results, push_results
 from vopd_recipes.hub.revisions import check_access, hub_is_away, limit_waiting, reason
 from vopd_recipes.hub.upload import Pace
 from vopd_recipes.recipe import RecipeError
@@ -70,7 +70,7 @@ def main() -> None:
     api = HfApi()
     try:
         if words.path.is_file():
-            results = read_results(words.path)
+            results = publishable_results(words.path)
             print(f"results of {results.repo_id}, {push_results(api, results)}: published")
             return
         target = target_of(words)

@@ -1,4 +1,4 @@
-"""The paper's published numbers, `published.json`, for tables and cards of models that repeat its setting.
+"""The paper's published numbers, `paper.json`, for tables and cards of models that repeat its setting.
 
 "KL for a KL: On-Policy Distillation with Control Variate Baseline", arXiv 2605.07865v1, the main table and the science
 table. They stand in one file and nowhere else; `evaluation/paper.json` is another name of it.
@@ -54,6 +54,11 @@ def distilled(recipe: Mapping[str, Any]) -> dict[str, str]:
         if names and all(data in name.lower() for name in names):
             return dict(zip(_NUMBERS[columns], _NUMBERS[table].get(pair, {}).get(method, [])))
     return {}
+
+
+def samples_of(task: str) -> int:
+    """Completions per question behind the paper's numbers of a task, on which pass@n depends."""
+    return int(_NUMBERS["samples"].get(task, _NUMBERS["samples"]["default"]))
 
 
 def prompts_of(recipe: Mapping[str, Any]) -> int | None:
