@@ -222,7 +222,7 @@ def test_the_papers_numbers_are_found_by_pair_method_and_data():
         run_of(*pair, data="me/prompts"),
         run_of(*pair, baseline="optimal"),
         run_of(*pair, baseline="value_topk", support_top_k=100),
-        run_of(*pair, baseline="value_topk", baseline_support="teacher"),
+        run_of(*pair, baseline="value_topk", support="teacher"),
     ):
         assert distilled(other) == {}
     assert undistilled("Qwen/Qwen3-1.7B-Base")["gpqa"] == "20.4" and undistilled("me/mine") == {}

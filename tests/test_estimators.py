@@ -12,7 +12,7 @@ from vopd_recipes.loss.definition import gradient_variances
 VOCABULARY = 11
 SAMPLED = [Estimator(baseline=baseline, support_top_k=3) for baseline in get_args(Baseline)]
 SAMPLED += [
-    Estimator(baseline="value_topk", support_top_k=3, baseline_support="teacher"),
+    Estimator(baseline="value_topk", support_top_k=3, support="teacher"),
     Estimator(baseline="value_topk", support_top_k=1),
     Estimator(baseline="value_topk", support_top_k=99),
 ]
@@ -20,7 +20,7 @@ ALL = SAMPLED + [Estimator(divergence="full"), Estimator(divergence="topk", supp
 
 
 def label(estimator: Estimator) -> str:
-    return f"{variance_name(estimator)}-{estimator.baseline_support}-{estimator.support_top_k}"
+    return f"{variance_name(estimator)}-{estimator.support}-{estimator.support_top_k}"
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def test_clipped_reward_has_a_floor_and_its_own_value(logits):
         ({"divergence": "topk", "baseline": "optimal"}, "baseline: optimal has no effect"),
         ({"divergence": "forward"}, "divergence: 'forward' is not one of sampled, full, topk"),
         ({"baseline": "mean"}, "baseline: 'mean' is not one of"),
-        ({"baseline_support": "both"}, "baseline_support: 'both' is not one of student, teacher"),
+        ({"support": "both"}, "support: 'both' is not one of student, teacher"),
         ({"support_top_k": 0}, "support_top_k must be at least 1"),
         ({"importance_sampling_cap": 0.0}, "importance_sampling_cap must be positive"),
         ({"reward_clip_lambda": 1.0}, "must lie in"),

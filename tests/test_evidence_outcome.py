@@ -391,7 +391,7 @@ def test_baseline_errors_are_those_of_the_dense_definition(write_recipe, tiny_pa
         errors = {k: measured["value"] for k, measured in found["errors"][support]}
         assert list(errors) == [1, 2, 3, 5, 10, 20, 50, 100, 200]
         for k in (5, 100):
-            baseline, _ = oracle(Estimator(baseline="value_topk", baseline_support=support, support_top_k=k))
+            baseline, _ = oracle(Estimator(baseline="value_topk", support=support, support_top_k=k))
             assert errors[k] == pytest.approx((baseline - value).abs().mean().item(), rel=1e-3)
         assert errors[200] < 0.5 * errors[5]
     ratio = ((reward - value).square().sum() / reward.square().sum()).item()

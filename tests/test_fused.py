@@ -10,10 +10,10 @@ from vopd_recipes.loss import Baseline, Estimator, TokenStats, fused_loss, refer
 
 ESTIMATORS = [Estimator(baseline=baseline, support_top_k=5) for baseline in get_args(Baseline)]
 ESTIMATORS += [
-    Estimator(baseline="value_topk", support_top_k=5, baseline_support="teacher"),
+    Estimator(baseline="value_topk", support_top_k=5, support="teacher"),
     Estimator(divergence="full"),
     Estimator(divergence="topk", support_top_k=5),
-    Estimator(divergence="topk", support_top_k=5, baseline_support="teacher"),  # of the live variance of value_topk
+    Estimator(divergence="topk", support_top_k=5, support="teacher"),  # of the live variance of value_topk
     Estimator(baseline="value", reward_clip_lambda=0.3),
     Estimator(baseline="optimal", reward_clip_lambda=0.3),
 ]
@@ -35,7 +35,7 @@ CASES = {
 
 def label(estimator: Estimator) -> str:
     clip = "-clipped" if estimator.reward_clip_lambda else ""
-    return f"{variance_name(estimator)}-{estimator.baseline_support}{clip}"
+    return f"{variance_name(estimator)}-{estimator.support}{clip}"
 
 
 def make_inputs(dtype, count=20, teacher_size=16, vocabularies=(61, 61), bias=False, weights=None, rollout=False, **_):

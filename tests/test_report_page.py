@@ -213,7 +213,7 @@ def rewrite_recipe(run: Path, **fields: object) -> None:
         ({"baseline": "none"}, "−r(y) ∇ log p(y)"),
         ({"baseline": "constant", "baseline_constant": 0.5}, "−(r(y) − 0.5) ∇ log p(y)"),
         ({}, "−(r(y) + KL(p‖q)) ∇ log p(y)"),
-        ({"baseline": "value_topk", "support_top_k": 7, "baseline_support": "teacher"},
+        ({"baseline": "value_topk", "support_top_k": 7, "support": "teacher"},
          "−(r(y) + KL(p‖q)) ∇ log p(y) on the teacher’s top 7"),
         ({"baseline": "optimal"}, "−(r(y) − E[r s] / E[s]) ∇ log p(y) s = ‖∇ log p‖²"),
         ({"divergence": "full"}, "∇ KL(p‖q)"),

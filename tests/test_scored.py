@@ -11,9 +11,9 @@ K = 5
 ESTIMATORS = {
     "none": Estimator(baseline="none"),
     "constant": Estimator(baseline="constant"),
-    "teacher": Estimator(baseline="value_topk", support_top_k=K, baseline_support="teacher"),
+    "teacher": Estimator(baseline="value_topk", support_top_k=K, support="teacher"),
     "student": Estimator(baseline="value_topk", support_top_k=K),
-    "clipped": Estimator(baseline="value_topk", support_top_k=K, baseline_support="teacher", reward_clip_lambda=0.3),
+    "clipped": Estimator(baseline="value_topk", support_top_k=K, support="teacher", reward_clip_lambda=0.3),
 }
 FIELDS = ("student_logprob", "teacher_logprob", "reward", "baseline", "advantage", "entropy")
 
@@ -21,7 +21,7 @@ FIELDS = ("student_logprob", "teacher_logprob", "reward", "baseline", "advantage
 def scores_of(student_logits, teacher_logits, targets, estimator: Estimator, k: int = K) -> Scores:
     """What a server would say, from the whole distribution."""
     teacher_logp = teacher_logits.detach().log_softmax(-1)
-    ranked = student_logits.detach() if estimator.baseline_support == "student" else teacher_logp
+    ranked = student_logits.detach() if estimator.support == "student" else teacher_logp
     ids = ranked.topk(k, dim=-1).indices
     return Scores(teacher_logp.gather(1, targets[:, None])[:, 0], ids, teacher_logp.gather(1, ids))
 

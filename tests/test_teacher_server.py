@@ -82,7 +82,7 @@ def test_scores_are_the_models_own(server: VLLMServer, tiny_pair: TinyPair, toke
 @pytest.mark.parametrize("baseline", ["none", "constant", "value_topk"])
 def test_a_window_equals_the_local_teachers(server: VLLMServer, write_recipe, baseline: str) -> None:
     """The same loss and gradients from the server's scores as from hidden states, over several micro-batches."""
-    options = {"baseline": baseline, "baseline_support": "teacher", "support_top_k": K}
+    options = {"baseline": baseline, "support": "teacher", "support_top_k": K}
     trainer = build(write_recipe(**options))
     samples = trainer.sample(list(trainer.train_dataset)[:6], step=0, generations=1)
     remote = ServerTeacher(TeacherServer(server.url, None, K, 20), trainer.vocabulary, trainer.estimator)
@@ -113,7 +113,7 @@ def test_the_script_trains_from_a_server_that_is_started_again(server: VLLMServe
     """No teacher is named or loaded; the server is killed in the middle of the run and comes back."""
     fields = {
         "teacher_model_name_or_path": None, "teacher_backend": "server", "teacher_server_url": server.url,
-        "baseline": "value_topk", "baseline_support": "teacher", "max_steps": 60, "save_steps": 30,
+        "baseline": "value_topk", "support": "teacher", "max_steps": 60, "save_steps": 30,
     }  # fmt: skip
     runs: list[Run] = []
     recipe = write_recipe(**fields)
@@ -140,7 +140,7 @@ def test_two_processes_equal_one(server: VLLMServer, write_recipe, tmp_path) -> 
     """Each process asks for its own completions; losses, gradients and weights are those of the whole batch."""
     recipe = write_recipe(
         teacher_model_name_or_path=None, teacher_backend="server", teacher_server_url=server.url,
-        baseline="value_topk", baseline_support="teacher", max_steps=3,
+        baseline="value_topk", support="teacher", max_steps=3,
     )  # fmt: skip
     one = launch(recipe, tmp_path / "one", gradient_accumulation_steps=4)
     zero3 = {"deepspeed": REPOSITORY / "recipes" / "deepspeed" / "zero3.json"}
@@ -311,7 +311,7 @@ def test_a_pickle_in_the_answer_is_not_loaded(recorded) -> None:
 
 
 def test_a_micro_batch_asks_for_the_students_top_k(write_recipe, tiny_pair, recorded) -> None:
-    """`baseline_support: student`, from recorded answers with the real teacher's numbers: the local loss."""
+    """`support: student`, from recorded answers with the real teacher's numbers: the local loss."""
     trainer = build(write_recipe(baseline="value_topk", support_top_k=6))
     teacher = trainer.teacher.model
 
@@ -345,7 +345,7 @@ def test_answers_that_make_no_sense() -> None:
 
 
 def test_tokens_beyond_the_students_vocabulary_leave_the_support() -> None:
-    estimator = Estimator(baseline="value_topk", baseline_support="teacher", support_top_k=3)
+    estimator = Estimator(baseline="value_topk", support="teacher", support_top_k=3)
     teacher = ServerTeacher(TeacherServer("http://127.0.0.1:1", "t", 3, 1), 100, estimator)
 
     class Ready:

@@ -46,7 +46,7 @@ def distilled(recipe: Mapping[str, Any]) -> dict[str, str]:
     except (KeyError, TypeError):  # an estimator of others
         return {}
     if method.endswith("top-k") and (
-        recipe.get("support_top_k", _TOP_K) != _TOP_K or recipe.get("baseline_support") == "teacher"
+        recipe.get("support_top_k", _TOP_K) != _TOP_K or recipe.get("support") == "teacher"
     ):
         return {}
     for data, table, columns in _TABLES:

@@ -60,7 +60,7 @@ class GradientProbe:
     Args:
         student: in evaluation mode; its trained parameters are differentiated.
         teacher: in evaluation mode.
-        estimator: gives `support_top_k`, `baseline_support` and `baseline_constant`.
+        estimator: gives `support_top_k`, `support` and `baseline_constant`.
         seed: of the projection's signs.
         width: of the projection.
         redraws: how often tokens are drawn anew at each context.

@@ -32,7 +32,7 @@ def report(found: dict[str, Any]) -> str:
     heading = (
         f"{found['draws']} draws of completions of {found['prompts']} prompts "
         f"({found['tokens_per_draw']:.0f} tokens a draw, each drawn anew {found['redraws']} times), "
-        f"k = {found['support_top_k']} on the {found['baseline_support']}'s support. Variances are ratios to OPD's "
+        f"k = {found['support_top_k']} on the {found['support']}'s support. Variances are ratios to OPD's "
         "(`none`); 95 % intervals in brackets. *Excluded above*: the smallest bias, as a share of the gradient's "
         "length, whose square lies above the interval (around 0 where the estimate is negative). *Own tokens*: the "
         "same with the tokens of the rollout."

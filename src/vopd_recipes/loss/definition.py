@@ -32,7 +32,7 @@ from torch import Tensor
 
 Divergence = Literal["sampled", "full", "topk"]
 Baseline = Literal["none", "constant", "value", "value_topk", "optimal"]
-BaselineSupport = Literal["student", "teacher"]
+Support = Literal["student", "teacher"]
 
 # Below this E[s] the student is certain to float32's precision: E[r s] / E[s] is rounding noise over rounding
 # noise, and there is no variance left to remove, so `optimal` falls back to `value`.
@@ -46,7 +46,7 @@ class Estimator:
     Args:
         divergence: `sampled`, `full` or `topk`.
         baseline: for `sampled` only; `None` means `value` there and `none` elsewhere.
-        baseline_support: whose most likely tokens carry the `value_topk` baseline.
+        support: whose most likely tokens carry the `value_topk` baseline.
         support_top_k: number of tokens k in `value_topk` and `topk`.
         baseline_constant: value of the `constant` baseline, in nats.
         reward_clip_lambda: clamp the reward from below at log λ/(1-λ), 0 < λ < 1; `None` is off.
@@ -58,7 +58,7 @@ class Estimator:
 
     divergence: Divergence = "sampled"
     baseline: Baseline | None = None
-    baseline_support: BaselineSupport = "student"
+    support: Support = "student"
     support_top_k: int = 20
     baseline_constant: float = 1.0
     reward_clip_lambda: float | None = None
@@ -69,7 +69,7 @@ class Estimator:
             object.__setattr__(self, "baseline", "value" if self.divergence == "sampled" else "none")
         _check_word("divergence", self.divergence, Divergence)
         _check_word("baseline", self.baseline, Baseline)
-        _check_word("baseline_support", self.baseline_support, BaselineSupport)
+        _check_word("support", self.support, Support)
         if self.divergence != "sampled" and self.baseline != "none":
             raise ValueError(
                 f"baseline: {self.baseline} has no effect with divergence: {self.divergence}, "
@@ -105,7 +105,7 @@ class Estimator:
             "value": ("(r(y) + KL(p‖q))", " (Eq. 10)"),
             "value_topk": (
                 "(r(y) + KL(p̄‖q̄))",
-                f", KL on the {self.baseline_support}'s top {self.support_top_k} (Eq. 15)",
+                f", KL on the {self.support}'s top {self.support_top_k} (Eq. 15)",
             ),
             "optimal": ("(r(y) - E[r s]/E[s])", ", s = ‖∇log p‖² (Eq. 23)"),
         }[self.baseline or "none"]
@@ -232,7 +232,7 @@ def baseline_value(logp: Tensor, teacher_logp: Tensor, estimator: Estimator, bas
     if baseline == "constant":
         return torch.full_like(p[:, 0], estimator.baseline_constant)
     if baseline == "value_topk":
-        ranked = logp if estimator.baseline_support == "student" else teacher_logp
+        ranked = logp if estimator.support == "student" else teacher_logp
         support = ranked.topk(min(estimator.support_top_k, p.shape[1]), dim=-1).indices
         return value_on_support(logp.gather(1, support), teacher_logp.gather(1, support), estimator)
     value = (p * rewards).sum(-1)

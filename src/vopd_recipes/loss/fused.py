@@ -329,7 +329,7 @@ class _Block:
             both = (self.logp, teacher_logp)
             self.support_logp, self.support_teacher_logp = (logp.gather(1, self.support) for logp in both)
         if estimator.baseline == "value_topk" or self.sweep.gradient_variance:
-            by_teacher = estimator.baseline_support == "teacher"
+            by_teacher = estimator.support == "teacher"
             likeliest = (teacher_logp if by_teacher else self.logp).topk(k, dim=-1).indices
             ours, theirs = self.logp.gather(1, likeliest), teacher_logp.gather(1, likeliest)
             self.value_topk = value_on_support(ours, theirs, estimator)

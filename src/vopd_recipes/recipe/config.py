@@ -162,7 +162,7 @@ class VOPDConfig(TrainingArguments):
     baseline: Literal["none", "constant", "value", "value_topk", "optimal"] | None = option(
         None, "control variate of divergence: sampled; default: value"
     )
-    baseline_support: Literal["student", "teacher"] = option("student", "whose top k carry value_topk")
+    support: Literal["student", "teacher"] = option("student", "whose top k carry value_topk")
     support_top_k: int = option(20, "k of value_topk and topk")
     baseline_constant: float = option(1.0, "value of baseline: constant")
     reward_clip_lambda: float | None = option(None, "clamp rewards from below at log λ/(1-λ)")
@@ -326,6 +326,7 @@ _PARTS = (ModelConfig, DataConfig, VOPDConfig)
 _HINTS = {name: hint for part in _PARTS for name, hint in get_type_hints(part).items()}
 _FIELDS = {item.name: item for part in _PARTS for item in fields(part) if item.init}
 _OWN = {name: None for part in _PARTS for name in part.__annotations__}  # in order of declaration
+_RENAMED = {"baseline_support": "support"}
 
 
 def describe_fields() -> Iterator[tuple[str, str, Any]]:
@@ -351,7 +352,8 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     checked, sources = {}, {}
     for name, (value, where) in values.items():
         if name not in _FIELDS:
-            raise RecipeError(f"{where}: unknown field '{name}'{nearest(name, _FIELDS)}")
+            hint = f"; it is called {_RENAMED[name]} now" if name in _RENAMED else nearest(name, _FIELDS)
+            raise RecipeError(f"{where}: unknown field '{name}'{hint}")
         try:
             checked[name] = coerce(value, _HINTS[name])
         except TypeError:

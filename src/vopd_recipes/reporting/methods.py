@@ -46,7 +46,7 @@ def equation(estimator: Estimator) -> str:
         "optimal": f"{_R} − E[<i>r s</i>] / E[<i>s</i>]",
     }[estimator.baseline or "value"]
     where = {
-        "value_topk": f" <small>on the {estimator.baseline_support}’s top {estimator.support_top_k}</small>",
+        "value_topk": f" <small>on the {estimator.support}’s top {estimator.support_top_k}</small>",
         "optimal": " <small><i>s</i> = ‖∇ log <i>p</i>‖²</small>",
     }.get(estimator.baseline or "", "")
     return f"−({advantage}) {_NABLA}{where}"

@@ -34,7 +34,7 @@ class ServerTeacher:
     def __init__(self, server: TeacherServer, vocabulary: int, estimator: Estimator) -> None:
         self.server, self.vocabulary = server, vocabulary
         self.k = server.support_top_k
-        self.asks_for_ids = estimator.baseline == "value_topk" and estimator.baseline_support == "student"
+        self.asks_for_ids = estimator.baseline == "value_topk" and estimator.support == "student"
 
     def views(self, batches: Sequence[MicroBatch]) -> list[Callable[[], TeacherView]]:
         """Scores of the whole window, requested at once; those on the student's support wait for its logits.

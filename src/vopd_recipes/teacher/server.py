@@ -4,7 +4,7 @@ One request per sequence. `POST /v1/completions` with `prompt_logprobs: k` answe
 is there and the k most likely ones. The sampled token must not be in the support merely because it was sampled, or the
 baseline would depend on it and the gradient be biased: where a position has k + 1 entries, it is the one too many.
 
-With `baseline_support: student` the ids are the caller's: `POST /inference/v1/generate` with
+With `support: student` the ids are the caller's: `POST /inference/v1/generate` with
 `prompt_logprob_token_ids`, which vLLM has on GPUs and behind `--enable-scale-out`.
 
 Requests that fail in passing (no connection, 408, 429, 5xx, a time-out) are sent again, later and later, for
@@ -177,7 +177,7 @@ class TeacherServer:
             if "logprobs" in str(error):
                 hint = f"; start it with --max-logprobs {self.support_top_k + bool(student_support)} or more"
             if student_support:
-                hint += "; baseline_support: student needs a GPU server started with --enable-scale-out"
+                hint += "; support: student needs a GPU server started with --enable-scale-out"
             raise RecipeError(f"teacher_server_url: {error}{hint}") from error
 
     def submit(
