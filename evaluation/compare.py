@@ -18,11 +18,12 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  # the backend is chosen first: no screen is needed
 import numpy as np  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
+from scipy.stats import bootstrap  # noqa: E402
 
-from vopd_recipes.files import read_results, title_of, written_whole  # noqa: E402
+from vopd_recipes.files import read_results, title_of, write_text, written_whole  # noqa: E402
 from vopd_recipes.recipe import RecipeError  # noqa: E402
 
-_REPEATS, _SEED = 10_000, 0
+_SEED = 0
 
 
 def compare(paths: list[Path], output: Path) -> str:
@@ -39,8 +40,7 @@ def compare(paths: list[Path], output: Path) -> str:
     if not tasks:
         raise RecipeError(f"COMPARE: {paths[0]} and the others have no task in common")
     text = _table(paths, results, labels, tasks)
-    with written_whole(output.with_suffix(".md")) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_text(output.with_suffix(".md"), text + "\n")
     _plot(results, labels, tasks, output.with_suffix(".png"))
     return f"{text}\n\nwritten: {output.with_suffix('.md')}, {output.with_suffix('.png')}"
 
@@ -116,15 +116,11 @@ def question_means(path: Path, task: str) -> dict[str, float]:
 
 def bootstrap_interval(differences: np.ndarray) -> tuple[float, float]:
     """The 95 % interval of a mean, by drawing its [Q] terms anew; the same for the same terms."""
-    generator = np.random.default_rng(_SEED)
-    size = len(differences)
-    chunk = max(1, 4_000_000 // size)  # 32 MB of indices at a time
-    means = [
-        differences[generator.integers(size, size=(min(chunk, _REPEATS - done), size))].mean(axis=1)
-        for done in range(0, _REPEATS, chunk)
-    ]
-    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
-    return float(low), float(high)
+    if len(differences) == 1:
+        return float(differences[0]), float(differences[0])
+    batch = max(1, 4_000_000 // len(differences))  # 32 MB of indices at a time
+    drawn = bootstrap((differences,), np.mean, n_resamples=10_000, batch=batch, method="percentile", rng=_SEED)
+    return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
 
 
 def _plot(results: list[dict[str, Any]], labels: list[str], tasks: list[str], path: Path) -> None:

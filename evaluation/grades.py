@@ -13,13 +13,14 @@ With c_ij = 1 where sample j of question i is right, Q questions and n samples e
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
+from statistics import fmean
 from typing import Any
 
+from scipy.stats import sem
 from tqdm import tqdm
 
 from evaluation.harness import CorpusLevelMetric, Doc, ModelResponse, SampleLevelComputation, SamplingMethod
@@ -113,28 +114,20 @@ def scores(questions: list[Graded]) -> dict[str, float]:
     """What a results file says of a task; shares are between 0 and 1."""
     grades = [grade for question in questions for grade in question.grades]
     responses = [response for question in questions for response in question.answers.responses]
-    means = [_mean(float(grade.correct) for grade in question.grades) for question in questions]
+    means = [fmean(float(grade.correct) for grade in question.grades) for question in questions]
     return {
-        "avg": _mean(means),
-        "stderr": standard_error(means),
-        "pass": _mean(float(any(grade.correct for grade in question.grades)) for question in questions),
-        "maj": _mean(majority(question.grades) for question in questions),
+        "avg": fmean(means),
+        "stderr": float(sem(means)) if len(means) > 1 else 0.0,
+        "pass": fmean(float(any(grade.correct for grade in question.grades)) for question in questions),
+        "maj": fmean(majority(question.grades) for question in questions),
         "n": len(questions[0].grades),
         "problems": len(questions),
-        "format_rate": _mean(float(grade.formatted) for grade in grades),
-        "truncation_rate": _mean(float(not response.finished) for response in responses),
+        "format_rate": fmean(float(grade.formatted) for grade in grades),
+        "truncation_rate": fmean(float(not response.finished) for response in responses),
         "grading_errors": sum(grade.error is not None for grade in grades),
         "seconds": round(sum(response.seconds for response in responses), 3),
         "tokens": sum(response.tokens for response in responses),
     }
-
-
-def standard_error(means: list[float]) -> float:
-    """Of the mean over questions, from the questions' means."""
-    if len(means) < 2:
-        return 0.0
-    centre = _mean(means)
-    return math.sqrt(math.fsum((mean - centre) ** 2 for mean in means) / (len(means) - 1) / len(means))
 
 
 def majority(grades: list[Grade]) -> float:
@@ -146,8 +139,3 @@ def majority(grades: list[Grade]) -> float:
     most = max(votes.values(), default=0)
     tied = [answer for answer, count in votes.items() if count == most]
     return 1 / len(tied) if None in tied else 0.0
-
-
-def _mean(values: Any) -> float:
-    found = list(values)
-    return math.fsum(found) / len(found)

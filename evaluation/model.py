@@ -140,9 +140,8 @@ class EvaluatedModel(LightevalModel):
             RolloutFailed: the engine cannot go on.
         """
         asked = [self._asked(doc) for doc in docs]
-        requests = [
-            request for question in dict.fromkeys(map(_hashable, asked)) for request in self._missing(*question)
-        ]
+        different = {(question.key, question.drawing, question.count): question for question in asked}
+        requests = [request for question in different.values() for request in self._missing(question)]
         engine = self._engine(requests)
         total = sum(question.count for question in asked)
         missing = sum(request.count for request in requests)
@@ -157,12 +156,12 @@ class EvaluatedModel(LightevalModel):
             return None
         return self._start(max(len(request.token_ids) + request.drawing.max_new_tokens for request in requests))
 
-    def _missing(self, token_ids: tuple[int, ...], seed: int, drawing: Drawing, count: int) -> list[Request]:
+    def _missing(self, asked: Asked) -> list[Request]:
         """One request for all that is missing of a question; the samples before it are there."""
-        key = question_key(list(token_ids), seed)
-        store = self._stores(drawing)
+        key, count, store = asked.key, asked.count, self._stores(asked.drawing)
         there = next((sample for sample in range(count) if store.get(key, sample) is None), count)
-        return [Request(key, list(token_ids), seed, there, count - there, drawing)] if there < count else []
+        request = Request(key, asked.token_ids, asked.seed, there, count - there, asked.drawing)
+        return [request] if there < count else []
 
     def _keep(self, batch: list[tuple[Request, Response]]) -> None:
         by_drawing: dict[Drawing, list[Response]] = {}
@@ -205,10 +204,6 @@ def _drawn(engine: Engine | None, requests: list[Request]) -> Iterator[list[tupl
         raise RolloutFailed(
             f"answers stopped coming: {reason}; those so far are kept, and the same command goes on"
         ) from error
-
-
-def _hashable(question: Asked) -> tuple[tuple[int, ...], int, Drawing, int]:
-    return tuple(question.token_ids), question.seed, question.drawing, question.count
 
 
 class _NoCache:

@@ -21,10 +21,9 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from evaluation.paper import published_columns
-from evaluation.protocol import read_protocol
 from evaluation.tasks import TASKS
-from vopd_recipes.files import SAME_MEASUREMENT, SCHEMA_VERSION, title_of, written_whole
+from vopd_recipes.files import SAME_MEASUREMENT, SCHEMA_VERSION, title_of, write_text, written_whole
+from vopd_recipes.paper import published_columns, samples_of
 
 if TYPE_CHECKING:  # comparing results needs no lighteval, which takes seconds to import
     from evaluation.suite import Measured
@@ -53,11 +52,6 @@ DETAILS = pa.schema(
 )
 
 
-def folder_of(root: Path, model: str, revision: str) -> Path:
-    """`<root>/<model>/<revision>`, with slashes as two dashes."""
-    return root / model.replace("/", "--") / revision.replace("/", "--")
-
-
 def write_results(folder: Path, about: dict[str, Any], measured: dict[str, Measured], recipe: dict[str, Any]) -> Path:
     """Write results, details and table; the path of `results.json`.
 
@@ -76,8 +70,8 @@ def write_results(folder: Path, about: dict[str, Any], measured: dict[str, Measu
         tasks = {**_tasks_of(path), **{name: task.scores for name, task in measured.items()}}
         ordered = {name: tasks[name] for name in dict.fromkeys([*TASKS, *tasks]) if name in tasks}
         content = {**about, "tasks": ordered}
-        _write_text(path, json.dumps(content, indent=2) + "\n")
-        _write_text(folder / "results.md", table(content, recipe) + "\n")
+        write_text(path, json.dumps(content, indent=2) + "\n")
+        write_text(folder / "results.md", table(content, recipe) + "\n")
     return path
 
 
@@ -145,11 +139,6 @@ def _alike(content: dict[str, Any], about: dict[str, Any]) -> bool:
     return all(content.get(name) == about[name] for name in _SAME)
 
 
-def _write_text(path: Path, text: str) -> None:
-    with written_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
 def _details(task: Measured) -> pa.Table:
     rows = [
         {
@@ -210,8 +199,7 @@ def _notes(results: dict[str, Any], columns: list[str]) -> list[str]:
         notes.append(
             f"The paper's columns are of its own protocol, `paper`; these numbers are of {results['protocol']}."
         )
-    paper = read_protocol("paper")
-    others = [f"{name} ({scores['n']})" for name, scores in tasks.items() if scores["n"] != paper.samples_of(name)]
+    others = [f"{name} ({scores['n']})" for name, scores in tasks.items() if scores["n"] != samples_of(name)]
     if columns and others:
         notes.append(f"Other numbers of samples than the paper's, on which pass@n depends: {', '.join(others)}.")
     if "paper, OPD" in columns:

@@ -6,7 +6,7 @@ drawn under two protocols are two measurements. What the command line changes be
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class Protocol:
         drawing: Drawing = getattr(self, kind)
         if longest is None or longest >= drawing.max_new_tokens:
             return drawing
-        return Drawing(drawing.temperature, drawing.top_p, drawing.top_k, longest)
+        return replace(drawing, max_new_tokens=longest)
 
     def samples_of(self, task: str) -> int:
         """Completions per question."""

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    LocalTokenNotFoundError,
-    RepositoryNotFoundError,
-)
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
 from vopd_recipes.hub.evaluations import publishable_results, push_results
-from vopd_recipes.hub.revisions import hub_is_away, limit_waiting, reason
+from vopd_recipes.hub.revisions import check_token, hub_client, hub_is_away, reason
 from vopd_recipes.recipe import RecipeError, is_hub_id
 
 _ANSWER = 60.0  # seconds that the Hub may take
@@ -44,12 +39,8 @@ def check_pushable(model: str | None, revision: str | None, limit: int | None) -
         raise RecipeError(f"PUSH: revision {revision} cannot name a split; evaluate a branch or tag")
     if limit is not None:
         raise RecipeError("PUSH: results of some questions are not published; leave out LIMIT or PUSH")
-    limit_waiting(_ANSWER)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs addresses, and those of uploads are signed
     try:
-        _check_access(HfApi(), model)
-    except LocalTokenNotFoundError:
-        raise RecipeError("PUSH: no Hub token; log in with `hf auth login` or set HF_TOKEN") from None
+        _check_access(hub_client(_ANSWER), model)
     except Exception as error:
         if hub_is_away(error):
             raise RecipeError(
@@ -61,11 +52,7 @@ def check_pushable(model: str | None, revision: str | None, limit: int | None) -
 
 
 def _check_access(api: HfApi, model: str) -> None:
-    role = api.whoami().get("auth", {}).get("accessToken", {}).get("role")
-    if role == "read":
-        raise RecipeError(
-            "PUSH: the Hub token may only read; make one with write access at https://huggingface.co/settings/tokens"
-        )
+    check_token(api, "PUSH")
     for repo_id, repo_type in ((model, "model"), (f"{model}-evals", "dataset")):
         try:
             api.auth_check(repo_id, repo_type=repo_type, write=True)

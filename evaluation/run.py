@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from evaluation.checkpoint import Checkpoint, resolve
 from evaluation.protocol import Drawing, Protocol, protocol_names, read_protocol
 from evaluation.tasks import TASKS, Question, Task, task_names
+from vopd_recipes.files import results_path
 from vopd_recipes.recipe import RecipeError
 from vopd_recipes.rollout import RolloutFailed
 
@@ -80,7 +81,7 @@ def evaluate(options: Options) -> Outcome:
     from evaluation import engines
     from evaluation.grades import new_grader
     from evaluation.model import EvaluatedModel, facts, stores
-    from evaluation.output import digest, folder_of, write_results
+    from evaluation.output import digest, write_results
     from evaluation.suite import Prepared, run_suite
 
     protocol, tokenizer = options.protocol, checkpoint.tokenizer()
@@ -114,8 +115,8 @@ def evaluate(options: Options) -> Outcome:
         drawing = protocol.drawing(TASKS[name].kind, TASKS[name].longest)
         result.scores.update(read[name][1], limit=options.limit, questions_sha256=digest(result))
         result.scores.update(max_new_tokens=drawing.max_new_tokens)
-    folder = folder_of(options.output, checkpoint.name, checkpoint.revision)
-    return Outcome(write_results(folder, about, measured, checkpoint.recipe()), failures)
+    path = results_path(options.output, checkpoint.name, checkpoint.revision)
+    return Outcome(write_results(path.parent, about, measured, checkpoint.recipe()), failures)
 
 
 def _read(names: list[str], data_dir: Path | None, failures: dict[str, str]) -> _Read:

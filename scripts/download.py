@@ -4,10 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from huggingface_hub import HfApi
-
 from vopd_recipes.hub.download import download, list_revisions
-from vopd_recipes.hub.revisions import limit_waiting
+from vopd_recipes.hub.revisions import hub_client
 from vopd_recipes.recipe import RecipeError
 
 
@@ -18,8 +16,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="print every revision instead")
     parser.add_argument("--to", type=Path, help="folder; default: the cache that from_pretrained reads")
     words = parser.parse_args()
-    limit_waiting(60.0)
-    api = HfApi()
+    api = hub_client(60.0)
     try:
         if words.list:
             for revision in list_revisions(api, words.repo_id):

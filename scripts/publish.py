@@ -10,12 +10,11 @@ import sys
 from pathlib import Path
 
 import yaml
-from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from vopd_recipes.hub import Target, publish_run
 from vopd_recipes.hub.evaluations import publishable_results, push_results
-from vopd_recipes.hub.revisions import check_access, hub_is_away, limit_waiting, reason
+from vopd_recipes.hub.revisions import check_access, hub_client, hub_is_away, reason
 from vopd_recipes.hub.upload import Pace
 from vopd_recipes.recipe import RecipeError
 
@@ -63,11 +62,8 @@ def main() -> None:
     parser.add_argument("--tag", help="name of the release; default: the next of v1, v2, ...")
     words = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for name in ("httpx", "huggingface_hub"):  # they log addresses, and those of uploads are signed
-        logging.getLogger(name).setLevel(logging.ERROR)
     pace = Pace()
-    limit_waiting(pace.answer)
-    api = HfApi()
+    api = hub_client(pace.answer)
     try:
         if words.path.is_file():
             results = publishable_results(words.path)

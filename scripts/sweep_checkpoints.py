@@ -9,9 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from huggingface_hub import HfApi
-
-from vopd_recipes.hub.revisions import limit_waiting
+from vopd_recipes.hub.revisions import hub_client
 from vopd_recipes.hub.sweep import plot_sweep, sweep
 from vopd_recipes.recipe import RecipeError
 
@@ -35,7 +33,6 @@ def main() -> None:
     parser.add_argument("words", nargs="*", help="NAME=value, for make evaluate")
     words = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    limit_waiting(60.0)
 
     def evaluate(revision: str) -> None:
         print(f"{revision}: evaluating", flush=True)
@@ -45,7 +42,7 @@ def main() -> None:
 
     try:
         evals = evals_of(words.words)
-        results = sweep(HfApi(), words.repo_id, evals, evaluate)
+        results = sweep(hub_client(60.0), words.repo_id, evals, evaluate)
     except RecipeError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

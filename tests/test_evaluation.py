@@ -26,8 +26,8 @@ from test_weights import with_adapters
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evaluation.compare import compare
-from evaluation.paper import published_columns
 from evaluation.tasks import GROUPS
+from vopd_recipes.paper import published_columns
 from vopd_recipes.recipe import RecipeError
 
 ROOT = Path(__file__).parent.parent

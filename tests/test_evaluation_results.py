@@ -18,7 +18,6 @@ from evaluation.grades import Graded, scores
 from evaluation.harness import Doc
 from evaluation.model import Answers
 from evaluation.output import digest, table, write_results
-from evaluation.paper import published_columns
 from evaluation.responses import Response
 from evaluation.run import main
 from evaluation.sources import hub
@@ -28,6 +27,7 @@ from vopd_recipes.files import SAME_MEASUREMENT
 from vopd_recipes.grading import Grade
 from vopd_recipes.hub.card import Published, model_card
 from vopd_recipes.hub.evaluations import _benchmark_entries, publishable_results
+from vopd_recipes.paper import published_columns
 from vopd_recipes.recipe import RecipeError
 
 ABOUT = {

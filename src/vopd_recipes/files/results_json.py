@@ -19,6 +19,11 @@ SCHEMA_VERSION = 1
 SAME_MEASUREMENT = ("weights_hash", "protocol", "sampling", "backend", "dtype")
 
 
+def results_path(root: Path, model: str, revision: str) -> Path:
+    """`<root>/<model>/<revision>/results.json`, with slashes as two dashes."""
+    return root / model.replace("/", "--") / revision.replace("/", "--") / "results.json"
+
+
 def read_results(path: Path) -> dict[str, Any]:
     """Read a results file.
 

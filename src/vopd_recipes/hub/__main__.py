@@ -15,10 +15,8 @@ import sys
 import time
 from pathlib import Path
 
-from huggingface_hub import HfApi
-
 from vopd_recipes.hub.queue import Queue
-from vopd_recipes.hub.revisions import check_access, limit_waiting
+from vopd_recipes.hub.revisions import check_access, hub_client
 from vopd_recipes.hub.upload import Pace, Uploader
 from vopd_recipes.recipe import RecipeError
 
@@ -42,12 +40,8 @@ def main() -> None:
     parser.add_argument("--public", action="store_true", help="a repository that --check creates")
     words = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for name in ("httpx", "huggingface_hub"):  # they log addresses, and those of uploads are signed
-        logging.getLogger(name).setLevel(logging.ERROR)
-    parent = os.getppid()
-    pace = Pace(*words.pace)
-    limit_waiting(pace.answer)
-    api = HfApi()
+    parent, pace = os.getppid(), Pace(*words.pace)
+    api = hub_client(pace.answer)
     if words.check:
         try:
             warnings = [line for repo_id in words.check for line in check_access(api, repo_id, not words.public)]

@@ -23,8 +23,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from vopd_recipes.files import written_whole
-from vopd_recipes.hub.revisions import MANIFEST, git_id_of, reason, remote_files, sha256_of
+from vopd_recipes.files import sha256_of, write_text
+from vopd_recipes.hub.revisions import MANIFEST, is_same, reason, remote_files
 from vopd_recipes.recipe import RecipeError
 
 _INDEX = "model.safetensors.index.json"
@@ -99,7 +99,7 @@ def download(api: HfApi, repo_id: str, revision: str = "main", to: Path | None =
         remote = remote_files(api, repo_id, commit)
         for _ in range(2):
             folder = Path(api.snapshot_download(repo_id, revision=commit, local_dir=to))
-            damaged = [name for name, item in remote.items() if not _is_intact(folder / name, item)]
+            damaged = [name for name, item in remote.items() if not is_same(item, folder / name)]
             if not damaged:
                 break
             for name in damaged:  # in the cache the name is a link to the content
@@ -124,14 +124,7 @@ def download(api: HfApi, repo_id: str, revision: str = "main", to: Path | None =
 def _name_in_cache(snapshot: Path, revision: str, commit: str) -> None:
     """What the Hub's library notes of a branch or tag that it fetched by name: how it is found without a network."""
     if revision != commit:
-        with written_whole(snapshot.parent.parent / "refs" / revision) as temporary:
-            temporary.write_text(commit, encoding="utf-8")
-
-
-def _is_intact(path: Path, remote: RepoFile) -> bool:
-    if not path.is_file() or path.stat().st_size != remote.size:
-        return False
-    return sha256_of(path) == remote.lfs.sha256 if remote.lfs else git_id_of(path.read_bytes()) == remote.blob_id
+        write_text(snapshot.parent.parent / "refs" / revision, commit)
 
 
 def _missing(folder: Path) -> list[str]:
