@@ -8,8 +8,7 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
-from vopd_recipes.hub.evaluations import publishable_results, push_results
-from vopd_recipes.hub.revisions import check_token, hub_client, hub_is_away, reason
+from vopd_recipes.hub import check_token, hub_client, hub_is_away, publishable_results, push_results, reason
 from vopd_recipes.recipe import RecipeError, is_hub_id
 
 _ANSWER = 60.0  # seconds that the Hub may take

@@ -4,8 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from vopd_recipes.hub.download import download, list_revisions
-from vopd_recipes.hub.revisions import hub_client
+from vopd_recipes.hub import download, hub_client, list_revisions
 from vopd_recipes.recipe import RecipeError
 
 

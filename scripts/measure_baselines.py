@@ -9,7 +9,7 @@ import logging
 import sys
 from pathlib import Path
 
-from vopd_recipes.evidence.baselines import measure_baselines, write_baselines
+from vopd_recipes.evidence import measure_baselines, write_baselines
 from vopd_recipes.recipe import RecipeError, load_recipe
 
 

@@ -9,9 +9,7 @@ import logging
 import sys
 from pathlib import Path
 
-from vopd_recipes.evidence.gradients import REDRAWS
-from vopd_recipes.evidence.measurement import measure_variance
-from vopd_recipes.evidence.variance_report import report, write_report
+from vopd_recipes.evidence import REDRAWS, measure_variance, variance_table, write_variance
 from vopd_recipes.recipe import RecipeError, load_recipe
 
 
@@ -33,8 +31,8 @@ def main() -> None:
     except RecipeError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    paths = write_report(found, words.output or Path(str(recipe.training.output_dir)) / "variance")
-    print(report(found))
+    paths = write_variance(found, words.output or Path(str(recipe.training.output_dir)) / "variance")
+    print(variance_table(found))
     print("", *paths, sep="\n")
 
 

@@ -5,10 +5,8 @@ import logging
 import sys
 from pathlib import Path
 
-from vopd_recipes.data.prepare import prepare, prepared
-from vopd_recipes.data.push import check_access, push
-from vopd_recipes.data.recipe import load_data_recipe
-from vopd_recipes.hub.revisions import hub_client
+from vopd_recipes.data import check_access, load_data_recipe, prepare, prepared, push
+from vopd_recipes.hub import hub_client
 from vopd_recipes.recipe import RecipeError
 
 

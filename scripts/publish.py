@@ -12,10 +12,17 @@ from pathlib import Path
 import yaml
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from vopd_recipes.hub import Target, publish_run
-from vopd_recipes.hub.evaluations import publishable_results, push_results
-from vopd_recipes.hub.revisions import check_access, hub_client, hub_is_away, reason
-from vopd_recipes.hub.upload import Pace
+from vopd_recipes.hub import (
+    Pace,
+    Target,
+    check_access,
+    hub_client,
+    hub_is_away,
+    publish_run,
+    publishable_results,
+    push_results,
+    reason,
+)
 from vopd_recipes.recipe import RecipeError
 
 logger = logging.getLogger("publish")

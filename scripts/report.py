@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from vopd_recipes.files import RunError
-from vopd_recipes.reporting.page import write_report
+from vopd_recipes.reporting import write_report
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from vopd_recipes.models import (
     load_tokenizer,
     loading_teacher,
 )
-from vopd_recipes.planner.explain import FLAG, explain, take_flag
+from vopd_recipes.planner import FLAG, explain, take_flag
 from vopd_recipes.prompts import Prompts, build_prompts, read_rows
 from vopd_recipes.recipe import Recipe, RecipeError, describe_fields, load_recipe
 from vopd_recipes.teacher import ServerTeacher, TeacherServer

@@ -9,8 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vopd_recipes.hub.revisions import hub_client
-from vopd_recipes.hub.sweep import plot_sweep, sweep
+from vopd_recipes.hub import hub_client, plot_sweep, sweep_steps
 from vopd_recipes.recipe import RecipeError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -42,7 +41,7 @@ def main() -> None:
 
     try:
         evals = evals_of(words.words)
-        results = sweep(hub_client(60.0), words.repo_id, evals, evaluate)
+        results = sweep_steps(hub_client(60.0), words.repo_id, evals, evaluate)
     except RecipeError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -30,7 +30,7 @@ from vopd_recipes.hub.download import download, list_revisions
 from vopd_recipes.hub.evaluations import publishable_results, published_results, push_results
 from vopd_recipes.hub.queue import Target
 from vopd_recipes.hub.revisions import licence_of, release_of
-from vopd_recipes.hub.sweep import plot_sweep, sweep
+from vopd_recipes.hub.sweep import plot_sweep, sweep_steps
 from vopd_recipes.hub.upload import Pace
 from vopd_recipes.models import load_student
 from vopd_recipes.recipe import RecipeError, load_recipe
@@ -413,15 +413,15 @@ def test_a_sweep_evaluates_each_complete_step_and_draws_them(hub, api, published
     hub.repositories["model", "org/name"].branches["step-00000300"] = next(
         iter(hub.repositories["model", "org/name"].commits)
     )
-    results = sweep(api, "org/name", tmp_path / "evals", evaluate)
+    results = sweep_steps(api, "org/name", tmp_path / "evals", evaluate)
     assert seen == [STEP, "step-00000200"]
     assert {step: content["tasks"]["math500"]["avg"] for step, content in results.items()} == {100: 0.1, 200: 0.2}
     assert plot_sweep(results, "org/name", tmp_path / "steps.png").stat().st_size > 10_000
     with pytest.raises(RecipeError, match=f"no results of {STEP} came out below"):
-        sweep(api, "org/name", tmp_path / "elsewhere", evaluate)
+        sweep_steps(api, "org/name", tmp_path / "elsewhere", evaluate)
     hub.create("model", "org/empty", True)
     with pytest.raises(RecipeError, match="no step is published there"):
-        sweep(api, "org/empty", tmp_path / "evals", evaluate)
+        sweep_steps(api, "org/empty", tmp_path / "evals", evaluate)
 
 
 @pytest.mark.slow  # evaluates each step in a process of its own

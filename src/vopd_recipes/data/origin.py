@@ -21,7 +21,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineMod
 
 from vopd_recipes.data.recipe import Source
 from vopd_recipes.files import sha256_of
-from vopd_recipes.hub.revisions import hub_is_away
+from vopd_recipes.hub import hub_is_away
 from vopd_recipes.recipe import is_hub_id
 
 Origin = dict[str, str]  # sha256 or revision; empty where nobody can tell

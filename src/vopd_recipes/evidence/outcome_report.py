@@ -64,7 +64,7 @@ def outcome_of(run: Run, target: float) -> Outcome:
     )
 
 
-def write_report(runs: Sequence[Run], output: Path, target: float | None = None) -> str:
+def write_comparison(runs: Sequence[Run], output: Path, target: float | None = None) -> str:
     """Write `estimators.json`, `estimators.md` and two pictures to `output`; returns the Markdown.
 
     Args:

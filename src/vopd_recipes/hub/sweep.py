@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 _STEP = re.compile(r"step-(\d{8})")
 
 
-def sweep(api: HfApi, repo_id: str, evals: Path, evaluate: Callable[[str], None]) -> dict[int, dict[str, Any]]:
+def sweep_steps(api: HfApi, repo_id: str, evals: Path, evaluate: Callable[[str], None]) -> dict[int, dict[str, Any]]:
     """Evaluate every complete step; step → results, in order.
 
     Args:

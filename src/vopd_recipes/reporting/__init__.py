@@ -3,3 +3,5 @@
 `runs` reads and groups the folders, `charts` draws; `methods`, `run_metrics` and `completions` are the page's parts
 and `page` puts them together; `escaping` stands between all of them and whatever a model has written.
 """
+
+from vopd_recipes.reporting.page import write_report

@@ -36,7 +36,7 @@ from vopd_recipes.data.recipe import DataRecipe, EvaluationSet, Source
 from vopd_recipes.data.rows import Left, Problem, problem_of, question_of
 from vopd_recipes.data.sources import Numbered, Unreachable, numbered_rows
 from vopd_recipes.files import sha256_of, written_whole
-from vopd_recipes.hub.scrub import scrub
+from vopd_recipes.hub import scrub
 from vopd_recipes.recipe import RecipeError
 
 Filter = Callable[[list[Problem]], list[str | None]]
