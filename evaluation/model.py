@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -221,11 +222,4 @@ def stores(folder: Path, weights_hash: str, settings: dict[str, Any]) -> Callabl
         weights_hash: of the model.
         settings: what decides a completion besides weights, prompt, seed and drawing.
     """
-    opened: dict[Drawing, ResponseStore] = {}
-
-    def store(drawing: Drawing) -> ResponseStore:
-        if drawing not in opened:
-            opened[drawing] = ResponseStore(folder, weights_hash, {**settings, **asdict(drawing)})
-        return opened[drawing]
-
-    return store
+    return cache(lambda drawing: ResponseStore(folder, weights_hash, {**settings, **asdict(drawing)}))

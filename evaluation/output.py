@@ -13,9 +13,10 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -67,7 +68,7 @@ def write_results(folder: Path, about: dict[str, Any], measured: dict[str, Measu
         for name, task in measured.items():
             with written_whole(folder / "details" / f"{name}.parquet") as temporary:
                 pq.write_table(_details(task), temporary, compression="zstd")
-        tasks = {**_tasks_of(path), **{name: task.scores for name, task in measured.items()}}
+        tasks = {**_content_of(path).get("tasks", {}), **{name: task.scores for name, task in measured.items()}}
         ordered = {name: tasks[name] for name in dict.fromkeys([*TASKS, *tasks]) if name in tasks}
         content = {**about, "tasks": ordered}
         write_text(path, json.dumps(content, indent=2) + "\n")
@@ -128,11 +129,6 @@ def _content_of(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _tasks_of(path: Path) -> dict[str, Any]:
-    found = _content_of(path).get("tasks")
-    return found if isinstance(found, dict) else {}
 
 
 def _alike(content: dict[str, Any], about: dict[str, Any]) -> bool:
@@ -233,5 +229,4 @@ def _combined(tasks: dict[str, dict[str, Any]], columns: dict[str, dict[str, str
 def _mean_of(tasks: dict[str, dict[str, Any]], names: tuple[str, ...]) -> dict[str, float] | None:
     if not all(name in tasks for name in names):
         return None
-    mean: Callable[[str], float] = lambda key: sum(tasks[name][key] for name in names) / len(names)  # noqa: E731
-    return {key: mean(key) for key in ("avg", "pass", "maj")}
+    return {key: fmean(tasks[name][key] for name in names) for key in ("avg", "pass", "maj")}

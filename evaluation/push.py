@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -39,7 +40,9 @@ def check_pushable(model: str | None, revision: str | None, limit: int | None) -
     if limit is not None:
         raise RecipeError("PUSH: results of some questions are not published; leave out LIMIT or PUSH")
     try:
-        _check_access(hub_client(_ANSWER), model)
+        api = hub_client(_ANSWER)
+        check_token(api, "PUSH")
+        _check_repositories(api, model)
     except Exception as error:
         if hub_is_away(error):
             raise RecipeError(
@@ -50,8 +53,7 @@ def check_pushable(model: str | None, revision: str | None, limit: int | None) -
         raise RecipeError(f"PUSH: this machine's token may not write to {model}: {reason(error)}") from None
 
 
-def _check_access(api: HfApi, model: str) -> None:
-    check_token(api, "PUSH")
+def _check_repositories(api: HfApi, model: str) -> None:
     for repo_id, repo_type in ((model, "model"), (f"{model}-evals", "dataset")):
         try:
             api.auth_check(repo_id, repo_type=repo_type, write=True)
@@ -60,17 +62,18 @@ def _check_access(api: HfApi, model: str) -> None:
                 raise RecipeError(f"PUSH: {model}: no such model repository, or this token may not read it") from None
 
 
-def push(path: Path) -> str:
-    """Publish a results file and the details beside it; the data set, and the revision that they are kept under.
+def push(path: Path) -> bool:
+    """Publish a results file and the details beside it, and say what came of it: the comparison is still to come.
 
-    Raises:
-        RecipeError: they cannot be published, the Hub refuses or is away; the results stay where they are.
+    Where it fails, the results stay where they are.
     """
-    results = publishable_results(path)
     try:
-        return f"{results.repo_id}-evals, {push_results(HfApi(), results)}"
-    except RecipeError:
-        raise
-    except Exception as error:  # the Hub's client raises many kinds, and the comparison is still to come
-        again = f"`python scripts/publish.py {path}` goes on"
-        raise RecipeError(f"PUSH: {reason(error)}; the results are in {path}, {again}") from None
+        results = publishable_results(path)
+        print(f"published: {results.repo_id}-evals, {push_results(HfApi(), results)}")
+        return True
+    except RecipeError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:  # the Hub's client raises many kinds
+        again = f"the results are in {path}, `python scripts/publish.py {path}` goes on"
+        print(f"error: PUSH: {reason(error)}; {again}", file=sys.stderr)
+    return False

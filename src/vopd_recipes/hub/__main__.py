@@ -13,6 +13,7 @@ import os
 import select
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 from vopd_recipes.hub.queue import Queue
@@ -21,7 +22,7 @@ from vopd_recipes.hub.upload import Pace, Uploader
 from vopd_recipes.recipe import RecipeError
 
 
-def _parent_says(seconds: float, parent: int) -> bool:
+def _parent_says(parent: int, seconds: float) -> bool:
     """Wait that long; `False` at once when the training process has closed the pipe, has written to it, or is gone."""
     end = time.monotonic() + seconds
     while True:
@@ -51,11 +52,7 @@ def main() -> None:
         print("\n".join(dict.fromkeys(warnings)))  # a Hub that is away is so for both
         return
     os.nice(10)  # training first
-    queue = Queue(words.run)
-
-    def wait(seconds: float) -> bool:
-        return _parent_says(seconds, parent)
-
+    queue, wait = Queue(words.run), partial(_parent_says, parent)
     with queue.lock(wait) as ours:  # another process may be at it, `scripts/publish.py`
         complete = ours and Uploader(queue, api, pace).work(wait)
     sys.exit(0 if complete else 1)

@@ -191,6 +191,8 @@ def _results(about: Published, recipe: dict[str, Any]) -> str:
 
 def _loading(about: Published, recipe: dict[str, Any]) -> str:
     at = "" if about.revision == MAIN else f', revision="{about.revision}"'
+    ours = f'"{about.repo_id}"{at}'
+    tokenizer = f"tokenizer = AutoTokenizer.from_pretrained({ours})\n\n# vLLM\n"
     if about.is_adapter:
         adapter = about.read("adapter_config.json")
         base, revision = adapter["base_model_name_or_path"], adapter.get("revision")
@@ -198,19 +200,17 @@ def _loading(about: Published, recipe: dict[str, Any]) -> str:
         return (
             f"```python\n# transformers and PEFT\nfrom peft import PeftModel\nfrom transformers import "
             f'AutoModelForCausalLM, AutoTokenizer\n\nbase = AutoModelForCausalLM.from_pretrained("{base}"{of_base})\n'
-            f'model = PeftModel.from_pretrained(base, "{about.repo_id}"{at})\n'
-            f'tokenizer = AutoTokenizer.from_pretrained("{about.repo_id}"{at})\n\n# vLLM\n'
+            f"model = PeftModel.from_pretrained(base, {ours})\n{tokenizer}"
             "from huggingface_hub import snapshot_download\nfrom vllm import LLM\n"
             f"from vllm.lora.request import LoRARequest\n\n"
             f'llm = LLM("{base}"{of_base}, enable_lora=True, max_lora_rank={adapter["r"]})\n'
-            f'adapter = LoRARequest("{about.repo_id.split("/")[1]}", 1, snapshot_download("{about.repo_id}"{at}))\n'
+            f'adapter = LoRARequest("{about.repo_id.split("/")[1]}", 1, snapshot_download({ours}))\n'
             'llm.generate(["…"], lora_request=adapter)\n```\n'
         )
     return (
         "```python\n# transformers\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'model = AutoModelForCausalLM.from_pretrained("{about.repo_id}"{at})\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("{about.repo_id}"{at})\n\n# vLLM\nfrom vllm import LLM\n\n'
-        f'llm = LLM("{about.repo_id}"{at})\n```\n'
+        f"model = AutoModelForCausalLM.from_pretrained({ours})\n{tokenizer}"
+        f"from vllm import LLM\n\nllm = LLM({ours})\n```\n"
     )
 
 

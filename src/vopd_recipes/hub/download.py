@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from huggingface_hub import HfApi, RepoFile
+from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -68,13 +68,12 @@ def list_revisions(api: HfApi, repo_id: str) -> list[Revision]:
 def _described(api: HfApi, repo_id: str, name: str, commit: str) -> Revision:
     remote = remote_files(api, repo_id, commit)
     manifest = _read_json(Path(api.hf_hub_download(repo_id, MANIFEST, revision=commit))) if MANIFEST in remote else {}
-    expected = {path: entry["sha256"] for path, entry in manifest.get("files", {}).items()}
-    missing = [path for path, sha256 in expected.items() if not _holds(remote.get(path), sha256)]
+    missing = [
+        path
+        for path, entry in manifest.get("files", {}).items()
+        if path not in remote or ((lfs := remote[path].lfs) and lfs.sha256 != entry["sha256"])
+    ]
     return Revision(name, commit, sum(item.size for item in remote.values()), missing or _without_weights(remote))
-
-
-def _holds(remote: RepoFile | None, sha256: str) -> bool:
-    return remote is not None and (remote.lfs is None or remote.lfs.sha256 == sha256)
 
 
 def _without_weights(files: Any) -> list[str]:

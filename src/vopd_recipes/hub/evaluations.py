@@ -202,7 +202,7 @@ def _update_model(api: HfApi, repo_id: str, branch: str) -> None:
     remote = remote_files(api, repo_id, parent)
     operations = [
         CommitOperationAdd(f"{EVAL_RESULTS}{file}.yaml", yaml.safe_dump(entry, sort_keys=False).encode())
-        for file, entry in _benchmark_entries(repo_id, own, known.get(own)).items()
+        for file, entry in _benchmark_entries(repo_id, own, known.get(own, {"tasks": {}})).items()
     ]
     if "recipe.yaml" in remote:
         with TemporaryDirectory() as folder:
@@ -226,12 +226,12 @@ def _named(known: dict[str, dict[str, Any]], own: str, branch: str) -> dict[str,
     return {branch if name == own else name: content for name, content in known.items()}
 
 
-def _benchmark_entries(repo_id: str, own: str, results: dict[str, Any] | None) -> dict[str, list[dict[str, Any]]]:
+def _benchmark_entries(repo_id: str, own: str, results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """File → entries, in percent, as the leaderboards of the registered benchmarks have them."""
     entries: dict[str, list[EvalResultEntry]] = {}
-    for scores in results["tasks"].values() if results else ():
+    for scores in results["tasks"].values():
         dataset = scores.get("dataset_name"), scores.get("dataset_config")
-        if results and dataset in _BENCHMARKS:
+        if dataset in _BENCHMARKS:
             name, file = _BENCHMARKS[dataset]
             entry = EvalResultEntry(
                 dataset_id=dataset[0],
