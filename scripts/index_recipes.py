@@ -7,14 +7,12 @@ written by hand. Pairs keep the order in which they stand there; a new one comes
 
 import os
 import re
-import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # the package `evaluation` lies beside this folder
 
-from evaluation.paper import published_columns  # noqa: E402
 from vopd_recipes.loss import method_of  # noqa: E402
+from vopd_recipes.paper import published_columns
 from vopd_recipes.planner.setup import read_anywhere  # noqa: E402
 
 INDEX = Path("recipes/README.md")
