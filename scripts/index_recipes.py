@@ -9,11 +9,9 @@ import os
 import re
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-
-from vopd_recipes.loss import method_of  # noqa: E402
+from vopd_recipes.loss import method_of
 from vopd_recipes.paper import published_columns
-from vopd_recipes.planner.setup import read_anywhere  # noqa: E402
+from vopd_recipes.planner.setup import read_anywhere
 
 INDEX = Path("recipes/README.md")
 STEPS = 220  # of the paper's runs: some 14,000 prompts, 64 a step
@@ -61,7 +59,7 @@ def row_of(short: str, page: str, said: dict[str, str]) -> str:
     published = next((numbers for heading, numbers in columns.items() if heading != "paper, before"), {})
     names = [values[name] for name in ("model_name_or_path", "teacher_model_name_or_path", "dataset_name")]
     student, teacher, data = (WORDS.get(name, name.rpartition("/")[2]) for name in names)
-    method = method_of(values)[0]
+    method = method_of(values).title
     label = Path(short).name if "_from_" in short else "vopd.yaml and its variants"
     hardware = re.search(rf"^\| {re.escape(label)} \| ([^|]+) \| fits", page, re.MULTILINE)
     cells = [
