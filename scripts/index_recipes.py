@@ -13,6 +13,7 @@ from vopd_recipes.loss import method_of
 from vopd_recipes.paper import published_columns
 from vopd_recipes.planner.setup import read_anywhere
 
+ROOT = Path(__file__).resolve().parent.parent
 INDEX = Path("recipes/README.md")
 STEPS = 220  # of the paper's runs: some 14,000 prompts, 64 a step
 HEAD = """\

@@ -25,9 +25,9 @@ from vopd_recipes.models import completion_states, head_of, scale_logits, vocabu
 from vopd_recipes.packing import MicroBatch
 from vopd_recipes.rollout import Sampling, draw
 
-# Keys of what samples, and of all.
+# Keys of what samples, and of every way to the reverse KL's gradient.
 SAMPLED = tuple(row.key for row in TABLE.values() if row.samples)
-METHODS = tuple(row.key for row in TABLE.values())
+METHODS = tuple(row.key for row in TABLE.values() if row.of_reverse_kl)
 
 # Rows of [rows, V] float64 probabilities that are drawn from at a time.
 _ROWS = 256
@@ -83,7 +83,9 @@ class GradientProbe:
         self._head = replace(head_of(student), weight=weight)
         self.projection = Projection(leaves, seed, width)
         self._estimators = {
-            row.key: replace(estimator, divergence=row.divergence, baseline=row.baseline) for row in TABLE.values()
+            row.key: replace(estimator, divergence=row.divergence, baseline=row.baseline)
+            for row in TABLE.values()
+            if row.of_reverse_kl
         }
 
     @property

@@ -2,9 +2,12 @@ r"""The estimators from hidden states, a chunk of tokens at a time: `reference_l
 
 With respect to the student's logits every estimator's gradient is a dense [V] row in closed form,
 
-    sampled   ∇_z ℓ = A (p - 1[y])  · ρ,     A = r(y) - b detached, ρ the importance weight
-    full      ∇_z ℓ = p ∘ (log p - log q - KL)
-    topk      the same on the support, renormalised, zero elsewhere,
+    sampled        ∇_z ℓ = A(y) (p - e_y) · ρ,     A = r - b detached, ρ the importance weight
+    rao_blackwell  ∇_z ℓ = Σ_{v∈S} p(v) A(v) (p - e_v) + 1[y∉S] ρ A(y) (p - e_y) = (Σ c) p - c, c of k + 1 tokens
+    full           ∇_z ℓ = p ∘ (log p - log q - KL)
+    topk           the same on the support, renormalised, zero elsewhere
+    forward        ∇_z ℓ = p - q
+    jsd            ∇_z ℓ = (1-β) p ∘ (h - Σ p h),  h = log p - log m,
 
 so one sweep does it all: project a chunk through both heads; then, an eighth of the chunk at a time, turn logits into
 log-probabilities, read off the statistics and overwrite the student's logits with the gradient; multiply that back
@@ -16,7 +19,9 @@ method alike, in two buffers of [chunk, V] and two of an eighth of that. Storing
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +29,7 @@ from torch import Tensor
 from vopd_recipes.loss.definition import (
     NEGLIGIBLE_GRADIENT_NORM,
     STATISTICS,
+    SUPPORT_MASSES,
     TokenStats,
     importance_weight,
     not_written,
@@ -31,7 +37,7 @@ from vopd_recipes.loss.definition import (
 )
 from vopd_recipes.loss.estimator import Estimator
 from vopd_recipes.loss.head import Head
-from vopd_recipes.loss.methods import METHODS
+from vopd_recipes.loss.methods import METHODS, Method
 from vopd_recipes.loss.sweep import Sweep, product_operand, project, row_dot, scale_back, softcap_slope, swept_loss
 
 BLOCKS_PER_CHUNK = 8
@@ -73,13 +79,20 @@ def fused_loss(
     """
     shared = min(len(student_head.weight), len(teacher_head.weight))
     variances = tuple(row.key for row in METHODS.values()) if gradient_variance else ()
+    masses = SUPPORT_MASSES if estimator.has_support else ()
     sweep = Sweep.over(
-        student_hidden, student_head.shared(shared), targets, token_weights, rollout_logprobs, chunk_size, variances
+        student_hidden,
+        student_head.shared(shared),
+        targets,
+        token_weights,
+        rollout_logprobs,
+        chunk_size,
+        (*masses, *variances),
     )
     teacher = teacher_head.shared(shared).detached()
     reader = _Reader(sweep, estimator, teacher_hidden.detach(), teacher, gradient_variance)
     loss = swept_loss(student_hidden, student_head, sweep, reader)
-    stats = TokenStats(**{name: sweep.columns[name] for name in STATISTICS})  # type: ignore[arg-type]
+    stats = TokenStats(**{name: sweep.columns[name] for name in (*STATISTICS, *masses)})  # type: ignore[arg-type]
     if gradient_variance:
         of_each = {name: sweep.columns[name] for name in variances}
         stats = replace(stats, gradient_variance=of_each[estimator.method.key], gradient_variances=of_each)
@@ -121,7 +134,7 @@ class _Block:
     """Some rows b of a chunk in three [b, V] buffers that change meaning as the sweep goes on.
 
     p         the student's logits, then its probabilities, then the gradient with respect to its logits
-    logp      log p of the student, until `_read_variance` needs its room
+    logp      log p of the student, until the moments need its room
     rewards   log q - log p (clipped where asked), then the same less its mean under p
     """
 
@@ -132,6 +145,10 @@ class _Block:
         self.targets = self.sweep.targets[rows, None]
         self.weights = self.sweep.token_weights[rows]
         self.rollout_logprobs = None if self.sweep.rollout_logprobs is None else self.sweep.rollout_logprobs[rows]
+        # At its ends the Jensen-Shannon divergence is taken for its limits.
+        self.divergence = self.estimator.divergence
+        if self.divergence == "jsd" and self.estimator.jsd_beta in (0, 1):
+            self.divergence = "full" if self.estimator.jsd_beta else "forward"
 
     def read(self, teacher_logits: Tensor) -> None:
         """Reduce both models' logits: after this, every statistic of the block is known."""
@@ -140,19 +157,24 @@ class _Block:
         teacher_logp = torch.log_softmax(teacher_logits, -1, out=self.rewards)
         self.student_logprob = self._at_target(self.logp)
         self.teacher_logprob = self._at_target(teacher_logp)
-        self._read_support(teacher_logp)
+        if self._reads_support:
+            self._read_support(teacher_logp)
+        if self.divergence in ("forward", "jsd"):
+            self.q = torch.exp(teacher_logp, out=teacher_logits)
 
         torch.exp(self.logp, out=self.p)
         self.entropy = -row_dot(self.p, self.logp)
         self.rewards.sub_(self.logp)
         self.value = row_dot(self.p, self.rewards)
         self.reverse_kl = -self.value
+        if self.divergence in ("forward", "jsd"):
+            self._read_other_divergence()
         if (floor := self.estimator.reward_floor) is not None:
             self.value = row_dot(self.p, self.rewards.clamp_min_(floor))
         self.reward = self._at_target(self.rewards)
         self.rewards.sub_(self.value[:, None])
-        self._read_variance()
-        self.baseline = self._baseline(self.estimator.baseline or "none")
+        self._read_moments()
+        self.baseline = self._baseline(self.estimator.method)
         self.advantage = self.reward - self.baseline
         cap = self.estimator.importance_sampling_cap
         self.importance = importance_weight(self.student_logprob, self.rollout_logprobs, cap)
@@ -160,38 +182,48 @@ class _Block:
     def _at_target(self, values: Tensor) -> Tensor:
         return values.gather(1, self.targets)[:, 0]
 
+    # The support and its tail ---------------------------------------------------------------------------------------
+
+    @property
+    def _reads_support(self) -> bool:
+        return self.estimator.has_support or self.reader.gradient_variance
+
     def _read_support(self, teacher_logp: Tensor) -> None:
-        """What k tokens carry, before `rewards` overwrites `teacher_logp`: `topk`'s loss, `value_topk`'s baseline."""
+        """What k tokens carry, before `rewards` overwrites `teacher_logp`."""
         estimator = self.estimator
-        if estimator.method.needs != "support" and estimator.divergence != "topk" and not self._all_variances:
-            return
         ranked = teacher_logp if estimator.support == "teacher" else self.logp
         self.support = ranked.topk(min(estimator.support_top_k, ranked.shape[1]), dim=-1).indices  # [b, k]
         self.support_logp, self.support_teacher_logp = (x.gather(1, self.support) for x in (self.logp, teacher_logp))
+        self.support_p = self.support_logp.exp()
+        self.support_mass_student = self.support_p.sum(-1)
+        self.support_mass_teacher = self.support_teacher_logp.exp().sum(-1)
         self.value_topk = value_on_support(self.support_logp, self.support_teacher_logp, estimator)
+        if estimator.baseline == "tail" or self.reader.gradient_variance:
+            self.tail_ratio = self._outside_support(teacher_logp, -torch.inf, _logsumexp)
+            self.tail_ratio -= self._outside_support(self.logp, -torch.inf, _logsumexp)  # -∞ - -∞ is refused below
 
-    @property
-    def _all_variances(self) -> bool:
-        return self.reader.gradient_variance
+    def _outside_support(self, values: Tensor, nothing: float, read: Callable[[Tensor], Any]) -> Any:
+        """Read [b, V] values with those of S replaced for as long as that takes."""
+        own = values.gather(1, self.support)
+        found = read(values.scatter_(1, self.support, nothing))
+        values.scatter_(1, self.support, own)
+        return found
 
-    def _read_variance(self) -> None:
-        """Moments of R = r - E_p[r] under the weights ω = p s, s = ‖∇_z log p‖²; `logp` lends its room."""
-        if self.estimator.baseline != "optimal" and not self._all_variances:
-            return
-        purity = row_dot(self.p, self.p)[:, None]
-        omega = torch.mul(self.p, 1 + purity, out=self.logp).addcmul_(self.p, self.p, value=-2)
-        self.score_norm = omega.sum(-1)  # E[s]
-        if self._all_variances:
-            omega.mul_(self.rewards)
-            self.first_moment = omega.sum(-1)  # E[s R]
-            self.second_moment = row_dot(omega, self.rewards)  # E[s R²]
-            mean = torch.mul(self.p, self.rewards, out=self.logp)
-            self.squared_mean = row_dot(mean, mean)  # ‖E g‖², which no baseline changes
-        else:
-            self.first_moment = row_dot(omega, self.rewards)
+    def _read_moments(self) -> None:
+        """m₀, m₁ and m₂ of `definition.tail_moments` with R = r - E_p[r], over all tokens and over the tail."""
+        every = self.reader.gradient_variance
+        optimal, divergence = self.estimator.baseline == "optimal", self.estimator.divergence
+        self.moments: dict[str, _Moments] = {}
+        if every or (optimal and divergence == "sampled"):
+            self.moments["sampled"] = _whole_moments(self.p, self.rewards, self.logp, every)
+        if every or (optimal and divergence == "rao_blackwell"):
+            squares = self.support_p.square().sum(-1)
+            self.moments["rao_blackwell"] = self._outside_support(
+                self.p, 0.0, lambda tail: _tail_moments(tail, self.rewards, squares, self.logp, every)
+            )
 
-    def _baseline(self, name: str) -> Tensor:
-        match name:
+    def _baseline(self, method: Method) -> Tensor:
+        match method.baseline:
             case "none":
                 return torch.zeros_like(self.value)
             case "constant":
@@ -200,47 +232,137 @@ class _Block:
                 return self.value
             case "value_topk":
                 return self.value_topk
+            case "tail":
+                ratio = torch.where(self.tail_ratio.isfinite(), self.tail_ratio, self.value)
+                floor = self.estimator.reward_floor
+                return ratio if floor is None else ratio.clamp_min(floor)
             case "optimal":
-                negligible = self.score_norm < NEGLIGIBLE_GRADIENT_NORM
-                return self.value + (self.first_moment / self.score_norm).masked_fill(negligible, 0)
-        raise not_written(replace(self.estimator, divergence="sampled", baseline=name), "fused_loss")
+                m = self.moments[method.divergence]
+                negligible = m.norm <= NEGLIGIBLE_GRADIENT_NORM * m.mass
+                return self.value + (m.first / m.norm).masked_fill(negligible, 0)
+        raise not_written(method, "fused_loss")
 
-    def _variance(self, baseline: str) -> Tensor:
-        """E‖g‖² - ‖E g‖² with A = R - (b - E_p[r]): [b]."""
-        shift = self._baseline(baseline) - self.value
-        second = self.second_moment - 2 * shift * self.first_moment + shift.square() * self.score_norm
-        return (second - self.squared_mean).clamp_min(0)
+    def _variance(self, method: Method) -> Tensor:
+        """Of A = R - (b - E_p[r]) on the tokens that are sampled: [b]."""
+        m, shift = self.moments[method.divergence], self._baseline(method) - self.value
+        return (m.second - 2 * shift * m.first + shift.square() * m.norm).clamp_min(0)
 
     def write_columns(self) -> None:
-        for name in STATISTICS:
+        for name in (*STATISTICS, *(SUPPORT_MASSES if self.estimator.has_support else ())):
             self.sweep.columns[name][self.rows] = getattr(self, name)
-        for row in METHODS.values() if self._all_variances else ():
-            self.sweep.columns[row.key][self.rows] = self._variance(row.baseline) if row.samples else 0
+        for row in METHODS.values() if self.reader.gradient_variance else ():
+            self.sweep.columns[row.key][self.rows] = self._variance(row) if row.samples else 0
+
+    # Loss and gradient ----------------------------------------------------------------------------------------------
+
+    def _read_other_divergence(self) -> None:
+        """KL(q‖p), or β KL(q‖m) + (1-β) KL(p‖m) from h = log p - log m, one more [b, V]; `rewards` is log q/p."""
+        if self.divergence == "forward":
+            self.other = row_dot(self.q, self.rewards)
+            return
+        beta = self.estimator.jsd_beta
+        one = self.rewards.new_tensor(math.log1p(-beta))
+        self.h = torch.logaddexp(self.rewards + math.log(beta), one).neg_()
+        self.mean_h = row_dot(self.p, self.h)
+        of_teacher = row_dot(self.q, self.rewards) + row_dot(self.q, self.h)
+        self.other = beta * of_teacher + (1 - beta) * self.mean_h
+
+    def _coefficients(self) -> tuple[Tensor, Tensor]:
+        """p(v) A(v) on S, [b, k], and 1[y∉S] ρ A(y), [b]: what multiplies ∇log p there."""
+        on_support = self.rewards.gather(1, self.support) + (self.value - self.baseline)[:, None]
+        outside = (self.support != self.targets).all(-1)
+        return self.support_p * on_support, outside * self.importance * self.advantage
 
     def loss(self) -> Tensor:
         """Σ_t w_t ℓ_t of the block."""
-        match self.estimator.divergence:
+        match self.divergence:
             case "sampled":
                 per_token = -self.importance * self.advantage * self.student_logprob
+            case "rao_blackwell":
+                exact, sampled = self._coefficients()
+                per_token = -(exact * self.support_logp).sum(-1) - sampled * self.student_logprob
             case "full":
                 per_token = self.reverse_kl
             case "topk":
                 per_token = -self.value_topk
+            case "forward" | "jsd":
+                per_token = self.other
             case _:
-                raise not_written(self.estimator, "fused_loss")
+                raise not_written(self.estimator.method, "fused_loss")
         return torch.dot(self.weights, per_token)
 
     def write_logit_gradient(self) -> None:
         """Σ_t w_t ∇ℓ_t with respect to hidden·weightᵀ + bias, over the student's logits."""
-        match self.estimator.divergence:
+        weights = self.weights[:, None]
+        match self.divergence:
             case "sampled":
                 coefficient = (self.weights * self.importance * self.advantage)[:, None]
                 self.p.mul_(coefficient).scatter_add_(1, self.targets, -coefficient)
+            case "rao_blackwell":
+                exact, sampled = self._coefficients()
+                self.p.mul_(weights * (exact.sum(-1) + sampled)[:, None])
+                self.p.scatter_add_(1, self.support, -weights * exact)
+                self.p.scatter_add_(1, self.targets, -weights * sampled[:, None])
             case "full":
-                self.p.mul_(self.rewards).mul_(-self.weights[:, None])
+                self.p.mul_(self.rewards).mul_(-weights)
             case "topk":
                 logp = self.support_logp.log_softmax(-1)
                 log_ratio = logp - self.support_teacher_logp.log_softmax(-1)
                 kl = (logp.exp() * log_ratio).sum(-1, keepdim=True)
-                self.p.zero_().scatter_(1, self.support, self.weights[:, None] * logp.exp() * (log_ratio - kl))
+                self.p.zero_().scatter_(1, self.support, weights * logp.exp() * (log_ratio - kl))
+            case "forward":
+                self.p.sub_(self.q).mul_(weights)
+            case "jsd":
+                self.p.mul_(self.h.sub_(self.mean_h[:, None])).mul_((1 - self.estimator.jsd_beta) * weights)
         scale_back(self.sweep.head, self.p, self.cap_slope)
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """The variance of a baseline shifted by b is second - 2 b first + b² norm; all are [b]."""
+
+    mass: Tensor  # of the tokens that are sampled
+    norm: Tensor
+    first: Tensor
+    second: Tensor  # empty where no variance is asked for
+
+
+def _whole_moments(p: Tensor, rewards: Tensor, room: Tensor, second: bool) -> _Moments:
+    """Over every token, from ω = p s with s = ‖∇_z log p‖²; ‖E g‖² is what no baseline changes."""
+    purity = row_dot(p, p)[:, None]
+    omega = torch.mul(p, 1 + purity, out=room).addcmul_(p, p, value=-2)
+    norm, mass = omega.sum(-1), torch.ones_like(purity[:, 0])
+    if not second:
+        return _Moments(mass, norm, row_dot(omega, rewards), rewards[:0, 0])
+    omega.mul_(rewards)
+    first, square = omega.sum(-1), row_dot(omega, rewards)
+    mean = torch.mul(p, rewards, out=room)
+    return _Moments(mass, norm, first, square - row_dot(mean, mean))
+
+
+def _tail_moments(tail: Tensor, rewards: Tensor, support_squares: Tensor, room: Tensor, second: bool) -> _Moments:
+    """Over the tail, `definition.tail_moments` multiplied out: sums over T of p, p², p r and p² r are enough.
+
+    Args:
+        tail: p on T and zero on S, [b, V].
+        rewards: R, [b, V].
+        support_squares: Σ_S p², [b].
+        room: a buffer [b, V].
+        second: whether m₂ is wanted.
+    """
+    mass, squares = tail.sum(-1), row_dot(tail, tail)
+    purity = squares + support_squares
+    weighted = torch.mul(tail, rewards, out=room)
+    first, cross = weighted.sum(-1), row_dot(tail, weighted)
+    norm = mass * (1 + purity) - 2 * squares - (squares - 2 * mass * squares + mass.square() * purity)
+    mean = cross - mass * cross - first * squares + first * mass * purity
+    of_first = first * (1 + purity) - 2 * cross - mean
+    if not second:
+        return _Moments(mass, norm, of_first, rewards[:0, 0])
+    linear, quadratic = row_dot(weighted, rewards), row_dot(weighted, weighted)
+    of_second = linear * (1 + purity) - 2 * quadratic
+    return _Moments(mass, norm, of_first, of_second - (quadratic - 2 * first * cross + first.square() * purity))
+
+
+def _logsumexp(values: Tensor) -> Tensor:
+    return values.logsumexp(-1)

@@ -37,6 +37,7 @@ class Method:
         latex: the same for a model card, with nothing to fill in.
         needs: of the teacher.
         samples: whether it depends on the sampled token, and so has a variance given the context.
+        of_reverse_kl: whether it is a gradient of KL(p‖q), exact, noisy or biased, and not of another divergence.
         compared: the fields, besides its words, of each run in a comparison of methods.
     """
 
@@ -49,6 +50,7 @@ class Method:
     latex: str
     needs: Needs
     samples: bool = True
+    of_reverse_kl: bool = True
     compared: tuple[Mapping[str, Any], ...] = ({},)
 
     @property
@@ -128,14 +130,14 @@ def _sampled(
     )
 
 
-def _rao_blackwell(name: str, title: str, baseline: str, a: _Advantage, compared: _Compared = ({},)) -> Method:
+def _rao_blackwell(name: str, title: str, baseline: str, a: _Advantage, compared: _Compared = ()) -> Method:
     text, small, _ = ("", "", "") if a is _VALUE_TOPK else a.about  # its tokens are S
     return Method(
         name,
         title,
         "rao_blackwell",
         baseline,
-        "-Σ_{{v∈S}} p(v) A(v) ∇log p(v) - 1[y∉S] A(y) ∇log p(y), "
+        "-Σ_S p(v) A(v) ∇log p(v) - 1[y∉S] A(y) ∇log p(y), "
         f"A(y) = {a.text}, r(y) = {{reward}}, S the {{support}}'s top {{k}}{text}",
         f"−Σ<sub><i>v</i>∈<i>S</i></sub> <i>p</i>(<i>v</i>) <i>A</i>(<i>v</i>) ∇ log <i>p</i>(<i>v</i>) "
         f"− 1[<i>y</i>∉<i>S</i>] <i>A</i>(<i>y</i>) {_NABLA} <small><i>A</i>(<i>y</i>) = {a.html}, <i>S</i>: the "
@@ -150,7 +152,10 @@ def _rao_blackwell(name: str, title: str, baseline: str, a: _Advantage, compared
 def _exact(
     name: str, title: str, divergence: str, text: str, html: str, latex: str, compared: _Compared = ({},)
 ) -> Method:
-    return Method(name, title, divergence, "none", text, html, latex, "distribution", samples=False, compared=compared)
+    of_reverse_kl = divergence in ("full", "topk")
+    return Method(
+        name, title, divergence, "none", text, html, latex, "distribution", False, of_reverse_kl, compared
+    )  # fmt: skip
 
 
 _ROWS = (
@@ -169,6 +174,30 @@ _ROWS = (
         "∇ KL(p̄‖q̄) on the {support}'s top {k}, renormalised (Eq. 7, biased)",
         f"∇ {_KL_BAR} <small>on the {{support}}’s top {{k}}</small>", r"\nabla\,\mathrm{KL}(\bar p\,\|\,\bar q)",
         _at_k(20),
+    ),
+    _rao_blackwell("rao_blackwell_none", "Rao-Blackwell OPD", "none", _NONE),
+    _rao_blackwell("rao_blackwell_constant", "Rao-Blackwell OPD with a constant baseline", "constant", _CONSTANT),
+    _rao_blackwell("rao_blackwell_value", "Rao-Blackwell vOPD", "value", _VALUE),
+    _rao_blackwell("rao_blackwell_value_topk", "Rao-Blackwell vOPD top-k", "value_topk", _VALUE_TOPK),
+    _rao_blackwell(
+        "rao_blackwell_tail", "Rao-Blackwell OPD with the tail's baseline", "tail", _TAIL,
+        ({"support": "teacher", "support_top_k": 20},),  # as a server of log-probabilities gives it
+    ),
+    _rao_blackwell(
+        "vopd_rao_blackwell", "Rao-Blackwell OPD with the variance-optimal baseline", "optimal", _OPTIMAL_OF_TAIL,
+        _at_k(20),
+    ),
+    _exact(
+        "forward", "Forward KL", "forward",
+        "∇ KL(q‖p)", "∇ KL(<i>q</i>‖<i>p</i>)", r"\nabla\,\mathrm{KL}(q\,\|\,p)", (),
+    ),
+    _exact(
+        "jsd", "Jensen-Shannon divergence", "jsd",
+        "∇ (β KL(q‖m) + (1-β) KL(p‖m)), m = β q + (1-β) p, β = {beta:g}",
+        "∇ (<i>β</i> KL(<i>q</i>‖<i>m</i>) + (1−<i>β</i>) KL(<i>p</i>‖<i>m</i>)) "
+        "<small><i>m</i> = <i>β q</i> + (1−<i>β</i>) <i>p</i>, <i>β</i> = {beta:g}</small>",
+        r"\nabla\left(\beta\,\mathrm{KL}(q\,\|\,m) + (1-\beta)\,\mathrm{KL}(p\,\|\,m)\right),"
+        r"\quad m = \beta q + (1-\beta) p", (),
     ),
 )  # fmt: skip
 

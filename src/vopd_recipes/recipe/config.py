@@ -22,7 +22,7 @@ from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import SchedulerType
 
-from vopd_recipes.loss import METHODS, Estimator, baselines, divergences
+from vopd_recipes.loss import METHODS, Estimator, baselines, default_baseline, divergences
 from vopd_recipes.recipe.errors import RecipeError, one_line
 from vopd_recipes.recipe.hub_ids import is_hub_id
 from vopd_recipes.recipe.launch import introduce_deepspeed, prepare_launch
@@ -160,12 +160,14 @@ class VOPDConfig(TrainingArguments):
 
     divergence: Word = option("sampled", f"one of {', '.join(divergences())}")
     baseline: Word | None = option(
-        None, f"control variate of a sampled reward: {', '.join(baselines())}; default: value"
+        None,
+        f"control variate of a sampled reward: {', '.join(baselines())}; default: value; optimal or, over a server, tail under rao_blackwell",
     )
-    support: Literal["student", "teacher"] = option("student", "whose top k carry value_topk")
-    support_top_k: int = option(20, "k of value_topk and topk")
+    support: Literal["student", "teacher"] = option("student", "whose top k")
+    support_top_k: int = option(20, "k of rao_blackwell, value_topk and topk")
     baseline_constant: float = option(1.0, "value of baseline: constant")
-    reward_clip_lambda: float | None = option(None, "clamp rewards from below at log λ/(1-λ)")
+    jsd_beta: float = option(0.5, "β of divergence: jsd")
+    reward_clip_lambda: float | None = option(None, "clamp sampled rewards from below at log(λ)/(1-λ)")
     importance_sampling_cap: float = option(2.0, "truncate p_train/p_rollout at this")
 
     max_completion_length: int = option(2048, "sample at most this many tokens")
@@ -217,11 +219,13 @@ class VOPDConfig(TrainingArguments):
         _require(self.temperature > 0, f"temperature must be positive, got {self.temperature}")
         _require(0 < self.top_p <= 1, f"top_p must lie in (0, 1], got {self.top_p}")
         _require(self.top_k >= 0, f"top_k must not be negative, got {self.top_k}; 0 is off")
+        if self.baseline is None:
+            served = self.teacher_backend == "server"
+            self.baseline = cast(Word, default_baseline(self.divergence, "support" if served else "distribution"))
         self._check_unbiased_sampling()
         self._check_trackers()
         self._check_backends()
         self._check_publishing()
-        self.baseline = cast(Word, self.estimator.baseline)
         prepare_launch(self)
         super().__post_init__()
         batches: Any = self.accelerator_config

@@ -134,7 +134,7 @@ def variance(groups: Sequence[Group]) -> str:
     logged = [(index, group) for index, group in enumerate(groups) if group.runs[0].variance_ratios]
     if not logged:
         return ""
-    sampled = [row.key for row in METHODS.values() if row.samples]  # nothing else has a variance
+    sampled = [row.key for row in METHODS.values() if row.samples and row.compared]  # nothing else has a variance
     names = [name for name in sampled if any(name in group.runs[0].variance_ratios for _, group in logged)]
     head = "".join(f"<th class=number>{_title(name)}</th>" for name in names)
     rows = "".join(
