@@ -63,7 +63,7 @@ def row_of(short: str, page: str, said: dict[str, str]) -> str:
     published = next((numbers for heading, numbers in columns.items() if heading != "paper, before"), {})
     names = [values[name] for name in ("model_name_or_path", "teacher_model_name_or_path", "dataset_name")]
     student, teacher, data = (WORDS.get(name, name.rpartition("/")[2]) for name in names)
-    method = method_of(values)[0]
+    method = method_of(values).title
     label = Path(short).name if "_from_" in short else "vopd.yaml and its variants"
     hardware = re.search(rf"^\| {re.escape(label)} \| ([^|]+) \| fits", page, re.MULTILINE)
     cells = [
