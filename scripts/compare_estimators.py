@@ -10,9 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
-from vopd_recipes.evidence.execution import execute, locked
-from vopd_recipes.evidence.outcome import Run, check_runs, compared, plan
-from vopd_recipes.evidence.outcome_report import write_report
+from vopd_recipes.evidence import Run, check_runs, compared, execute, locked, plan, write_comparison
 from vopd_recipes.recipe import RecipeError, nearest, one_line_errors
 
 
@@ -44,7 +42,7 @@ def main() -> int:
             failed = execute(runs, words.recipe, flags, words.jobs, lock)
             for run, reason in failed.items():
                 print(f"error: {run.folder.name}: {reason} (log: {run.log})", file=sys.stderr)
-            print(write_report([run for run in runs if run.done], output, words.target))
+            print(write_comparison([run for run in runs if run.done], output, words.target))
     except KeyboardInterrupt:
         print("interrupted: the same command goes on", file=sys.stderr)
         return 130

@@ -7,15 +7,11 @@ written by hand. Pairs keep the order in which they stand there; a new one comes
 
 import os
 import re
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # the package `evaluation` lies beside this folder
-
-from evaluation.paper import published_columns  # noqa: E402
-from vopd_recipes.loss import method_of  # noqa: E402
-from vopd_recipes.planner.setup import read_anywhere  # noqa: E402
+from vopd_recipes.loss import method_of
+from vopd_recipes.paper import published_columns
+from vopd_recipes.planner.setup import read_anywhere
 
 INDEX = Path("recipes/README.md")
 STEPS = 220  # of the paper's runs: some 14,000 prompts, 64 a step

@@ -22,7 +22,7 @@ from vopd_recipes.evidence.intervals import interval, paired
 from vopd_recipes.evidence.measurement import freeze
 from vopd_recipes.evidence.outcome import Run, check_runs, compared, plan
 from vopd_recipes.evidence.outcome_plots import plot_curves, shared_curves
-from vopd_recipes.evidence.outcome_report import write_report
+from vopd_recipes.evidence.outcome_report import write_comparison
 from vopd_recipes.files import history_of, mark_complete, series
 from vopd_recipes.loss import Estimator, reference_loss
 from vopd_recipes.models import load_student, load_teacher, load_tokenizer
@@ -90,7 +90,7 @@ def finished(folder: Path, name: str, seed: int, values: list[float], logging_st
 def test_the_table_says_what_the_runs_did(tmp_path: Path) -> None:
     runs = [finished(tmp_path, "opd", seed, [0.5, 0.4, 0.3 + 0.02 * seed]) for seed in (0, 1)]
     runs += [finished(tmp_path, "vopd", seed, [0.5, 0.3, 0.1 + 0.02 * seed]) for seed in (0, 1)]
-    text = write_report(runs, tmp_path)
+    text = write_comparison(runs, tmp_path)
     assert "steps to reverse KL ≤ 0.310" in text  # the mean of OPD's ends
     rows = {
         line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]]
@@ -116,7 +116,7 @@ def test_the_table_says_what_the_runs_did(tmp_path: Path) -> None:
 def test_steps_and_seconds_are_paired_where_every_run_has_them(tmp_path: Path) -> None:
     runs = [finished(tmp_path, "opd", seed, [0.5, 0.4, 0.3], logging_steps=1) for seed in (0, 1)]
     runs += [finished(tmp_path, "vopd", seed, [0.5, 0.3 - 0.2 * seed, 0.1]) for seed in (0, 1)]
-    text = write_report(runs, tmp_path, target=0.3)
+    text = write_comparison(runs, tmp_path, target=0.3)
     content = json.loads((tmp_path / "estimators.json").read_text())
     assert content["differences"]["opd"]["vopd"]["steps_to_target"]["mean"] == pytest.approx(-5)
     assert content["differences"]["opd"]["vopd"]["seconds_per_step"]["mean"] == pytest.approx(0)
@@ -141,7 +141,7 @@ def test_curves_are_means_over_the_steps_that_runs_share(tmp_path: Path) -> None
 def test_a_run_that_was_not_evaluated_costs_no_other(tmp_path: Path) -> None:
     runs = [finished(tmp_path, "opd", seed, [0.5, 0.4]) for seed in (0, 1, 2)]
     (runs[1].folder / "trainer_state.json").write_text(json.dumps({"log_history": [{"step": 1, "loss": 1.0}]}))
-    text = write_report(runs, tmp_path)
+    text = write_comparison(runs, tmp_path)
     assert "| OPD | 2 |" in text and "Left out, never evaluated: opd-seed1." in text
     assert json.loads((tmp_path / "estimators.json").read_text())["left_out"] == ["opd-seed1"]
 
@@ -149,10 +149,10 @@ def test_a_run_that_was_not_evaluated_costs_no_other(tmp_path: Path) -> None:
 def test_runs_that_cannot_be_compared(tmp_path: Path) -> None:
     one = finished(tmp_path, "opd", 0, [0.5])
     with pytest.raises(RecipeError, match="no method has two finished seeds"):
-        write_report([one], tmp_path)
+        write_comparison([one], tmp_path)
     (one.folder / "trainer_state.json").write_text(json.dumps({"log_history": [{"step": 1, "loss": 1.0}]}))
     with pytest.raises(RecipeError, match="no run was ever evaluated"):
-        write_report([one], tmp_path)
+        write_comparison([one], tmp_path)
 
 
 # Runs that are there already -----------------------------------------------------------------------------------------

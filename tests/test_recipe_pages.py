@@ -10,9 +10,9 @@ from accelerate.commands.launch import launch_command_parser
 from recipe_files import BASES, RECIPES, ROOT, as_it_stands, resolved
 from scaled_pairs import is_made_here
 
-from evaluation.paper import published_columns
 from evaluation.tasks import task_names
 from vopd_recipes.loss import method_of
+from vopd_recipes.paper import published_columns
 from vopd_recipes.planner.explain import FLAG, take_flag
 from vopd_recipes.planner.fitting import verdict
 from vopd_recipes.planner.memory import GB, plan

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,38 @@ def distilled(recipe: Mapping[str, Any]) -> dict[str, str]:
         if names and all(data in name.lower() for name in names):
             return dict(zip(_NUMBERS[columns], _NUMBERS[table].get(pair, {}).get(method, [])))
     return {}
+
+
+def published_columns(model: str, recipe: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """A results table's columns: of the same model, or of the same pair distilled in the same way.
+
+    Heading → task → `avg/pass` (science: `avg`) in percent, as printed; empty for models the paper has not.
+
+    Args:
+        model: Hub id of the evaluated model.
+        recipe: that it was trained by; empty where it is not known.
+    """
+    if own := undistilled(model):
+        return {"paper": own}
+    numbers = distilled(recipe)
+    if not numbers:
+        return {}
+    before = undistilled(str(recipe["model_name_or_path"]))
+    return {"paper, before": before, f"paper, {method_of(recipe).title}": numbers | _average(numbers)}
+
+
+def _average(numbers: dict[str, str]) -> dict[str, str]:
+    """The mean of the four avg@n, as the paper has it: in decimals, where 45.05 is 45.1."""
+    four = ("math500", "minerva", "amc23", "aime")
+    values = [Decimal(numbers[name].split("/")[0]) for name in four if name in numbers]
+    if len(values) < 4:
+        return {}
+    return {"average": str((sum(values, Decimal()) / 4).quantize(Decimal("0.1"), ROUND_HALF_UP))}
+
+
+def samples_of(task: str) -> int:
+    """Completions per question behind the paper's numbers of a task, on which pass@n depends."""
+    return int(_NUMBERS["samples"].get(task, _NUMBERS["samples"]["default"]))
 
 
 def prompts_of(recipe: Mapping[str, Any]) -> int | None:

@@ -22,8 +22,7 @@ import yaml
 from accelerate import Accelerator
 
 from vopd_recipes.files import RECIPE, discard_incomplete, plot_training, written_whole
-from vopd_recipes.hub import Publisher, Target
-from vopd_recipes.hub.upload import Pace
+from vopd_recipes.hub import Pace, Publisher, Target
 from vopd_recipes.recipe import DataConfig, Recipe
 from vopd_recipes.training.trainer import VOPDTrainer
 
