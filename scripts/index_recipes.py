@@ -81,7 +81,7 @@ def hours_of(method: str, page: str, said: dict[str, str]) -> str:
 
 
 def main() -> None:
-    os.chdir(ROOT)
+    os.chdir(Path(__file__).resolve().parent.parent)
     INDEX.write_text(with_table(INDEX.read_text(encoding="utf-8")), encoding="utf-8")
 
 

@@ -141,9 +141,10 @@ def test_the_index_lists_every_recipe() -> None:
         assert ours == "not yet run" or (here and "](../" in ours)
 
 
-def test_the_index_is_what_its_script_writes() -> None:
+def test_the_index_is_what_its_script_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever stood there; `python scripts/index_recipes.py` brings it up to date."""
-    with_table = runpy.run_path("scripts/index_recipes.py")["with_table"]
+    script = runpy.run_path(str(ROOT / "scripts" / "index_recipes.py"))
+    with_table = script["with_table"]
     index = INDEX.read_text()
     assert with_table(index) == index
     without_a_pair = re.sub(r"^\| \[qwen3-1.7b-chemistry/.*\n", "", index, flags=re.MULTILINE)  # the last one
@@ -151,6 +152,9 @@ def test_the_index_is_what_its_script_writes() -> None:
     of_no_pair = index.replace("| [qwen3-4b/vopd.yaml]", "| [none/vopd.yaml](a) | b |\n| [qwen3-4b/vopd.yaml]")
     for stale in (without_a_pair, without_a_row, of_no_pair, index.replace("| 45.4 |", "| 99.9 |")):
         assert stale != index and with_table(stale) == index
+    monkeypatch.chdir(tmp_path)
+    script["main"]()  # from anywhere
+    assert (ROOT / INDEX).read_text() == index
 
 
 # Links and commands --------------------------------------------------------------------------------------------------
