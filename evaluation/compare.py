@@ -17,7 +17,7 @@ from scipy import stats
 
 from evaluation.results import read_results
 from evaluation.tasks import TASKS
-from vopd_recipes.files import markdown_table, new_figure, save_figure, written_whole
+from vopd_recipes.files import markdown_table, new_figure, save_figure, write_whole
 from vopd_recipes.recipe import RecipeError
 
 _REPEATS, _SEED = 10_000, 0
@@ -37,8 +37,7 @@ def compare(paths: list[Path], output: Path) -> str:
     if not tasks:
         raise RecipeError(f"COMPARE: {paths[0]} and the others have no task in common")
     text = _table(paths, results, labels, tasks)
-    with written_whole(output.with_suffix(".md")) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_whole(output.with_suffix(".md"), text + "\n")
     _plot(results, labels, tasks, output.with_suffix(".png"))
     return f"{text}\n\nwritten: {output.with_suffix('.md')}, {output.with_suffix('.png')}"
 

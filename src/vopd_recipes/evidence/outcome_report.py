@@ -17,7 +17,7 @@ from typing import Any
 from vopd_recipes.evidence.intervals import interval, paired
 from vopd_recipes.evidence.outcome import METHODS, Run
 from vopd_recipes.evidence.outcome_plots import plot_accuracy, plot_curves, shared_curves
-from vopd_recipes.files import history_of, markdown_table, series, written_whole
+from vopd_recipes.files import history_of, markdown_table, series, write_whole
 from vopd_recipes.recipe import RecipeError
 
 
@@ -99,8 +99,7 @@ def write_report(runs: Sequence[Run], output: Path, target: float | None = None)
         "differences": _differences(outcomes),
     }
     for name, written in (("estimators.json", json.dumps(content, indent=2)), ("estimators.md", text)):
-        with written_whole(output / name) as temporary:
-            temporary.write_text(written + "\n", encoding="utf-8")
+        write_whole(output / name, written + "\n")
     if any(len(shared_curves(of_method)) > 1 for of_method in ordered.values()):  # one evaluation is no curve
         plot_curves(ordered, output / "reverse-kl.png")
     if all(o.accuracy is not None for by_seed in outcomes.values() for o in by_seed.values()):

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from vopd_recipes.exports import on_demand
-from vopd_recipes.files.atomic import written_whole
+from vopd_recipes.files.atomic import write_whole, written_whole
 from vopd_recipes.files.checkpoints import (
     RECIPE,
     check_same_layout,

@@ -26,6 +26,13 @@ def written_whole(path: Path) -> Iterator[Path]:
     temporary.replace(path)
 
 
+def write_whole(path: Path, text: str) -> Path:
+    """Write a file of text; see `written_whole`."""
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
 def _to_disk(path: Path) -> None:
     if path.stat().st_nlink > 1:  # a second name for a file that was there before: gigabytes, and not ours to wait for
         return

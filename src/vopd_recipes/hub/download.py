@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from vopd_recipes.files import written_whole
+from vopd_recipes.files import write_whole
 from vopd_recipes.hub.revisions import MANIFEST, git_id_of, reason, remote_files, sha256_of
 from vopd_recipes.recipe import RecipeError
 
@@ -124,8 +124,7 @@ def download(api: HfApi, repo_id: str, revision: str = "main", to: Path | None =
 def _name_in_cache(snapshot: Path, revision: str, commit: str) -> None:
     """What the Hub's library notes of a branch or tag that it fetched by name: how it is found without a network."""
     if revision != commit:
-        with written_whole(snapshot.parent.parent / "refs" / revision) as temporary:
-            temporary.write_text(commit, encoding="utf-8")
+        write_whole(snapshot.parent.parent / "refs" / revision, commit)
 
 
 def _is_intact(path: Path, remote: RepoFile) -> bool:

@@ -34,7 +34,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from vopd_recipes.files import written_whole
+from vopd_recipes.files import write_whole
 from vopd_recipes.hub.queue import MAIN, OF_THE_RUN
 from vopd_recipes.recipe import RecipeError, is_hub_id
 
@@ -186,8 +186,7 @@ def write_manifest(files: Path, path: Path) -> dict[str, Any]:
             for item in found
         },
     }
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(manifest, indent=2) + "\n")
     return manifest
 
 
