@@ -15,12 +15,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from scipy import stats
 
-from evaluation.results import read_results
-from evaluation.tasks import TASKS
-from vopd_recipes.files import markdown_table, new_figure, save_figure, write_whole
+from vopd_recipes.files import markdown_table, new_figure, read_results, save_figure, title_of, write_text
 from vopd_recipes.recipe import RecipeError
 
-_REPEATS, _SEED = 10_000, 0
+_SEED = 0
 
 
 def compare(paths: list[Path], output: Path) -> str:
@@ -37,7 +35,7 @@ def compare(paths: list[Path], output: Path) -> str:
     if not tasks:
         raise RecipeError(f"COMPARE: {paths[0]} and the others have no task in common")
     text = _table(paths, results, labels, tasks)
-    write_whole(output.with_suffix(".md"), text + "\n")
+    write_text(output.with_suffix(".md"), text + "\n")
     _plot(results, labels, tasks, output.with_suffix(".png"))
     return f"{text}\n\nwritten: {output.with_suffix('.md')}, {output.with_suffix('.png')}"
 
@@ -64,7 +62,7 @@ def _table(paths: list[Path], results: list[dict[str, Any]], labels: list[str], 
     rows = []
     notes: list[str] = []
     for task in tasks:
-        cells = [TASKS[task].title if task in TASKS else task, _score(results[0], task)]
+        cells = [title_of(task, results[0]["tasks"][task]), _score(results[0], task)]
         for path, content, label in zip(paths[1:], results[1:], labels[1:]):
             cells.append(_score(content, task))
             cells.append(_difference(paths[0], path, task, label, notes) if task in content["tasks"] else "")
@@ -115,19 +113,17 @@ def question_means(path: Path, task: str) -> dict[str, float]:
 
 def bootstrap_interval(differences: np.ndarray) -> tuple[float, float]:
     """The 95 % interval of a mean, by drawing its [Q] terms anew; the same for the same terms."""
-    if len(differences) < 2:
-        return float(differences.mean()), float(differences.mean())
+    if len(differences) == 1:
+        return float(differences[0]), float(differences[0])
     batch = max(1, 4_000_000 // len(differences))  # 32 MB of indices at a time
-    low, high = stats.bootstrap(
-        (differences,), np.mean, n_resamples=_REPEATS, batch=batch, method="percentile", rng=_SEED
-    ).confidence_interval
-    return float(low), float(high)
+    drawn = stats.bootstrap((differences,), np.mean, n_resamples=10_000, batch=batch, method="percentile", rng=_SEED)
+    return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
 
 
 def _plot(results: list[dict[str, Any]], labels: list[str], tasks: list[str], path: Path) -> None:
     """Bars of avg@n with 95 % intervals (1.96 standard errors), a group for each task."""
     figure, (axis,) = new_figure(1, max(5.0, 1.6 * len(tasks) + 2), 4.2)
-    width = 0.8 / len(results)
+    width, first = 0.8 / len(results), [(task, results[0]["tasks"][task]) for task in tasks]
     for number, (content, label) in enumerate(zip(results, labels)):
         there = [(place, content["tasks"][task]) for place, task in enumerate(tasks) if task in content["tasks"]]
         axis.bar(
@@ -138,9 +134,7 @@ def _plot(results: list[dict[str, Any]], labels: list[str], tasks: list[str], pa
             capsize=3,
             label=label,
         )
-    titles = [
-        f"{TASKS[task].title if task in TASKS else task}\navg@{results[0]['tasks'][task]['n']}" for task in tasks
-    ]
+    titles = [f"{title_of(task, scores)}\navg@{scores['n']}" for task, scores in first]
     axis.set_xticks(range(len(tasks)), titles, fontsize=8)
     axis.set_ylabel("accuracy (%)")
     axis.set_ylim(bottom=0)

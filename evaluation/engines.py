@@ -110,6 +110,12 @@ def text_of(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate fits into no file
 
 
+def _answered(
+    request: Request, sample: int, tokenizer: PreTrainedTokenizerBase, ids: list[int], finished: bool, seconds: float
+) -> tuple[Request, Response]:
+    return request, Response(request.key, sample, text_of(tokenizer, ids), len(ids), finished, seconds)
+
+
 class TransformersEngine:
     """Draw with transformers, a batch of rows of like length at a time.
 
@@ -161,10 +167,9 @@ class TransformersEngine:
         )
         seconds = (time.perf_counter() - started) / len(rows)
         return [
-            (request, Response(request.key, sample, text_of(self._tokenizer, completion.token_ids),
-                               len(completion.token_ids), completion.finished, seconds))
+            _answered(request, sample, self._tokenizer, completion.token_ids, completion.finished, seconds)
             for (request, sample), completion in zip(rows, drawn)
-        ]  # fmt: skip
+        ]
 
 
 class VLLMEngine:
@@ -211,8 +216,10 @@ class VLLMEngine:
             if count:
                 seconds, last = (time.perf_counter() - last) / count, time.perf_counter()
                 yield [
-                    pair for output in done for pair in self._responses(waiting[output.request_id], output, seconds)
-                ]
+                    _answered(request, request.first + drawn.index, self._tokenizer, list(drawn.token_ids),
+                              drawn.finish_reason == "stop", seconds)
+                    for output in done for request in [waiting[output.request_id]] for drawn in output.outputs
+                ]  # fmt: skip
 
     def _parameters(self, request: Request) -> Any:
         drawing = request.drawing
@@ -226,13 +233,3 @@ class VLLMEngine:
             stop_token_ids=self._end_tokens,
             detokenize=False,
         )
-
-    def _text(self, drawn: Any) -> str:
-        return text_of(self._tokenizer, list(drawn.token_ids))
-
-    def _responses(self, request: Request, output: Any, seconds: float) -> list[tuple[Request, Response]]:
-        return [
-            (request, Response(request.key, request.first + drawn.index, self._text(drawn),
-                               len(drawn.token_ids), drawn.finish_reason == "stop", seconds))
-            for drawn in output.outputs
-        ]  # fmt: skip

@@ -17,10 +17,11 @@ import os
 from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 from statistics import fmean
 from typing import Any
 
-from scipy import stats
+from scipy.stats import sem
 from tqdm import tqdm
 
 from evaluation.harness import CorpusLevelMetric, Doc, ModelResponse, SampleLevelComputation, SamplingMethod
@@ -66,30 +67,24 @@ class TaskGrades(SampleLevelComputation):
 
     def compute(self, responses: list[ModelResponse], docs: list[Doc]) -> list[Graded]:  # type: ignore[override]
         """One `Graded` per question: lighteval's batched metrics get all of a task's at once."""
-        texts = [text for response in responses for text in _as_said(response)]
-        owners = [doc for doc, response in zip(docs, responses) for _ in response.text]
+        answers = [response for response in responses if isinstance(response, Answers)]
+        said = [(text, facts(doc)) for doc, response in zip(docs, answers) for text in _as_said(response)]
         grades: list[Grade] = []
-        bar = tqdm(total=len(texts), desc=f"Grading {docs[0].task_name.split('|')[0]}", unit="", leave=False)
-        for first in range(0, len(texts), _AT_A_TIME):
-            grades += self._grade(texts[first : first + _AT_A_TIME], owners[first : first + _AT_A_TIME])
-            bar.update(min(_AT_A_TIME, len(texts) - first))
-        bar.close()
-        found: list[Graded] = []
-        for doc, response in zip(docs, responses):
-            assert isinstance(response, Answers)
-            found.append(Graded(doc, response, grades[: len(response.text)]))
-            del grades[: len(response.text)]
-        return found
+        with tqdm(total=len(said), desc=f"Grading {docs[0].task_name.split('|')[0]}", unit="", leave=False) as bar:
+            for first in range(0, len(said), _AT_A_TIME):
+                grades += self._grade(said[first : first + _AT_A_TIME])
+                bar.update(len(grades) - first)
+        left = iter(grades)
+        return [Graded(doc, each, list(islice(left, len(each.text)))) for doc, each in zip(docs, answers)]
 
-    def _grade(self, texts: list[str], docs: list[Doc]) -> list[Grade]:
+    def _grade(self, said: list[tuple[str, dict[str, Any]]]) -> list[Grade]:
         if self._kind == "choice":
-            return [grade_choice(text, facts(doc)["gold"], facts(doc)["letters"]) for text, doc in zip(texts, docs)]
-        return self._grader.grade(texts, [facts(doc)["gold"] for doc in docs])
+            return [grade_choice(text, asked["gold"], asked["letters"]) for text, asked in said]
+        return self._grader.grade([text for text, _ in said], [asked["gold"] for _, asked in said])
 
 
-def _as_said(response: ModelResponse) -> list[str]:
+def _as_said(response: Answers) -> list[str]:
     """Every sample, after the `<think>` that the template put into the prompt: reasoning that was cut is no answer."""
-    assert isinstance(response, Answers)
     return [f"<think>{text}" for text in response.text] if response.opens_thinking else response.text
 
 
@@ -117,7 +112,7 @@ def scores(questions: list[Graded]) -> dict[str, float]:
     means = [fmean(float(grade.correct) for grade in question.grades) for question in questions]
     return {
         "avg": fmean(means),
-        "stderr": float(stats.sem(means)) if len(means) > 1 else 0.0,
+        "stderr": float(sem(means)) if len(means) > 1 else 0.0,
         "pass": fmean(float(any(grade.correct for grade in question.grades)) for question in questions),
         "maj": fmean(majority(question.grades) for question in questions),
         "n": len(questions[0].grades),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -140,9 +141,8 @@ class EvaluatedModel(LightevalModel):
             RolloutFailed: the engine cannot go on.
         """
         asked = [self._asked(doc) for doc in docs]
-        requests = [
-            request for question in dict.fromkeys(map(_hashable, asked)) for request in self._missing(*question)
-        ]
+        different = {(question.key, question.drawing, question.count): question for question in asked}
+        requests = [request for question in different.values() for request in self._missing(question)]
         engine = self._engine(requests)
         total = sum(question.count for question in asked)
         missing = sum(request.count for request in requests)
@@ -157,12 +157,12 @@ class EvaluatedModel(LightevalModel):
             return None
         return self._start(max(len(request.token_ids) + request.drawing.max_new_tokens for request in requests))
 
-    def _missing(self, token_ids: tuple[int, ...], seed: int, drawing: Drawing, count: int) -> list[Request]:
+    def _missing(self, asked: Asked) -> list[Request]:
         """One request for all that is missing of a question; the samples before it are there."""
-        key = question_key(list(token_ids), seed)
-        store = self._stores(drawing)
+        key, count, store = asked.key, asked.count, self._stores(asked.drawing)
         there = next((sample for sample in range(count) if store.get(key, sample) is None), count)
-        return [Request(key, list(token_ids), seed, there, count - there, drawing)] if there < count else []
+        request = Request(key, asked.token_ids, asked.seed, there, count - there, asked.drawing)
+        return [request] if there < count else []
 
     def _keep(self, batch: list[tuple[Request, Response]]) -> None:
         by_drawing: dict[Drawing, list[Response]] = {}
@@ -207,10 +207,6 @@ def _drawn(engine: Engine | None, requests: list[Request]) -> Iterator[list[tupl
         ) from error
 
 
-def _hashable(question: Asked) -> tuple[tuple[int, ...], int, Drawing, int]:
-    return tuple(question.token_ids), question.seed, question.drawing, question.count
-
-
 class _NoCache:
     """Stands where lighteval expects a cache of its own, which would be keyed without the weights."""
 
@@ -226,11 +222,4 @@ def stores(folder: Path, weights_hash: str, settings: dict[str, Any]) -> Callabl
         weights_hash: of the model.
         settings: what decides a completion besides weights, prompt, seed and drawing.
     """
-    opened: dict[Drawing, ResponseStore] = {}
-
-    def store(drawing: Drawing) -> ResponseStore:
-        if drawing not in opened:
-            opened[drawing] = ResponseStore(folder, weights_hash, {**settings, **asdict(drawing)})
-        return opened[drawing]
-
-    return store
+    return cache(lambda drawing: ResponseStore(folder, weights_hash, {**settings, **asdict(drawing)}))

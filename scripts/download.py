@@ -3,10 +3,7 @@
 import argparse
 from pathlib import Path
 
-from huggingface_hub import HfApi
-
-from vopd_recipes.hub.download import download, list_revisions
-from vopd_recipes.hub.revisions import limit_waiting
+from vopd_recipes.hub import download, hub_client, list_revisions
 from vopd_recipes.recipe import one_line_errors
 
 
@@ -18,8 +15,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="print every revision instead")
     parser.add_argument("--to", type=Path, help="folder; default: the cache that from_pretrained reads")
     words = parser.parse_args()
-    limit_waiting(60.0)
-    api = HfApi()
+    api = hub_client(60.0)
     if words.list:
         for revision in list_revisions(api, words.repo_id):
             state = f"not complete: no {revision.missing[0]}" if revision.missing else "complete"

@@ -8,7 +8,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from vopd_recipes.evidence.baselines import measure_baselines, write_baselines
+from vopd_recipes.evidence import measure_baselines, write_baselines
 from vopd_recipes.recipe import load_recipe, one_line_errors
 
 

@@ -8,9 +8,7 @@ import argparse
 import logging
 from pathlib import Path
 
-from vopd_recipes.evidence.gradients import REDRAWS
-from vopd_recipes.evidence.measurement import measure_variance
-from vopd_recipes.evidence.variance_report import report, write_report
+from vopd_recipes.evidence import REDRAWS, measure_variance, variance_table, write_variance
 from vopd_recipes.recipe import load_recipe, one_line_errors
 
 
@@ -29,8 +27,8 @@ def main() -> None:
     words, overrides = parser.parse_known_args()
     recipe = load_recipe(words.recipe, overrides)
     found = measure_variance(recipe, words.checkpoint, words.draws, words.prompts, words.redraws)
-    paths = write_report(found, words.output or Path(str(recipe.training.output_dir)) / "variance")
-    print(report(found))
+    paths = write_variance(found, words.output or Path(str(recipe.training.output_dir)) / "variance")
+    print(variance_table(found))
     print("", *paths, sep="\n")
 
 

@@ -11,10 +11,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn, get_args
 
-from vopd_recipes.planner.architectures import parameters_of
-from vopd_recipes.planner.fitting import smallest_change, table, verdict
-from vopd_recipes.planner.memory import GB, Plan, Sharding, plan
-from vopd_recipes.planner.setup import read_setup
+from vopd_recipes.planner import GB, Plan, Sharding, parameters_of, plan, read_setup, smallest_change, table, verdict
 from vopd_recipes.recipe import RecipeError, one_line_errors
 
 

@@ -5,12 +5,8 @@ import logging
 import sys
 from pathlib import Path
 
-from huggingface_hub import HfApi
-
-from vopd_recipes.data.prepare import prepare, prepared
-from vopd_recipes.data.push import check_access, push
-from vopd_recipes.data.recipe import load_data_recipe
-from vopd_recipes.hub.revisions import limit_waiting
+from vopd_recipes.data import check_access, load_data_recipe, prepare, prepared, push
+from vopd_recipes.hub import hub_client
 from vopd_recipes.recipe import RecipeError, one_line_errors
 
 
@@ -21,8 +17,7 @@ def main() -> None:
     parser.add_argument("--push", metavar="org/name", help="upload as a private data set")
     words, overrides = parser.parse_known_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    limit_waiting(300.0)
-    api = HfApi()
+    api = hub_client(300.0)
     recipe = load_data_recipe(words.recipe, overrides)
     if words.push:
         check_access(api, words.push)

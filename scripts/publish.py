@@ -10,13 +10,19 @@ import sys
 from pathlib import Path
 
 import yaml
-from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from vopd_recipes.hub import Target, publish_run
-from vopd_recipes.hub.results import push_results, read_results
-from vopd_recipes.hub.revisions import check_access, hub_is_away, limit_waiting, reason
-from vopd_recipes.hub.upload import Pace
+from vopd_recipes.hub import (
+    Pace,
+    Target,
+    check_access,
+    hub_client,
+    hub_is_away,
+    publish_run,
+    publishable_results,
+    push_results,
+    reason,
+)
 from vopd_recipes.recipe import RecipeError
 
 logger = logging.getLogger("publish")
@@ -63,14 +69,11 @@ def main() -> None:
     parser.add_argument("--tag", help="name of the release; default: the next of v1, v2, ...")
     words = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for name in ("httpx", "huggingface_hub"):  # they log addresses, and those of uploads are signed
-        logging.getLogger(name).setLevel(logging.ERROR)
     pace = Pace()
-    limit_waiting(pace.answer)
-    api = HfApi()
+    api = hub_client(pace.answer)
     try:
         if words.path.is_file():
-            results = read_results(words.path)
+            results = publishable_results(words.path)
             print(f"results of {results.repo_id}, {push_results(api, results)}: published")
             return
         target = target_of(words)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vopd_recipes.files import RunError
 from vopd_recipes.recipe import one_line_errors
-from vopd_recipes.reporting.page import write_report
+from vopd_recipes.reporting import write_report
 
 
 @one_line_errors(RunError)

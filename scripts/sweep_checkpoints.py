@@ -8,10 +8,7 @@ import logging
 import subprocess
 from pathlib import Path
 
-from huggingface_hub import HfApi
-
-from vopd_recipes.hub.revisions import limit_waiting
-from vopd_recipes.hub.sweep import plot_sweep, sweep
+from vopd_recipes.hub import hub_client, plot_sweep, sweep_steps
 from vopd_recipes.recipe import RecipeError, one_line_errors
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,7 +32,6 @@ def main() -> None:
     parser.add_argument("words", nargs="*", help="NAME=value, for make evaluate")
     words = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    limit_waiting(60.0)
 
     def evaluate(revision: str) -> None:
         print(f"{revision}: evaluating", flush=True)
@@ -44,7 +40,7 @@ def main() -> None:
             raise RecipeError(f"{revision}: the evaluation failed; the reason stands above, the same command goes on")
 
     evals = evals_of(words.words)
-    results = sweep(HfApi(), words.repo_id, evals, evaluate)
+    results = sweep_steps(hub_client(60.0), words.repo_id, evals, evaluate)
     picture = plot_sweep(results, words.repo_id, evals / f"{words.repo_id.replace('/', '--')}-steps.png")
     for step, content in results.items():
         scores = (

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -103,6 +104,49 @@ def test_extends_merges_a_chain_of_relative_files(tmp_path: Path) -> None:
     assert recipe.sources["seed"] == f"{last}:3"
     assert Path(recipe.sources["max_steps"].rpartition(":")[0]).resolve() == tmp_path / "models" / "longer.yaml"
     assert "extends" not in recipe.resolved()
+
+
+@pytest.mark.parametrize(
+    ("inherited", "own", "estimator", "source"),
+    [
+        ("baseline: value\n", "divergence: full\n", ("full", "none"), None),
+        ("divergence: sampled\nbaseline: optimal\n", "divergence: topk\n", ("topk", "none"), None),
+        ("divergence: full\n", "divergence: sampled\n", ("sampled", "value"), None),
+        ("divergence: full\nbaseline: none\n", "divergence: sampled\n", ("sampled", "value"), None),
+        ("baseline: optimal\n", "divergence: sampled\n", ("sampled", "optimal"), "base.yaml:1"),  # not another one
+        ("divergence: sampled\nbaseline: none\n", "divergence: sampled\n", ("sampled", "none"), "base.yaml:2"),
+        ("baseline: optimal\n", "seed: 1\n", ("sampled", "optimal"), "base.yaml:1"),
+        ("baseline: value\n", "divergence: full\nbaseline: none\n", ("full", "none"), "recipe.yaml:9"),
+    ],
+)
+def test_another_divergence_inherits_no_baseline(
+    tmp_path: Path, inherited: str, own: str, estimator: tuple[Any, Any], source: str | None
+) -> None:
+    (tmp_path / "base.yaml").write_text(inherited)
+    recipe = load(tmp_path, f"extends: base.yaml\n{own}")
+    assert recipe.training.estimator == Estimator(*estimator)
+    assert recipe.sources.get("baseline") == (source and f"{tmp_path}/{source}")
+
+
+@pytest.mark.parametrize(
+    ("inherited", "own", "flags", "where"),
+    [
+        ("baseline: none\n", "divergence: full\nbaseline: value\n", (), "recipe.yaml:8"),
+        ("divergence: full\n", "baseline: optimal\n", (), "base.yaml:1"),
+        ("divergence: full\nbaseline: value\n", "", (), "base.yaml:1"),
+        ("divergence: full\nbaseline: value\n", "divergence: full\n", (), "recipe.yaml:8"),
+        ("baseline: value\n", "", ("--divergence", "full"), "base.yaml:1"),
+        ("baseline: value\n", "divergence: full\n", ("--baseline", "value"), "recipe.yaml:8"),
+        ("", "", ("--divergence", "full", "--baseline", "value"), "--divergence"),
+    ],
+)
+def test_a_baseline_that_is_said_is_not_dropped(
+    tmp_path: Path, inherited: str, own: str, flags: tuple[str, ...], where: str
+) -> None:
+    (tmp_path / "base.yaml").write_text(inherited)
+    message = refusal(tmp_path, f"extends: base.yaml\n{own}", *flags)
+    assert message.startswith(f"{where}: baseline: ")
+    assert "has no effect with divergence: full" in message
 
 
 def test_a_mistake_in_an_extended_file_is_reported_there(tmp_path: Path) -> None:

@@ -1,16 +1,15 @@
 """The mathematics on random logits in float64: unbiasedness, optimality, and each closed form by enumeration."""
 
 import itertools
-from typing import get_args
 
 import pytest
 import torch
 
-from vopd_recipes.loss import Baseline, Estimator, reference_loss, variance_name
+from vopd_recipes.loss import Estimator, baselines, reference_loss
 from vopd_recipes.loss.definition import gradient_variances
 
 VOCABULARY = 11
-SAMPLED = [Estimator(baseline=baseline, support_top_k=3) for baseline in get_args(Baseline)]
+SAMPLED = [Estimator(baseline=baseline, support_top_k=3) for baseline in baselines("sampled")]
 SAMPLED += [
     Estimator(baseline="value_topk", support_top_k=3, support="teacher"),
     Estimator(baseline="value_topk", support_top_k=1),
@@ -20,7 +19,7 @@ ALL = SAMPLED + [Estimator(divergence="full"), Estimator(divergence="topk", supp
 
 
 def label(estimator: Estimator) -> str:
-    return f"{variance_name(estimator)}-{estimator.support}-{estimator.support_top_k}"
+    return f"{estimator.method.key}-{estimator.support}-{estimator.support_top_k}"
 
 
 @pytest.fixture

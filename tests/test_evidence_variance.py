@@ -15,7 +15,7 @@ from vopd_recipes.evidence.gradients import METHODS, SAMPLED, GradientProbe
 from vopd_recipes.evidence.measurement import check_measurable, load_checkpoint, measure_variance
 from vopd_recipes.evidence.projection import Projection, layer_type, trained_leaves
 from vopd_recipes.evidence.variance import VarianceStudy, bootstrap, summarize
-from vopd_recipes.evidence.variance_report import report
+from vopd_recipes.evidence.variance_report import variance_table
 from vopd_recipes.loss import Estimator, reference_loss
 from vopd_recipes.models import load_student, load_teacher
 from vopd_recipes.packing import Sample, pack
@@ -80,7 +80,7 @@ def test_sampled_estimators_have_no_bias_and_topk_has_one(measured):
 
 
 def test_a_report_lists_every_estimator_and_layer_type(measured):
-    text = report(measured)
+    text = variance_table(measured)
     for name in METHODS:
         assert text.count(f"| `{name}` |") == 2
     assert all(f" {kind} |" in text for kind in measured["parameters"])

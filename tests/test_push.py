@@ -8,7 +8,7 @@ from huggingface_hub import HfApi
 from test_evaluation import write_results
 
 from evaluation.run import main
-from vopd_recipes.hub.results import published_results
+from vopd_recipes.hub.evaluations import published_results
 
 
 @pytest.mark.parametrize(

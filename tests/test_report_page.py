@@ -26,7 +26,7 @@ from conftest import TinyPair
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from vopd_recipes.evidence.outcome import METHODS
+from vopd_recipes.evidence.outcome import compared
 from vopd_recipes.files import SCHEMA, RunError
 from vopd_recipes.loss import Estimator
 from vopd_recipes.models import load_student, load_teacher, load_tokenizer
@@ -34,7 +34,6 @@ from vopd_recipes.prompts import build_prompts, read_rows
 from vopd_recipes.recipe import load_recipe
 from vopd_recipes.reporting import charts, completions
 from vopd_recipes.reporting.escaping import escaped, visible
-from vopd_recipes.reporting.methods import equation
 from vopd_recipes.reporting.page import report_page, write_report
 from vopd_recipes.reporting.runs import group_runs, read_run, read_runs
 from vopd_recipes.training import VOPDTrainer, finish_run, start_run
@@ -221,7 +220,7 @@ def rewrite_recipe(run: Path, **fields: object) -> None:
     ],
 )  # fmt: skip
 def test_every_estimator_has_its_equation(fields: dict[str, Any], expected: str) -> None:
-    text = equation(Estimator(**fields))
+    text = Estimator(**fields).html
     assert re.sub("<[^>]*>", "", text) == expected
     assert ('class="over"' in text) == ("top " in expected)
 
@@ -230,7 +229,7 @@ def test_every_estimator_has_its_equation(fields: dict[str, Any], expected: str)
 def nine(runs: dict[str, Path], tmp_path: Path) -> list[Path]:
     """A run of every method that is compared: copies of real ones, under recipes of their own."""
     folders = []
-    for place, method in enumerate(METHODS.values()):
+    for place, method in enumerate(compared().values()):
         folder = Path(shutil.copytree(runs[("vopd-0", "opd-0")[place % 2]], tmp_path / method.name))
         words = list(method.flags)
         rewrite_recipe(folder, **{name[2:]: yaml.safe_load(value) for name, value in zip(words[::2], words[1::2])})
@@ -240,7 +239,7 @@ def nine(runs: dict[str, Path], tmp_path: Path) -> list[Path]:
 
 def test_every_one_of_many_methods_is_quoted(nine: list[Path]) -> None:
     groups = group_runs(read_runs(nine))
-    assert len(groups) == len(METHODS) == 9
+    assert len(groups) == len(compared()) == 9
     for _, written in completions.choose_completions(groups):
         assert {each.group for each in written} == set(range(9))
         assert [(each.step, each.group) for each in written] == sorted((each.step, each.group) for each in written)
@@ -738,7 +737,7 @@ def test_text_can_be_read_in_either_scheme(browser: Any, runs: dict[str, Path], 
         assert contrast(rgba(colours["muted"]), behind) > 4.5
         assert all(contrast(rgba(colours[f"c{number}"]), behind) > 3 for number in range(charts.COLOURS))
     lines = {colours[f"c{number}"] for number in range(charts.COLOURS)}
-    assert len(lines) == charts.COLOURS == len(METHODS)  # a colour for each
+    assert len(lines) == charts.COLOURS == len(compared())  # a colour for each
     for way in "ud":
         shades = [blended(rgba(colours[f"{way}{level}"]), paper) for level in range(1, 10)]
         assert all(contrast(rgba(colours["ink"]), shade) > 4.5 for shade in shades)

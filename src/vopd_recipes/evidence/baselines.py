@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from vopd_recipes.evidence.intervals import with_interval
 from vopd_recipes.evidence.measurement import check_measurable, freeze
 from vopd_recipes.evidence.variance import Measured, bootstrap
-from vopd_recipes.files import finish_axis, markdown_table, new_figure, save_figure, write_whole
+from vopd_recipes.files import finish_axis, markdown_table, new_figure, save_figure, write_text
 from vopd_recipes.loss import Estimator, baseline_value, value_on_support
 from vopd_recipes.models import completion_states, head_of, scale_logits
 from vopd_recipes.packing import MicroBatch
@@ -104,7 +104,7 @@ def _positions(student: nn.Module, teacher: nn.Module, batch: MicroBatch) -> dic
         shared = min(part.shape[1] for part in logits)
         logp, teacher_logp = (part[:, :shared].log_softmax(-1) for part in logits)
         values = {
-            "value": baseline_value(logp, teacher_logp, Estimator(), "value"),
+            "value": baseline_value(logp, teacher_logp, Estimator()),
             "reward": (teacher_logp - logp).gather(1, batch.targets[rows, None])[:, 0],
         }
         for support, ranked in (("student", logp), ("teacher", teacher_logp)):
@@ -128,7 +128,7 @@ def write_baselines(found: dict[str, Any], folder: Path) -> str:
     rewards, advantages = torch.tensor(found["rewards"]), torch.tensor(found["advantages"])
     spread = {"reward": rewards.std().item(), "advantage": advantages.std().item()}
     kept = {name: value for name, value in found.items() if name not in ("rewards", "advantages")}
-    write_whole(folder / "baselines.json", json.dumps({**kept, "std": spread}, indent=2) + "\n")
+    write_text(folder / "baselines.json", json.dumps({**kept, "std": spread}, indent=2) + "\n")
     _plot(found, folder / "baselines.png")
     errors = {support: dict(pairs) for support, pairs in found["errors"].items()}
     rows = [[f"{k:g}", *(with_interval(errors[name][k], "#.2g") for name, _ in _SUPPORTS)] for k in errors["student"]]

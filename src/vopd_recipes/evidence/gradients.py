@@ -14,19 +14,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from vopd_recipes.evidence.projection import WIDTH, Projection, trained_leaves
-from vopd_recipes.loss import Baseline, Estimator, Head, TokenStats, fused_loss
+from vopd_recipes.loss import METHODS as TABLE
+from vopd_recipes.loss import Estimator, Head, TokenStats, fused_loss
 from vopd_recipes.models import completion_states, head_of, scale_logits, vocabulary_of
 from vopd_recipes.packing import MicroBatch
 from vopd_recipes.rollout import Sampling, draw
 
-SAMPLED: tuple[Baseline, ...] = get_args(Baseline)
-METHODS: tuple[str, ...] = (*SAMPLED, "full", "topk")
+# Keys of what samples, and of all.
+SAMPLED = tuple(row.key for row in TABLE.values() if row.samples)
+METHODS = tuple(row.key for row in TABLE.values())
 
 # Rows of [rows, V] float64 probabilities that are drawn from at a time.
 _ROWS = 256
@@ -81,12 +82,9 @@ class GradientProbe:
         self._leaves = [leaf.tensor for leaf in leaves]
         self._head = replace(head_of(student), weight=weight)
         self.projection = Projection(leaves, seed, width)
-        self._estimators: dict[str, Estimator] = {
-            "full": replace(estimator, divergence="full", baseline="none"),
-            "topk": replace(estimator, divergence="topk", baseline="none"),
+        self._estimators = {
+            row.key: replace(estimator, divergence=row.divergence, baseline=row.baseline) for row in TABLE.values()
         }
-        for name in SAMPLED:
-            self._estimators[name] = replace(estimator, divergence="sampled", baseline=name)
 
     @property
     def head_is_exact(self) -> bool:
@@ -140,21 +138,14 @@ class GradientProbe:
         tokens: int,
         gradient_variance: bool = False,
     ) -> tuple[Tensor, TokenStats]:
-        teacher = head_of(self._teacher)
         loss, stats = fused_loss(
             hidden,
-            self._head.weight,
+            self._head,
             teacher_hidden,
-            teacher.weight,
+            head_of(self._teacher),
             targets,
             self._estimators[name],
-            student_bias=self._head.bias,
-            teacher_bias=teacher.bias,
             token_weights=torch.full(targets.shape, 1 / tokens, device=hidden.device),
-            student_logit_scale=self._head.logit_scale,
-            teacher_logit_scale=teacher.logit_scale,
-            student_softcap=self._head.softcap,
-            teacher_softcap=teacher.softcap,
             gradient_variance=gradient_variance,
         )
         gradients = torch.autograd.grad(loss, self._leaves, retain_graph=True, allow_unused=True)

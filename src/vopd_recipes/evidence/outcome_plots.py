@@ -11,10 +11,10 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 
 from vopd_recipes.evidence.intervals import interval
-from vopd_recipes.evidence.outcome import METHODS, Run
+from vopd_recipes.evidence.outcome import Run, compared
 from vopd_recipes.files import finish_axis, history_of, new_figure, save_figure, series
 
-_TOP_K = tuple(name for name in METHODS if name.startswith("vopd_topk_"))
+_TOP_K = tuple(name for name in compared() if name.startswith("vopd_topk_"))
 
 
 def plot_curves(runs: Mapping[str, Sequence[Run]], path: Path) -> None:
@@ -49,7 +49,7 @@ def shared_curves(runs: Sequence[Run]) -> dict[int, list[float]]:
 def _draw_curve(axis: Axes, name: str, curves: Mapping[int, list[float]]) -> None:
     steps, bands = list(curves), [interval(values) for values in curves.values()]
     mean, half = np.array([band.mean for band in bands]), np.nan_to_num([band.half for band in bands])
-    axis.plot(steps, mean, label=METHODS[name].title, color=_colour(name), linewidth=1.5)
+    axis.plot(steps, mean, label=compared()[name].title, color=_colour(name), linewidth=1.5)
     lowest = np.maximum(mean - half, mean / 10)  # a logarithmic scale has no room for what is not positive
     axis.fill_between(steps, lowest, mean + half, color=_colour(name), alpha=0.15, linewidth=0)
 
@@ -69,7 +69,7 @@ def plot_accuracy(accuracies: Mapping[str, Sequence[float]], path: Path) -> None
             found.mean, place, xerr=np.nan_to_num(found.half), fmt="o", color=_colour(name), capsize=4, markersize=7
         )
         axis.plot(values, [place + 0.22] * len(values), "|", color=_colour(name), alpha=0.7)
-    axis.set_yticks(range(len(accuracies)), [METHODS[name].title for name in accuracies], fontsize=9)
+    axis.set_yticks(range(len(accuracies)), [compared()[name].title for name in accuracies], fontsize=9)
     axis.invert_yaxis()
     axis.set_xlabel("held-out accuracy (%): mean and 95 % interval over seeds, a stroke for each run")
     axis.grid(axis="x", alpha=0.3)
@@ -77,4 +77,4 @@ def plot_accuracy(accuracies: Mapping[str, Sequence[float]], path: Path) -> None
 
 
 def _colour(name: str) -> Any:
-    return colormaps["tab10"](list(METHODS).index(name))
+    return colormaps["tab10"](list(compared()).index(name))

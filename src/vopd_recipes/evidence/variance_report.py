@@ -10,19 +10,19 @@ from matplotlib.axes import Axes
 
 from vopd_recipes.evidence.gradients import METHODS, SAMPLED
 from vopd_recipes.evidence.intervals import with_interval
-from vopd_recipes.files import finish_axis, markdown_table, new_figure, save_figure, write_whole
+from vopd_recipes.files import finish_axis, markdown_table, new_figure, save_figure, write_text
 
 
-def write_report(found: dict[str, Any], folder: Path) -> list[Path]:
+def write_variance(found: dict[str, Any], folder: Path) -> list[Path]:
     """Write `variance.json`, `variance.md` and `variance.png`, each whole."""
     paths = [folder / f"variance.{suffix}" for suffix in ("json", "md", "png")]
-    for path, text in zip(paths, (json.dumps(found, indent=2, allow_nan=False), report(found))):
-        write_whole(path, text + "\n")
+    for path, text in zip(paths, (json.dumps(found, indent=2, allow_nan=False), variance_table(found))):
+        write_text(path, text + "\n")
     draw_report(found, paths[-1])
     return paths
 
 
-def report(found: dict[str, Any]) -> str:
+def variance_table(found: dict[str, Any]) -> str:
     """What was measured, in a sentence and two tables."""
     heading = (
         f"{found['draws']} draws of completions of {found['prompts']} prompts "

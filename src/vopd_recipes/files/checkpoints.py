@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from vopd_recipes.files.atomic import write_whole
+from vopd_recipes.files.atomic import write_text
 from vopd_recipes.recipe import RecipeError
 
 logger = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ def mark_complete(checkpoint: Path, layout: str = "none", processes: int = 1) ->
         layout: how the states in it are spread (`sharding.layout`).
         processes: over how many.
     """
-    write_whole(checkpoint / MARKER, json.dumps({"layout": layout, "processes": processes}) + "\n")
+    write_text(checkpoint / MARKER, json.dumps({"layout": layout, "processes": processes}) + "\n")
 
 
 def check_same_layout(checkpoint: Path, layout: str, processes: int) -> None:

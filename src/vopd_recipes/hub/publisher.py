@@ -21,7 +21,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from vopd_recipes.files import complete_checkpoints, write_whole
+from vopd_recipes.files import complete_checkpoints, write_text
 from vopd_recipes.hub.queue import MAIN, Queue, Target, step_revision
 from vopd_recipes.hub.revisions import without_addresses
 from vopd_recipes.hub.upload import Pace, Uploader
@@ -153,7 +153,7 @@ class Publisher:
                     self.queue.check_room(path)
                 self.queue.add(path, name, self.target)
                 if path != self.queue.run:
-                    write_whole(path / _QUEUED, "\n".join(self.target.repo_ids))
+                    write_text(path / _QUEUED, "\n".join(self.target.repo_ids))
             except Exception as error:  # a full disk, or whatever it is: the training goes on
                 if path.is_dir():
                     self._unqueued.append((path, name))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from vopd_recipes.files import finish_axis, new_figure, save_figure
+from vopd_recipes.files import finish_axis, new_figure, read_results, results_path, save_figure
 from vopd_recipes.hub.download import list_revisions
 from vopd_recipes.recipe import RecipeError
 
@@ -20,7 +19,7 @@ logger = logging.getLogger(__name__)
 _STEP = re.compile(r"step-(\d{8})")
 
 
-def sweep(api: HfApi, repo_id: str, evals: Path, evaluate: Callable[[str], None]) -> dict[int, dict[str, Any]]:
+def sweep_steps(api: HfApi, repo_id: str, evals: Path, evaluate: Callable[[str], None]) -> dict[int, dict[str, Any]]:
     """Evaluate every complete step; step → results, in order.
 
     Args:
@@ -42,19 +41,11 @@ def sweep(api: HfApi, repo_id: str, evals: Path, evaluate: Callable[[str], None]
         raise RecipeError(f"{repo_id}: no step is published there; python scripts/download.py {repo_id} --list")
     for name in complete:
         evaluate(name)
-    found = {name: current_results(evals, repo_id, name) for name in complete}
-    if missing := [name for name, content in found.items() if not content]:
+    # What the last evaluation left; results of other protocols are kept below `earlier`, and are none of this sweep's.
+    paths = {name: results_path(evals, repo_id, name) for name in complete}
+    if missing := [name for name, path in paths.items() if not path.is_file()]:
         raise RecipeError(f"{repo_id}: no results of {missing[0]} came out below {evals}")
-    return {int(name.removeprefix("step-")): content for name, content in found.items()}
-
-
-def current_results(evals: Path, repo_id: str, revision: str) -> dict[str, Any]:
-    """What the last evaluation of a revision left; empty where there is none.
-
-    It keeps results of other protocols below `earlier`, which are none of this sweep's.
-    """
-    path = evals / repo_id.replace("/", "--") / revision / "results.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {int(name.removeprefix("step-")): read_results(path) for name, path in paths.items()}
 
 
 def plot_sweep(results: dict[int, dict[str, Any]], title: str, path: Path) -> Path:

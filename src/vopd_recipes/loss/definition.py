@@ -14,110 +14,30 @@ does not depend on y leaves E[g] unchanged, because Σ_v p(v) ∇log p(v) = 0; t
     optimal     b = E[r s] / E[s]                 minimises the variance (Eq. 23), with respect to the logits
                                                   s(v) = ‖∇_z log p(v)‖² = 1 - 2 p(v) + Σ_u p(u)²
 
-`full` differentiates KL(p‖q) itself (Eq. 5, no variance) and `topk` the KL renormalised on the student's k most
-likely tokens (Eq. 7, biased). A clipped reward, max(r, log λ/(1-λ)), changes the objective; its baselines are
-the same functionals of the clipped reward, so that they stay its value, its top-k value and its optimum.
+`full` differentiates KL(p‖q) itself (Eq. 5, no variance) and `topk` the KL renormalised on k tokens (Eq. 7, biased).
+A clipped reward, max(r, log λ/(1-λ)), changes the objective; its baselines are the same functionals of the clipped
+reward, so that they stay its value, its top-k value and its optimum.
 
 Everything here holds [N, V] tensors and leans on autograd. `fused.py` computes the same from hidden states.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-Divergence = Literal["sampled", "full", "topk"]
-Baseline = Literal["none", "constant", "value", "value_topk", "optimal"]
-Support = Literal["student", "teacher"]
+from vopd_recipes.loss.estimator import Estimator
+from vopd_recipes.loss.methods import METHODS
 
 # Below this E[s] the student is certain to float32's precision: E[r s] / E[s] is rounding noise over rounding
 # noise, and there is no variance left to remove, so `optimal` falls back to `value`.
 NEGLIGIBLE_GRADIENT_NORM = 1e-6
 
 
-@dataclass(frozen=True)
-class Estimator:
-    """Which gradient of the reverse KL to use.
-
-    Args:
-        divergence: `sampled`, `full` or `topk`.
-        baseline: for `sampled` only; `None` means `value` there and `none` elsewhere.
-        support: whose most likely tokens carry the `value_topk` baseline.
-        support_top_k: number of tokens k in `value_topk` and `topk`.
-        baseline_constant: value of the `constant` baseline, in nats.
-        reward_clip_lambda: clamp the reward from below at log λ/(1-λ), 0 < λ < 1; `None` is off.
-        importance_sampling_cap: the sampled gradient is weighted by min(p_train(y) / p_rollout(y), cap).
-
-    Raises:
-        ValueError: unknown words, values out of range, or a combination that has no meaning.
-    """
-
-    divergence: Divergence = "sampled"
-    baseline: Baseline | None = None
-    support: Support = "student"
-    support_top_k: int = 20
-    baseline_constant: float = 1.0
-    reward_clip_lambda: float | None = None
-    importance_sampling_cap: float = 2.0
-
-    def __post_init__(self) -> None:
-        if self.baseline is None:
-            object.__setattr__(self, "baseline", "value" if self.divergence == "sampled" else "none")
-        _check_word("divergence", self.divergence, Divergence)
-        _check_word("baseline", self.baseline, Baseline)
-        _check_word("support", self.support, Support)
-        if self.divergence != "sampled" and self.baseline != "none":
-            raise ValueError(
-                f"baseline: {self.baseline} has no effect with divergence: {self.divergence}, "
-                "whose gradient is not sampled; use divergence: sampled or baseline: none"
-            )
-        if self.support_top_k < 1:
-            raise ValueError(f"support_top_k must be at least 1, got {self.support_top_k}")
-        if self.importance_sampling_cap <= 0:
-            raise ValueError(f"importance_sampling_cap must be positive, got {self.importance_sampling_cap}")
-        if self.reward_clip_lambda is not None:
-            if not 0 < self.reward_clip_lambda < 1:
-                raise ValueError(f"reward_clip_lambda must lie in (0, 1), got {self.reward_clip_lambda}")
-            if self.divergence != "sampled":
-                raise ValueError("reward_clip_lambda clips a sampled reward; it needs divergence: sampled")
-
-    @property
-    def reward_floor(self) -> float | None:
-        """The lower bound of the reward in nats, log λ/(1-λ), or `None`."""
-        if self.reward_clip_lambda is None:
-            return None
-        return math.log(self.reward_clip_lambda / (1 - self.reward_clip_lambda))
-
-    @property
-    def equation(self) -> str:
-        """The gradient of the loss at a position, in one line, and the paper's number of it."""
-        if self.divergence == "full":
-            return "∇ KL(p‖q) over the whole vocabulary (Eq. 5)"
-        if self.divergence == "topk":
-            return f"∇ KL(p̄‖q̄) on the student's top {self.support_top_k}, renormalised (Eq. 7, biased)"
-        weight, about = {
-            "none": ("r(y)", " (Eq. 3)"),
-            "constant": (f"(r(y) - {self.baseline_constant:g})", ""),
-            "value": ("(r(y) + KL(p‖q))", " (Eq. 10)"),
-            "value_topk": (
-                "(r(y) + KL(p̄‖q̄))",
-                f", KL on the {self.support}'s top {self.support_top_k} (Eq. 15)",
-            ),
-            "optimal": ("(r(y) - E[r s]/E[s])", ", s = ‖∇log p‖² (Eq. 23)"),
-        }[self.baseline or "none"]
-        reward = "log q(y) - log p(y)"
-        if self.reward_floor is not None:
-            reward = f"max({reward}, {self.reward_floor:.3g})"
-        return f"-{weight} ∇log p(y), r(y) = {reward}{about}"
-
-
-def _check_word(name: str, value: object, words: object) -> None:
-    if value not in get_args(words):
-        raise ValueError(f"{name}: {value!r} is not one of {', '.join(get_args(words))}")
+# What is recorded of every token, in `TokenStats`' order.
+STATISTICS = ("student_logprob", "teacher_logprob", "reward", "baseline", "advantage", "reverse_kl", "entropy")
 
 
 @dataclass(frozen=True)
@@ -173,20 +93,21 @@ def reference_loss(
     logp = student_logp.detach()
     p = logp.exp()
     rewards = reward_of_every_token(logp, teacher_logp, estimator.reward_floor)
-    baseline = baseline_value(logp, teacher_logp, estimator, estimator.baseline or "none")
+    baseline = baseline_value(logp, teacher_logp, estimator)
     chosen = targets[:, None]
     reward = rewards.gather(1, chosen)[:, 0]
     advantage = reward - baseline
 
+    target_logp = student_logp.gather(1, chosen)[:, 0]
     if estimator.divergence == "sampled":
-        target_logp = student_logp.gather(1, chosen)[:, 0]
         weight = importance_weight(target_logp.detach(), rollout_logprobs, estimator.importance_sampling_cap)
         per_token = -weight * advantage * target_logp
     elif estimator.divergence == "full":
         per_token = reverse_kl(student_logp, teacher_logp)
+    elif estimator.divergence == "topk":
+        per_token = renormalised_kl(student_logp, teacher_logp, support_of(logp, teacher_logp, estimator))
     else:
-        support = logp.topk(min(estimator.support_top_k, shared), dim=-1).indices
-        per_token = renormalised_kl(student_logp, teacher_logp, support)
+        raise not_written(estimator, "reference_loss")
 
     variances = gradient_variances(logp, teacher_logp, estimator)
     stats = TokenStats(
@@ -197,7 +118,7 @@ def reference_loss(
         advantage=advantage.float(),
         reverse_kl=reverse_kl(logp, teacher_logp).float(),
         entropy=-(p * logp).sum(-1).float(),
-        gradient_variance=variances[variance_name(estimator)].float(),
+        gradient_variance=variances[estimator.method.key].float(),
         gradient_variances={name: variance.float() for name, variance in variances.items()},
     )
     return (token_weights * per_token).sum(), stats
@@ -224,24 +145,40 @@ def squared_score_norm(p: Tensor) -> Tensor:
     return 1 - 2 * p + p.square().sum(-1, keepdim=True)
 
 
-def baseline_value(logp: Tensor, teacher_logp: Tensor, estimator: Estimator, baseline: str) -> Tensor:
+def support_of(logp: Tensor, teacher_logp: Tensor, estimator: Estimator) -> Tensor:
+    """The `support_top_k` likeliest tokens of `support`, [N, k]; chosen without looking at y."""
+    ranked = logp if estimator.support == "student" else teacher_logp
+    return ranked.topk(min(estimator.support_top_k, logp.shape[1]), dim=-1).indices
+
+
+def baseline_value(logp: Tensor, teacher_logp: Tensor, estimator: Estimator) -> Tensor:
     """b of each position, [N]; it sees both distributions and never the sampled token."""
     p, rewards = logp.exp(), reward_of_every_token(logp, teacher_logp, estimator.reward_floor)
-    if baseline == "none":
-        return torch.zeros_like(p[:, 0])
-    if baseline == "constant":
-        return torch.full_like(p[:, 0], estimator.baseline_constant)
-    if baseline == "value_topk":
-        ranked = logp if estimator.support == "student" else teacher_logp
-        support = ranked.topk(min(estimator.support_top_k, p.shape[1]), dim=-1).indices
-        return value_on_support(logp.gather(1, support), teacher_logp.gather(1, support), estimator)
     value = (p * rewards).sum(-1)
-    if baseline == "value":
-        return value
-    weight = p * squared_score_norm(p)
-    total = weight.sum(-1)
-    negligible = total < NEGLIGIBLE_GRADIENT_NORM
-    return torch.where(negligible, value, (weight * rewards).sum(-1) / total.masked_fill(negligible, 1))
+    match estimator.baseline:
+        case "none":
+            return torch.zeros_like(value)
+        case "constant":
+            return torch.full_like(value, estimator.baseline_constant)
+        case "value":
+            return value
+        case "value_topk":
+            support = support_of(logp, teacher_logp, estimator)
+            return value_on_support(logp.gather(1, support), teacher_logp.gather(1, support), estimator)
+        case "optimal":
+            weight = p * squared_score_norm(p)
+            total = weight.sum(-1)
+            negligible = total < NEGLIGIBLE_GRADIENT_NORM
+            return torch.where(negligible, value, (weight * rewards).sum(-1) / total.masked_fill(negligible, 1))
+    raise not_written(estimator, "baseline_value")
+
+
+def not_written(estimator: Estimator, where: str) -> NotImplementedError:
+    """The error of a method that is in the table and not in this function."""
+    return NotImplementedError(
+        f"{where} has no lines for divergence: {estimator.divergence}, baseline: {estimator.baseline} "
+        f"({estimator.method.title})"
+    )
 
 
 def value_on_support(student_logits: Tensor, teacher_logits: Tensor, estimator: Estimator) -> Tensor:
@@ -257,22 +194,20 @@ def importance_weight(logp: Tensor, rollout_logprobs: Tensor | None, cap: float)
     return (logp - rollout_logprobs).exp().clamp_max(cap)
 
 
-def variance_name(estimator: Estimator) -> str:
-    """The estimator's key in `TokenStats.gradient_variances` and in `gradient_variance/<name>`."""
-    return (estimator.baseline or "none") if estimator.divergence == "sampled" else estimator.divergence
-
-
 def gradient_variances(logp: Tensor, teacher_logp: Tensor, estimator: Estimator) -> dict[str, Tensor]:
-    """Exact E‖g‖² - ‖E g‖² of g = A(y) (1[y] - p), y ~ p, for every estimator on the same tokens: [N] each.
+    """Exact E‖g‖² - ‖E g‖² of g = A(y) (1[y] - p), y ~ p, for every method on the same tokens: key → [N].
 
-    E‖g‖² = Σ_v p(v) A(v)² s(v), and E g = p∘A - (Σ p A) p. `full` and `topk` are functions of the context alone.
+    E‖g‖² = Σ_v p(v) A(v)² s(v), and E g = p∘A - (Σ p A) p. What samples nothing is a function of the context alone.
     """
     p, rewards = logp.exp(), reward_of_every_token(logp, teacher_logp, estimator.reward_floor)
     variances = {}
-    for baseline in get_args(Baseline):
-        advantages = rewards - baseline_value(logp, teacher_logp, estimator, baseline)[:, None]
+    for row in METHODS.values():
+        if not row.samples:
+            variances[row.key] = torch.zeros_like(p[:, 0])
+            continue
+        of_row = replace(estimator, divergence=row.divergence, baseline=row.baseline)
+        advantages = rewards - baseline_value(logp, teacher_logp, of_row)[:, None]
         second_moment = (p * advantages.square() * squared_score_norm(p)).sum(-1)
         mean = p * advantages - (p * advantages).sum(-1, keepdim=True) * p
-        variances[baseline] = (second_moment - mean.square().sum(-1)).clamp_min(0)
-    variances["full"] = variances["topk"] = torch.zeros_like(p[:, 0])
+        variances[row.key] = (second_moment - mean.square().sum(-1)).clamp_min(0)
     return variances

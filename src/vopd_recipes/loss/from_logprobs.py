@@ -17,15 +17,15 @@ over its own whole vocabulary; what it gives to tokens beyond shifts r by a cons
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from vopd_recipes.loss.definition import Estimator, TokenStats, importance_weight
-from vopd_recipes.loss.fused import BUFFER_BYTES, Gradients, Head, product_operand, project, row_dot
+from vopd_recipes.loss.definition import STATISTICS, TokenStats, importance_weight, not_written
+from vopd_recipes.loss.estimator import Estimator
+from vopd_recipes.loss.head import Head
+from vopd_recipes.loss.sweep import Sweep, product_operand, project, row_dot, scale_back, softcap_slope, swept_loss
 
 
 @dataclass(frozen=True)
@@ -38,25 +38,34 @@ class Scores:
 
     def to(self, device: torch.device) -> Scores:
         """The same on a device."""
-        return Scores(*(getattr(self, name).to(device) for name in ("logprobs", "support_ids", "support_logprobs")))
+        return Scores(*(values.to(device) for values in vars(self).values()))
+
+    def of(self, rows: slice, dtype: torch.dtype) -> Scores:
+        """Those of some tokens, in a type."""
+        return Scores(self.logprobs[rows].to(dtype), self.support_ids[rows], self.support_logprobs[rows].to(dtype))
 
 
 def baseline_from_support(student: Tensor, scores: Scores, estimator: Estimator) -> Tensor:
     """b of each position, [N], from the student's logits or log-probabilities on the support [N, k]."""
-    if estimator.baseline == "none":
-        return torch.zeros_like(scores.logprobs)
-    if estimator.baseline == "constant":
-        return torch.full_like(scores.logprobs, estimator.baseline_constant)
-    absent = scores.support_ids < 0
-    logp = student.masked_fill(absent, -torch.inf).log_softmax(-1)
-    teacher_logp = scores.support_logprobs.to(logp.dtype).masked_fill(absent, -torch.inf).log_softmax(-1)
-    rewards = (teacher_logp - logp).masked_fill(absent, 0)  # -∞ less -∞
-    if estimator.reward_floor is not None:
-        rewards = rewards.clamp_min(estimator.reward_floor)
-    return (logp.exp() * rewards).sum(-1)
+    match estimator.baseline:
+        case "none":
+            return torch.zeros_like(scores.logprobs)
+        case "constant":
+            return torch.full_like(scores.logprobs, estimator.baseline_constant)
+        case "value_topk":
+            absent = scores.support_ids < 0
+            logp = student.masked_fill(absent, -torch.inf).log_softmax(-1)
+            teacher_logp = scores.support_logprobs.to(logp.dtype).masked_fill(absent, -torch.inf).log_softmax(-1)
+            rewards = (teacher_logp - logp).masked_fill(absent, 0)  # -∞ less -∞
+            return (logp.exp() * _clipped(rewards, estimator)).sum(-1)
+    raise not_written(estimator, "logprobs_loss")
 
 
-def reference_scored_loss(
+def _clipped(rewards: Tensor, estimator: Estimator) -> Tensor:
+    return rewards if estimator.reward_floor is None else rewards.clamp_min(estimator.reward_floor)
+
+
+def reference_logprobs_loss(
     student_logits: Tensor,
     targets: Tensor,
     scores: Scores,
@@ -65,14 +74,14 @@ def reference_scored_loss(
     token_weights: Tensor | None = None,
     rollout_logprobs: Tensor | None = None,
 ) -> tuple[Tensor, TokenStats]:
-    """`scored_loss` as its definition, from logits [N, V] and with autograd: the oracle of its tests."""
+    """`logprobs_loss` as its definition, from logits [N, V] and with autograd: the oracle of its tests."""
     logp = student_logits.log_softmax(-1)
     target_logp = logp.gather(1, targets[:, None])[:, 0]
     if token_weights is None:
         token_weights = logp.new_full(targets.shape, 1 / max(len(targets), 1))
     support = logp.detach().gather(1, scores.support_ids.clamp_min(0))
     reward = scores.logprobs.to(logp.dtype) - target_logp.detach()
-    clipped = reward if estimator.reward_floor is None else reward.clamp_min(estimator.reward_floor)
+    clipped = _clipped(reward, estimator)
     baseline = baseline_from_support(support, scores, estimator).to(logp.dtype)
     weight = importance_weight(target_logp.detach(), rollout_logprobs, estimator.importance_sampling_cap)
     loss = (token_weights * -weight * (clipped - baseline) * target_logp).sum()
@@ -88,9 +97,9 @@ def reference_scored_loss(
     )
 
 
-def scored_loss(
-    hidden: Tensor,
-    head: Head,
+def logprobs_loss(
+    student_hidden: Tensor,
+    student_head: Head,
     targets: Tensor,
     scores: Scores,
     estimator: Estimator,
@@ -103,8 +112,8 @@ def scored_loss(
     """The loss Σ_t w_t ℓ_t of a sampled estimator from hidden states, with its gradients formed in one sweep.
 
     Args:
-        hidden: [N, H], with gradient.
-        head: the student's; gradients of its weight and bias are formed only where they are required.
+        student_hidden: [N, H], with gradient.
+        student_head: [V, H]; gradients of its weight and bias are formed only where they are required.
         targets: [N] int64 sampled tokens.
         scores: of the same tokens; only `value_topk` reads its support.
         estimator: `divergence: sampled` with one of the three baselines above.
@@ -112,25 +121,21 @@ def scored_loss(
             get no gradient. Default: all of the head's.
         token_weights: [N] weights w; default 1/N.
         rollout_logprobs: [N] log-probabilities under the sampler, for the importance weight.
-        chunk_size: tokens per chunk; the default fills `fused.BUFFER_BYTES`.
+        chunk_size: tokens per chunk; the default fills `sweep.BUFFER_BYTES`.
 
     Returns:
         The scalar loss, in float32 (float64 for float64 inputs), and the `TokenStats`, without gradient variances.
+
+    Raises:
+        NotImplementedError: an estimator that needs more of the teacher than a server's log-probabilities.
+        RuntimeError: at a second backward through the same loss.
     """
-    shared = head.shared(len(head.weight) if vocabulary is None else vocabulary)
-    count, device = len(targets), hidden.device
-    dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-    if token_weights is None:
-        token_weights = torch.full((count,), 1 / max(count, 1), dtype=dtype, device=device)
-    if chunk_size is None:
-        budget = BUFFER_BYTES["cpu" if device.type == "cpu" else "cuda"]
-        chunk_size = max(1, budget // (len(shared.weight) * dtype.itemsize))
-    sweep = _Sweep(
-        shared, targets, scores, estimator, token_weights.detach().to(dtype), rollout_logprobs, chunk_size, dtype
-    )
-    with torch.autocast(device.type, enabled=False):
-        loss = _ScoredLoss.apply(hidden, head.weight, head.bias, sweep)
-    return loss, sweep.stats[0]
+    if estimator.method.needs == "distribution":
+        raise not_written(estimator, "logprobs_loss")
+    shared = student_head.shared(len(student_head.weight) if vocabulary is None else vocabulary)
+    sweep = Sweep.over(student_hidden, shared, targets, token_weights, rollout_logprobs, chunk_size)
+    loss = swept_loss(student_hidden, student_head, sweep, _Reader(sweep, scores, estimator))
+    return loss, TokenStats(**{name: sweep.columns[name] for name in STATISTICS})  # type: ignore[arg-type]
 
 
 def student_support(hidden: Tensor, head: Head, k: int, vocabulary: int, chunk_size: int = 256) -> Tensor:
@@ -145,105 +150,48 @@ def student_support(hidden: Tensor, head: Head, k: int, vocabulary: int, chunk_s
 
 def _logits(head: Head, hidden: Tensor, dtype: torch.dtype) -> Tensor:
     out = hidden.new_empty((len(hidden), len(head.weight)), dtype=dtype)
-    detached = Head(
-        product_operand(head.weight.detach()), None if head.bias is None else head.bias.detach(), head.logit_scale,
-        head.softcap,
-    )  # fmt: skip
-    project(detached, product_operand(hidden), out)
+    head = head.detached()
+    project(replace(head, weight=product_operand(head.weight)), product_operand(hidden), out)
     return out
 
 
-class _Sweep:
-    """What the sweep reads besides the hidden states, and the statistics it leaves."""
+class _Reader:
+    """Reads a chunk against the server's scores of the same tokens."""
 
-    def __init__(
-        self,
-        head: Head,  # of the shared vocabulary
-        targets: Tensor,
-        scores: Scores,
-        estimator: Estimator,
-        token_weights: Tensor,
-        rollout_logprobs: Tensor | None,
-        chunk_size: int,
-        dtype: torch.dtype,
-    ) -> None:
-        self.head, self.targets, self.scores, self.estimator = head, targets, scores, estimator
-        self.token_weights, self.rollout_logprobs = token_weights, rollout_logprobs
-        self.chunk_size, self.dtype = chunk_size, dtype
-        self.stats: list[TokenStats] = []
+    def __init__(self, sweep: Sweep, scores: Scores, estimator: Estimator) -> None:
+        self._sweep, self._scores, self._estimator = sweep, scores, estimator
 
-
-class _ScoredLoss(torch.autograd.Function):
-    """The loss, with its gradients already formed in the forward pass, as in `fused.py`."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, sweep: _Sweep) -> Tensor:
-        gradients = Gradients.allocate(ctx.needs_input_grad, hidden, weight, bias, sweep.dtype)
-        loss = _run(hidden, sweep, gradients)
-        ctx.gradients = gradients.cast(hidden, weight, bias)
-        return loss
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.gradients is None:
-            raise RuntimeError("scored_loss: gradients already used; compute the loss again instead of retain_graph")
-        gradients, ctx.gradients = ctx.gradients, None
-        scaled = [None if gradient is None else gradient.mul_(grad_loss) for gradient in gradients]
-        return *scaled, None
-
-
-@torch.no_grad()
-def _run(hidden: Tensor, sweep: _Sweep, gradients: Gradients) -> Tensor:
-    count = len(sweep.targets)
-    loss = hidden.new_zeros((), dtype=sweep.dtype)
-    parts = []
-    for start in range(0, count, sweep.chunk_size):
-        rows = slice(start, min(start + sweep.chunk_size, count))
-        logits = _logits(sweep.head, hidden[rows], sweep.dtype)
-        slope = None if sweep.head.softcap is None else 1 - (logits / sweep.head.softcap).square()
+    def __call__(self, rows: slice, logits: Tensor, wants_gradient: bool) -> Tensor:
+        """See `sweep.Reader`."""
+        slope = softcap_slope(self._sweep.head, logits)
         logp = logits.log_softmax(-1)
-        stats, coefficient = _read(logp, rows, sweep)
-        parts.append(stats)
-        loss -= torch.dot(coefficient, stats["student_logprob"])
-        if gradients.any:
-            gradient = torch.exp(logp, out=logits).mul_(coefficient[:, None])
-            gradient.scatter_add_(1, sweep.targets[rows, None], -coefficient[:, None])
-            if slope is not None:
-                gradient.mul_(slope)
-            gradient.mul_(sweep.head.logit_scale)
-            gradients.add(rows, gradient, product_operand(hidden[rows]), product_operand(sweep.head.weight.detach()))
-    names = parts[0] if parts else _STATISTICS
-    columns = {name: torch.cat([part[name] for part in parts]) if parts else hidden.new_empty(0) for name in names}
-    floats = {name: column.float() for name, column in columns.items()}
-    sweep.stats.append(TokenStats(**floats))  # type: ignore[arg-type]
-    return loss
+        stats, coefficient = self._read(logp, rows)
+        for name, values in stats.items():
+            self._sweep.columns[name][rows] = values
+        if wants_gradient:
+            torch.exp(logp, out=logits).mul_(coefficient[:, None])
+            logits.scatter_add_(1, self._sweep.targets[rows, None], -coefficient[:, None])
+            scale_back(self._sweep.head, logits, slope)
+        return -torch.dot(coefficient, stats["student_logprob"])
 
-
-_STATISTICS = ("student_logprob", "teacher_logprob", "reward", "baseline", "advantage", "reverse_kl", "entropy")
-
-
-def _read(logp: Tensor, rows: slice, sweep: _Sweep) -> tuple[dict[str, Tensor], Tensor]:
-    """The statistics of a chunk from the student's log-probabilities [c, V], and w ρ A: [c]."""
-    scores = Scores(
-        sweep.scores.logprobs[rows].to(logp.dtype), sweep.scores.support_ids[rows], sweep.scores.support_logprobs[rows]
-    )
-    student_logprob = logp.gather(1, sweep.targets[rows, None])[:, 0]
-    support = logp.gather(1, scores.support_ids.clamp_min(0))
-    baseline = baseline_from_support(support, scores, sweep.estimator)
-    reward = scores.logprobs - student_logprob
-    floor = sweep.estimator.reward_floor
-    clipped = reward if floor is None else reward.clamp_min(floor)
-    rollout = None if sweep.rollout_logprobs is None else sweep.rollout_logprobs[rows].to(logp.dtype)
-    importance = importance_weight(student_logprob, rollout, sweep.estimator.importance_sampling_cap)
-    advantage = clipped - baseline
-    statistics = {
-        "student_logprob": student_logprob,
-        "teacher_logprob": scores.logprobs,
-        "reward": clipped,
-        "baseline": baseline,
-        "advantage": advantage,
-        "reverse_kl": -reward,
-        "entropy": -row_dot(logp.exp(), logp),
-    }
-    return statistics, sweep.token_weights[rows] * importance * advantage
+    def _read(self, logp: Tensor, rows: slice) -> tuple[dict[str, Tensor], Tensor]:
+        """The statistics of a chunk from the student's log-probabilities [c, V], and w ρ A: [c]."""
+        sweep, estimator = self._sweep, self._estimator
+        scores = self._scores.of(rows, logp.dtype)
+        student_logprob = logp.gather(1, sweep.targets[rows, None])[:, 0]
+        baseline = baseline_from_support(logp.gather(1, scores.support_ids.clamp_min(0)), scores, estimator)
+        reward = scores.logprobs - student_logprob
+        clipped = _clipped(reward, estimator)
+        rollout = None if sweep.rollout_logprobs is None else sweep.rollout_logprobs[rows]
+        importance = importance_weight(student_logprob, rollout, estimator.importance_sampling_cap)
+        advantage = clipped - baseline
+        statistics = {
+            "student_logprob": student_logprob,
+            "teacher_logprob": scores.logprobs,
+            "reward": clipped,
+            "baseline": baseline,
+            "advantage": advantage,
+            "reverse_kl": -reward,
+            "entropy": -row_dot(logp.exp(), logp),
+        }
+        return statistics, sweep.token_weights[rows] * importance * advantage

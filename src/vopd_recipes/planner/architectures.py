@@ -2,7 +2,7 @@
 
 The model class itself is built on the meta device, where tensors have a shape and a type and no memory. So nothing is
 estimated: tied heads, biases, norms and adapters are counted because they are there. Configurations come from
-`recipes/model_configs` (no network), from a folder, or from the Hub.
+`model_configs` beside this module (no network), from a folder, or from the Hub.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Tra
 from vopd_recipes.models import PACKED_SDPA
 from vopd_recipes.recipe import RecipeError, one_line
 
-MODEL_CONFIGS = Path(__file__).parents[3] / "recipes" / "model_configs"
+MODEL_CONFIGS = Path(__file__).parent / "model_configs"
 
 
 @dataclass(frozen=True)

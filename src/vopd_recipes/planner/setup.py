@@ -73,7 +73,6 @@ def _setup(recipe: Recipe, gpus: int, gpu_bytes: int, sharding: Any, zero: dict[
     )
     longest = data.max_prompt_length + training.max_completion_length
     vllm_dtype = training.vllm_dtype or half or model.dtype
-    known = training.divergence == "sampled" and training.estimator.baseline in ("none", "constant", "value_topk")
     return Setup(
         gpus=gpus,
         gpu_bytes=gpu_bytes,
@@ -95,7 +94,7 @@ def _setup(recipe: Recipe, gpus: int, gpu_bytes: int, sharding: Any, zero: dict[
         vllm_itemsize=4 if vllm_dtype == "float32" else 2,
         vllm_length=training.vllm_max_model_len or longest,
         teacher_offload=training.teacher_offload,
-        server_suffices=known and not training.log_gradient_variance,
+        server_suffices=training.estimator.method.needs != "distribution" and not training.log_gradient_variance,
         optimizer_offload="offload_optimizer" in zero,
         parameter_offload="offload_param" in zero,
         reduce_bucket=_number(zero, "reduce_bucket_size"),

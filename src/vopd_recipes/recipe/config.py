@@ -16,17 +16,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, cast, get_type_hints
 
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import SchedulerType
 
-from vopd_recipes.loss import Estimator
+from vopd_recipes.loss import METHODS, Estimator, baselines, divergences
 from vopd_recipes.recipe.errors import RecipeError, one_line
 from vopd_recipes.recipe.hub_ids import is_hub_id
 from vopd_recipes.recipe.launch import introduce_deepspeed, prepare_launch
-from vopd_recipes.recipe.text import nearest, read_fields
+from vopd_recipes.recipe.text import Lines, Word, nearest, read_fields
 
 
 def option(default: Any, help: str) -> Any:
@@ -158,9 +158,9 @@ _TRACKERS = (*INTEGRATION_TO_CALLBACK, "none", "all")
 class VOPDConfig(TrainingArguments):
     """Estimator, sampling and rollouts, on top of every field of `transformers.TrainingArguments`."""
 
-    divergence: Literal["sampled", "full", "topk"] = option("sampled", "policy gradient, exact KL, or top-k KL")
-    baseline: Literal["none", "constant", "value", "value_topk", "optimal"] | None = option(
-        None, "control variate of divergence: sampled; default: value"
+    divergence: Word = option("sampled", f"one of {', '.join(divergences())}")
+    baseline: Word | None = option(
+        None, f"control variate of a sampled reward: {', '.join(baselines())}; default: value"
     )
     support: Literal["student", "teacher"] = option("student", "whose top k carry value_topk")
     support_top_k: int = option(20, "k of value_topk and topk")
@@ -221,7 +221,7 @@ class VOPDConfig(TrainingArguments):
         self._check_trackers()
         self._check_backends()
         self._check_publishing()
-        self.baseline = self.estimator.baseline
+        self.baseline = cast(Word, self.estimator.baseline)
         prepare_launch(self)
         super().__post_init__()
         batches: Any = self.accelerator_config
@@ -249,12 +249,10 @@ class VOPDConfig(TrainingArguments):
             not self.log_gradient_variance,
             "log_gradient_variance: true needs the teacher's whole distribution, which teacher_backend: server lacks",
         )
-        known = self.divergence == "sampled" and self.estimator.baseline in ("none", "constant", "value_topk")
         _require(
-            known,
+            self.estimator.method.needs != "distribution",
             f"divergence: {self.divergence}, baseline: {self.estimator.baseline} need the teacher's whole "
-            "distribution, which teacher_backend: server lacks; use divergence: sampled and baseline: none, constant "
-            "or value_topk",
+            f"distribution, which teacher_backend: server lacks; use {_served()}",
         )
 
     def _check_publishing(self) -> None:
@@ -288,6 +286,17 @@ class VOPDConfig(TrainingArguments):
     def estimator(self) -> Estimator:
         """The estimator these fields describe."""
         return Estimator(**{item.name: getattr(self, item.name) for item in fields(Estimator)})
+
+
+def _served() -> str:
+    """The recipe's words of every method for which a server's log-probabilities are enough."""
+    words: dict[str, list[str]] = {}
+    for row in METHODS.values():
+        if row.needs != "distribution":
+            words.setdefault(row.divergence, []).append(row.baseline)
+    return ", or ".join(
+        f"divergence: {name} and baseline: {', '.join(some)} or {last}" for name, (*some, last) in words.items()
+    )
 
 
 def _require(condition: bool, message: str) -> None:
@@ -347,11 +356,21 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         RecipeError: anything wrong, in one line.
     """
     path = Path(path)
-    values, sources = read_fields(path, overrides, _HINTS)
+    values, sources = read_fields(path, overrides, _HINTS, _extended)
     model, data, training = (_build(part, values, sources, path) for part in _PARTS)
     recipe = Recipe(path, model, data, training, sources)
     _check_together(recipe)
     return recipe
+
+
+def _extended(base: Lines, own: Lines) -> Lines:
+    """A baseline belongs to its divergence: a file that changes that and says nothing of a baseline inherits none.
+
+    Flags change the recipe that they are given to, and are refused where the two contradict each other.
+    """
+    before, _ = base.get("divergence", (VOPDConfig.divergence, ""))
+    changed = own.get("divergence", (before, ""))[0] != before
+    return {name: line for name, line in base.items() if not (changed and name == "baseline")} | own
 
 
 def _check_together(recipe: Recipe) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from vopd_recipes.files import RECIPE, RunError, last_complete_checkpoint, series
-from vopd_recipes.loss import Estimator, method_of
+from vopd_recipes.loss import Estimator
 
 # Fields that tell seeds of one method apart.
 _SEED_FIELDS = frozenset({"seed", "data_seed", "output_dir", "run_name"})
@@ -65,7 +65,7 @@ class Run:
     @property
     def method(self) -> str:
         """The estimator's name in the literature."""
-        return method_of({"divergence": self.estimator.divergence, "baseline": self.estimator.baseline})[0]
+        return self.estimator.method.title
 
     def series(self, name: str) -> dict[int, float]:
         """Step → value of a metric, where it is a finite number."""

@@ -102,26 +102,20 @@ class LocalView:
     def __init__(self, teacher: LocalTeacher, hidden: Tensor) -> None:
         self._teacher, self._hidden = teacher, hidden
 
-    def loss(
+    def student_loss(
         self, hidden: Tensor, head: Head, batch: MicroBatch, estimator: Estimator, weights: Tensor, variance: bool
     ) -> tuple[Tensor, TokenStats]:
-        """See `TeacherView.loss`."""
+        """See `TeacherView.student_loss`."""
         with self._teacher.head() as teacher:
             return fused_loss(
                 hidden,
-                head.weight,
+                head,
                 self._hidden,
-                teacher.weight,
+                teacher,
                 batch.targets,
                 estimator,
-                student_bias=head.bias,
-                teacher_bias=teacher.bias,
                 token_weights=weights,
                 rollout_logprobs=batch.rollout_logprobs,
-                student_logit_scale=head.logit_scale,
-                teacher_logit_scale=teacher.logit_scale,
-                student_softcap=head.softcap,
-                teacher_softcap=teacher.softcap,
                 gradient_variance=variance,
             )
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vopd_recipes.files import write_whole
+from vopd_recipes.files import write_text
 
 
 @dataclass(frozen=True)
@@ -93,4 +93,4 @@ def write(folder: Path, train: list[Problem], test: list[Problem]) -> None:
     """`folder/train.jsonl` and `folder/test.jsonl`, each whole or not there."""
     for name, problems in (("train", train), ("test", test)):
         lines = "".join(json.dumps(asdict(problem)) + "\n" for problem in problems)
-        write_whole(folder / f"{name}.jsonl", lines)
+        write_text(folder / f"{name}.jsonl", lines)

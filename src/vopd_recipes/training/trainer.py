@@ -264,7 +264,7 @@ class VOPDTrainer(OwnPublishing, Trainer):
         def loss_at_head(hidden: Tensor) -> Tensor:
             dtype = _product_dtype(hidden, module.weight)
             ours = replace(head, weight=module.weight.to(dtype), bias=module.bias)  # whole only in here
-            loss, stats = view.loss(hidden.to(dtype), ours, batch, self.estimator, weights, gradient_variance)
+            loss, stats = view.student_loss(hidden.to(dtype), ours, batch, self.estimator, weights, gradient_variance)
             collected.append((loss, stats))
             return loss
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from vopd_recipes.loss import Estimator, Head, Scores, TokenStats, reference_loss, scored_loss, student_support
-from vopd_recipes.loss.from_logprobs import reference_scored_loss
+from vopd_recipes.loss import Estimator, Head, Scores, TokenStats, logprobs_loss, reference_loss, student_support
+from vopd_recipes.loss.from_logprobs import reference_logprobs_loss
 from vopd_recipes.teacher.server import read_scores
 
 K = 5
@@ -40,7 +40,7 @@ def test_equals_the_local_estimator(logits, name) -> None:
     expected, stats = reference_loss(student, logits[1], targets, estimator, rollout_logprobs=rollout)
     (expected_gradient,) = torch.autograd.grad(expected, student)
     scores = scores_of(*logits, targets, estimator)
-    loss, scored_stats = reference_scored_loss(student, targets, scores, estimator, rollout_logprobs=rollout)
+    loss, scored_stats = reference_logprobs_loss(student, targets, scores, estimator, rollout_logprobs=rollout)
     (gradient,) = torch.autograd.grad(loss, student)
     torch.testing.assert_close(loss, expected, atol=1e-10, rtol=0)
     torch.testing.assert_close(gradient, expected_gradient, atol=1e-10, rtol=0)
@@ -73,12 +73,12 @@ def test_one_sweep_equals_its_definition(name, case, dtype, tolerance) -> None:
     options = {"rollout_logprobs": -4 + normal(count)}
     if case == "weights":
         options["token_weights"] = torch.rand(count, generator=generator).to(dtype)
-    expected, stats = reference_scored_loss(logits, targets, scores, estimator, **options)
+    expected, stats = reference_logprobs_loss(logits, targets, scores, estimator, **options)
     trained = [tensor for tensor in (hidden, weight, bias) if tensor.requires_grad]
     expected_gradients = torch.autograd.grad(expected, trained, retain_graph=True)
     chunk_size = 5 if case == "ragged" else None
     options |= {"vocabulary": vocabulary, "chunk_size": chunk_size}
-    loss, fused_stats = scored_loss(hidden, head, targets, scores, estimator, **options)
+    loss, fused_stats = logprobs_loss(hidden, head, targets, scores, estimator, **options)
     gradients = torch.autograd.grad(loss, trained)
     torch.testing.assert_close(loss, expected, atol=tolerance, rtol=tolerance)
     for gradient, wanted in zip(gradients, expected_gradients):
@@ -104,7 +104,7 @@ def mean_gradient(student, teacher_logp, estimator: Estimator, scores_for, vocab
     scores.support_ids[scores.support_ids >= vocabulary] = -1
     weights = torch.ones(vocabulary, dtype=torch.float64)
     head, targets = Head(torch.eye(size, dtype=torch.float64)), torch.arange(vocabulary)
-    loss, _ = scored_loss(hidden, head, targets, scores, estimator, vocabulary=vocabulary, token_weights=weights)
+    loss, _ = logprobs_loss(hidden, head, targets, scores, estimator, vocabulary=vocabulary, token_weights=weights)
     (gradient,) = torch.autograd.grad(loss, hidden)
     return (student[:, :vocabulary].softmax(-1).t() * gradient).sum(0)
 
@@ -149,7 +149,7 @@ def test_the_students_support_is_its_top_k() -> None:
 def test_a_second_backward_is_refused() -> None:
     hidden = torch.randn(3, 4, requires_grad=True)
     scores = Scores(torch.zeros(3), torch.zeros(3, 1, dtype=torch.long), torch.zeros(3, 1))
-    loss, _ = scored_loss(hidden, Head(torch.randn(7, 4)), torch.arange(3), scores, ESTIMATORS["none"])
+    loss, _ = logprobs_loss(hidden, Head(torch.randn(7, 4)), torch.arange(3), scores, ESTIMATORS["none"])
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="already used"):
         loss.backward()
