@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from vopd_recipes.evidence.intervals import with_interval
 from vopd_recipes.evidence.measurement import check_measurable, freeze
 from vopd_recipes.evidence.variance import Measured, bootstrap
-from vopd_recipes.files import finish_axis, markdown_table, new_figure, save_figure, written_whole
+from vopd_recipes.files import finish_axis, markdown_table, new_figure, save_figure, write_text
 from vopd_recipes.loss import Estimator, baseline_value, value_on_support
 from vopd_recipes.models import completion_states, head_of, scale_logits
 from vopd_recipes.packing import MicroBatch
@@ -128,8 +128,7 @@ def write_baselines(found: dict[str, Any], folder: Path) -> str:
     rewards, advantages = torch.tensor(found["rewards"]), torch.tensor(found["advantages"])
     spread = {"reward": rewards.std().item(), "advantage": advantages.std().item()}
     kept = {name: value for name, value in found.items() if name not in ("rewards", "advantages")}
-    with written_whole(folder / "baselines.json") as temporary:
-        temporary.write_text(json.dumps({**kept, "std": spread}, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / "baselines.json", json.dumps({**kept, "std": spread}, indent=2) + "\n")
     _plot(found, folder / "baselines.png")
     errors = {support: dict(pairs) for support, pairs in found["errors"].items()}
     rows = [[f"{k:g}", *(with_interval(errors[name][k], "#.2g") for name, _ in _SUPPORTS)] for k in errors["student"]]

@@ -10,15 +10,14 @@ from matplotlib.axes import Axes
 
 from vopd_recipes.evidence.gradients import METHODS, SAMPLED
 from vopd_recipes.evidence.intervals import with_interval
-from vopd_recipes.files import finish_axis, markdown_table, new_figure, save_figure, written_whole
+from vopd_recipes.files import finish_axis, markdown_table, new_figure, save_figure, write_text
 
 
 def write_variance(found: dict[str, Any], folder: Path) -> list[Path]:
     """Write `variance.json`, `variance.md` and `variance.png`, each whole."""
     paths = [folder / f"variance.{suffix}" for suffix in ("json", "md", "png")]
     for path, text in zip(paths, (json.dumps(found, indent=2, allow_nan=False), variance_table(found))):
-        with written_whole(path) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+        write_text(path, text + "\n")
     draw_report(found, paths[-1])
     return paths
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -204,12 +204,9 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     runs = [read_run(folder) for folder in {folder.resolve(): folder for folder in folders}.values()]
     names = [run.name for run in runs]
     return [
-        run if names.count(run.name) == 1 else _renamed(run, "/".join(run.folder.resolve().parts[-2:])) for run in runs
+        run if names.count(run.name) == 1 else replace(run, name="/".join(run.folder.resolve().parts[-2:]))
+        for run in runs
     ]
-
-
-def _renamed(run: Run, name: str) -> Run:
-    return Run(**{**vars(run), "name": name})
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
