@@ -160,8 +160,7 @@ class VOPDConfig(TrainingArguments):
 
     divergence: Word = option("sampled", f"one of {', '.join(divergences())}")
     baseline: Word | None = option(
-        None,
-        f"control variate of a sampled reward: {', '.join(baselines())}; default: value; optimal or, over a server, tail under rao_blackwell",
+        None, f"of a sampled reward: {', '.join(baselines())}; default: value, and optimal or tail of rao_blackwell"
     )
     support: Literal["student", "teacher"] = option("student", "whose top k")
     support_top_k: int = option(20, "k of rao_blackwell, value_topk and topk")
