@@ -221,6 +221,7 @@ class VOPDConfig(TrainingArguments):
         if self.baseline is None:
             served = self.teacher_backend == "server"
             self.baseline = cast(Word, default_baseline(self.divergence, "support" if served else "distribution"))
+        self.baseline = cast(Word, self.estimator.baseline)
         self._check_unbiased_sampling()
         self._check_trackers()
         self._check_backends()
