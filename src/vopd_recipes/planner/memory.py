@@ -52,7 +52,7 @@ class Setup:
     gpu_bytes: int
     sharding: Sharding
     student: Architecture
-    teacher: Architecture | None  # None: a server
+    teacher: Architecture | None  # None: a server that scores
     half: str | None  # type of mixed precision
     optim: str
     checkpointing: bool
@@ -68,6 +68,7 @@ class Setup:
     vllm_itemsize: int
     vllm_length: int
     teacher_offload: bool
+    teacher_head_only: bool = False  # a server gives hidden states, and the head that reads them is here
     server_suffices: bool = False  # a teacher server can give what the estimator needs
     optimizer_offload: bool = False
     parameter_offload: bool = False
@@ -294,6 +295,8 @@ def _teacher(setup: Setup) -> list[Item]:
     itemsize, width = parameters[0].itemsize, teacher.config.hidden_size
     head = width * teacher.config.vocab_size * itemsize
     hidden = setup.targets * width * itemsize
+    if setup.teacher_head_only:
+        return [Item.always("teacher: head", head), Item("teacher: hidden states", 0, 0, hidden, 0, 0)]
     forward = inference_peak(teacher, setup.sequences, None, frozen=True) + hidden
     whole = sum(parameter.numel for parameter in parameters) * itemsize
     if setup.sliced:

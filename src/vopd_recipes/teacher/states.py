@@ -109,8 +109,8 @@ class StatesServer(VLLMClient):
         width, rest = divmod(len(content), len(inputs) * self.dtype.itemsize)
         if rest or width == 0:
             raise TeacherUnavailable(
-                f"{self._shown} answered {len(content):,} bytes for {len(inputs)} tokens of {self.dtype}; is it a vLLM "
-                "pooling server with --pooler-config.task token_embed?"
+                f"{self._shown} answered {len(content):,} bytes for {len(inputs)} tokens of {self.dtype}; is it a "
+                "vLLM pooling server with --pooler-config.task token_embed?"
             )
         rows = torch.frombuffer(content, dtype=self.dtype).view(len(inputs), width)[len(prompt_ids) - 1 :].clone()
         if not rows.isfinite().all():
