@@ -1,7 +1,7 @@
 """Every method times every seed on one recipe: which runs that makes, and whether those that are there belong to it.
 
-A folder of runs outlives the command that began it. So every run that is taken over, trained to its end or interrupted, is
-held to its own `recipe.yaml`: a difference in one field, and what would be compared is something else.
+A folder of runs outlives the command that began it. So every run that is taken over, finished or interrupted,
+is held to its own `recipe.yaml`: a difference in one field, and what would be compared is something else.
 """
 
 from __future__ import annotations

@@ -170,7 +170,7 @@ class Publisher:
                     stdin=subprocess.PIPE,
                     text=True,
                     env={**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
-                    start_new_session=True,  # an interrupt at the keyboard ends the training; the uploader drains the queue
+                    start_new_session=True,  # an interrupt at the keyboard ends the training; the queue is drained
                 )
             except OSError as error:
                 logger.warning("no uploader process: %s", error.strerror)

@@ -35,7 +35,7 @@ Sharding = Literal["none", "zero0", "zero1", "zero2", "zero3", "fsdp2"]
 CONTEXT_BYTES = 2 * GB
 VLLM_ASLEEP_BYTES = 1 * GB
 VLLM_WORKING_BYTES = 2 * GB
-# float32 logits, their log-softmax, and probabilities and their sum in float64, per vocabulary entry of a row being drawn.
+# float32 logits, their log-softmax, and probabilities and their sum in float64, per vocabulary entry of a drawn row.
 _DRAWING_BYTES = 30
 # Elements that DeepSpeed's ZeRO-3 updates at a time, and how many gathered ones it lets live, by default.
 _SUB_GROUP = 10**9
