@@ -84,7 +84,7 @@ class TaskGrades(SampleLevelComputation):
 
 
 def _as_said(response: Answers) -> list[str]:
-    """Every sample, after the `<think>` that the template put into the prompt: reasoning that was cut is no answer."""
+    """Every sample, after the `<think>` that the template put into the prompt: truncated reasoning is no answer."""
     return [f"<think>{text}" for text in response.text] if response.opens_thinking else response.text
 
 

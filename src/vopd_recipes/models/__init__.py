@@ -22,7 +22,7 @@ from vopd_recipes.models.sharding import (
     IN_CPU_MEMORY,
     evaluating,
     gathered,
-    is_sliced,
+    is_sharded,
     layout,
     loading_teacher,
     redirected,

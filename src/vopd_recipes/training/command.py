@@ -1,7 +1,7 @@
 """The command that trains: from a recipe to a finished run, or to the line that says why not.
 
 `scripts/run_vopd.py` of a checkout and `python -m vopd_recipes.training` of an installation are both this. The same
-command, started again, continues a run that was cut off. With `--explain [PROCESSES]` it only says what it would do.
+command, started again, resumes an interrupted run. With `--explain [PROCESSES]` it only says what it would do.
 """
 
 import logging
@@ -17,7 +17,7 @@ from vopd_recipes.hub import Target, check_write_access
 from vopd_recipes.models import (
     check_models,
     check_tokenizers,
-    is_sliced,
+    is_sharded,
     layout,
     load_student,
     load_teacher,
@@ -36,11 +36,11 @@ USAGE = "usage: accelerate launch scripts/run_vopd.py RECIPE.yaml [--explain [PR
 
 
 def train(recipe: Recipe) -> None:
-    """Train a recipe to its end, from its last whole checkpoint if there is one.
+    """Train a recipe to its end, from its last complete checkpoint if there is one.
 
     Raises:
         RecipeError: whatever is wrong with it, before weights are loaded where that can be known.
-        TrainingStopped: the run cannot go on; what it has saved stays.
+        TrainingStopped: the run cannot continue; what it has saved stays.
     """
     ################
     # Prompts, then everything that can be wrong before weights are loaded
@@ -64,7 +64,7 @@ def train(recipe: Recipe) -> None:
     student = load_student(recipe.model)
     with loading_teacher(recipe.training.teacher_offload):
         teacher: nn.Module | Teacher = server or load_teacher(recipe.model)
-    if not is_sliced(student):  # else the trainer does, once the slices can be gathered
+    if not is_sharded(student):  # else the trainer does, once the shards can be gathered
         check_models(student, teacher if isinstance(teacher, nn.Module) else None, prompts.train[0]["input_ids"])
 
     ################
