@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
-from vopd_recipes.grading.answers import extract_boxed
+from vopd_recipes.grading.boxes import extract_boxed
 
 _MAX_OBJECTS = 100  # places tried, from the last, as the start of a JSON object: keeps the search linear
 _OBJECT_START = re.compile(r'\{\s*"')
