@@ -83,7 +83,8 @@ class TaskGrades(SampleLevelComputation):
     def _grade(self, texts: list[str], docs: list[Doc]) -> list[Grade]:
         if self._kind == "choice":
             return [grade_choice(text, facts(doc)["gold"], facts(doc)["letters"]) for text, doc in zip(texts, docs)]
-        return self._grader.grade(texts, [facts(doc)["gold"] for doc in docs])
+        asked = [facts(doc) for doc in docs]
+        return self._grader.grade(texts, [one["gold"] for one in asked], [one["question"] for one in asked])
 
 
 def _as_said(response: ModelResponse) -> list[str]:

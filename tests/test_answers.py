@@ -370,6 +370,48 @@ def test_numbers_are_settled_here() -> None:
 
 
 @pytest.mark.parametrize(
+    ("answer", "gold", "question", "right"),
+    [
+        (r"10\%", "10", "What percent of the balls are red?", True),
+        (r"10\text{ percent}", "10", "Find the percentage of red balls.", True),
+        ("10 percent", "10", "What is the probability, to the nearest percent?", True),
+        ("10%", "10", "By what percent did it grow?", True),
+        (r"x = 12.5\%", "12.5", "Express it as a percent.", True),
+        (r"10\%", "10", "How many balls are red?", False),
+        (r"10\%", "10", "10 percent of the balls are red. How many are blue?", False),
+        (r"11\%", "10", "What percent of the balls are red?", False),
+        (r"10\%", r"10\%", "What percent of the balls are red?", True),
+    ],
+)
+def test_percent_where_the_question_asks_for_it(
+    answer: str, gold: str, question: str, right: bool, grader: MathGrader
+) -> None:
+    (grade,) = grader.grade([f"\\boxed{{{answer}}}"], [gold], [question])
+    assert grade.correct == right and grade.extracted == answer
+
+
+@pytest.mark.parametrize(
+    ("completion", "gold", "right"),
+    [
+        (r"They are $\boxed{1}$ and $\boxed{-2}$.", "1,-2", True),
+        (r"$x=\boxed{-2}$ or $x=\boxed{1}$", "1,-2", True),
+        (r"\boxed{3}, \boxed{5}, and \boxed{7}", "3, 5, 7", True),
+        (r"\boxed{1+\sqrt{19}} and \boxed{1-\sqrt{19}}", r"1 \pm \sqrt{19}", True),
+        ("First \\boxed{1}.\n\nThen \\boxed{-2}.", "1,-2", False),
+        (r"\boxed{1}, or rather \boxed{1}, and \boxed{-2}", "1,-2", False),
+        (r"They are \boxed{1} and \boxed{-3}.", "1,-2", False),
+        (r"They are \boxed{1} and \boxed{2}.", "2", True),
+        (r"They are \boxed{1} and \boxed{2}.", "12", False),
+        (r"\boxed{5} and then \boxed{1,-2}", "1,-2", True),
+    ],
+)
+def test_several_boxes_are_a_list_where_the_gold_answer_is_one(
+    completion: str, gold: str, right: bool, grader: MathGrader
+) -> None:
+    assert grader.grade([completion], [gold])[0].correct == right
+
+
+@pytest.mark.parametrize(
     ("answer", "key"),
     [
         ("3/4", Fraction(3, 4)),
