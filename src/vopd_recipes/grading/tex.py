@@ -49,8 +49,9 @@ _REWRITING = [
     for pattern, replacement in (
         (r",\\!\s*(?=[0-9])", ","),
         (r"(?<!\\)\\(?:!|[,;:](?=[0-9]))|\{(?=,\})|(?<=\{,)\}|\\displaystyle(?![A-Za-z])", ""),
+        (r"\\[hv]?phantom\s*(?:\{[^{}]*\}|[-+])", ""),
         (r"\\[Bb]igg?[lrm]?(?![A-Za-z])|\\(?:left|right)(?![A-Za-z])(?:\s*\.(?![0-9]))?", ""),
-        (r"(?<!\\)\\(?:[,;: ]|q?quad(?![A-Za-z]))|~", " "),
+        (r"(?<!\\)\\[,;: ]|~", " "),
         (r"(?<!\\)\\$", ""),  # half of a space at the end
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\frac\s*(\\(?!frac|sqrt)[A-Za-z]+|[0-9A-Za-z])(?=\s*[\\{0-9A-Za-z])", r"\\frac{\1}"),
