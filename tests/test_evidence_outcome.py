@@ -339,7 +339,7 @@ def test_an_interrupt_ends_the_runs(write_recipe, tmp_path: Path, way: signal.Si
     process.send_signal(way)
     _, printed = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted: the same command goes on" in printed and "Traceback" not in printed
+    assert "interrupted: the same command resumes" in printed and "Traceback" not in printed
     with locked(output):  # which every run holds while it lives
         assert not (output / "opd-seed1.log").exists()
 

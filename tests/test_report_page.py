@@ -499,7 +499,7 @@ def test_an_unfinished_run_is_read_at_its_last_whole_checkpoint(copied: Callable
     assert "unfinished: step 2 of 4" in page
     assert {int(step) for step in re.findall(r"</b> step (\d+) ", page)} <= {1, 2}
     (run / "checkpoint-2" / "complete").unlink()
-    with pytest.raises(RunError, match="no trainer_state.json and no whole checkpoint yet"):
+    with pytest.raises(RunError, match="no trainer_state.json and no complete checkpoint yet"):
         report_page([run])
 
 

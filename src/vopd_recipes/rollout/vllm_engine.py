@@ -123,7 +123,7 @@ class VLLMRollout:
         """One completion per prompt, in order. Every process of a tensor-parallel group must call it.
 
         Raises:
-            RolloutFailed: the engine cannot go on, or a prompt leaves no room for the completion.
+            RolloutFailed: the engine cannot continue, or a prompt leaves no room for the completion.
         """
         everyone = self._gather((prompts, seeds))
         all_prompts = [prompt for theirs, _ in everyone for prompt in theirs]
@@ -225,7 +225,7 @@ def _never(token_ids: range) -> dict[int, float] | None:
 
 
 def _check_installed() -> None:
-    """Refuse to go on without it.
+    """Refuse to start without it.
 
     Raises:
         RecipeError: it is not installed.
