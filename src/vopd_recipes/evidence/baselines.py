@@ -165,8 +165,8 @@ def write_baselines(found: dict[str, Any], folder: Path) -> str:
         f"Standard deviation of the reward {spread['reward']:.3f}, of the advantage {spread['advantage']:.3f}; "
         f"E[(r − V)²] / E[r²] {with_interval(found['squared_ratio'], '.3f')}. The hundredth of the completions that "
         f"have most of Σ|V| have {found['largest_share']:.0%} of it.\n\n"
-        "Exact variance of the logit gradient over OPD's (`none`), and both models' mean mass on the support, which is the "
-        f"student's or the teacher's top k.\n\n{_variance_table(found['variances'])}"
+        "Exact variance of the logit gradient over OPD's (`none`), and both models' mean mass on the support, which "
+        f"is the student's or the teacher's top k.\n\n{_variance_table(found['variances'])}"
     )
 
 
