@@ -166,6 +166,19 @@ def test_what_does_not_fit_is_said_before_training(server, tiny_pair, tokenizer,
     assert done.returncode == 2 and "error: teacher_server_url: " in done.stderr
 
 
+@pytest.mark.slow
+@needs_vllm
+def test_the_benchmark_counts_what_travels(server, write_recipe) -> None:
+    """Four bytes of each of 64 numbers for every token of prompt and completion but the last."""
+    recipe = write_recipe(max_completion_length=20)
+    words = ["--states", server.url, "--sequences", "8", "--rounds", "1"]
+    done = execute([sys.executable, "scripts/benchmark_teacher.py", str(recipe), *words])
+    assert done.returncode == 0, done.stderr[-2000:]
+    (row,) = [line for line in done.stdout.splitlines() if line.startswith("| hidden states in float32")]
+    assert 4 * 64 <= int(row.split("|")[2].replace(",", "")) <= 4 * 64 * 4
+    assert "× local" in done.stdout
+
+
 # Recorded answers ----------------------------------------------------------------------------------------------------
 
 
