@@ -5,12 +5,29 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TinyPair
+from conftest import TinyPair, sharpened
 from launching import REPOSITORY, on_two_processes
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import ApertusConfig, AutoModelForCausalLM, Glm4MoeConfig, PreTrainedConfig, PreTrainedModel
 
 from vopd_recipes.models import FullCopy, full_weights
+
+# Small enough for a test, and of the shapes that vLLM's kernels for CPUs take.
+SHAPE = {
+    "vocab_size": 264, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 128, "pad_token_id": 0, "bos_token_id": 1,
+    "eos_token_id": 256,
+}  # fmt: skip
+APERTUS = ApertusConfig(**SHAPE, tie_word_embeddings=False)
+GLM4_MOE = Glm4MoeConfig(
+    **SHAPE, moe_intermediate_size=32, n_routed_experts=4, num_experts_per_tok=2, first_k_dense_replace=1, n_group=1,
+    topk_group=1, tie_word_embeddings=False,
+)  # fmt: skip
+
+
+def random_model(settings: PreTrainedConfig) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return sharpened(AutoModelForCausalLM.from_config(settings))
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
@@ -83,6 +100,26 @@ def test_a_full_copy_has_weights_between_fill_and_release(tiny_pair: TinyPair) -
         assert not torch.equal(full.model(ids).logits, student(ids).logits)  # a copy, not a view
     full.release()
     assert sum(parameter.numel() for parameter in full.model.parameters()) == 0
+
+
+@pytest.mark.parametrize("settings", [APERTUS, GLM4_MOE], ids=lambda settings: settings.model_type)
+def test_buffers_of_the_checkpoint_are_handed_over(settings: PreTrainedConfig) -> None:
+    """Apertus keeps an activation's constant in one, GLM-4's router the bias by which it chooses experts."""
+    student = random_model(settings)
+    buffers = {name: buffer for name, buffer in student.named_buffers() if name in student.state_dict()}
+    assert buffers
+    for buffer in buffers.values():
+        buffer.copy_(torch.rand(buffer.shape, generator=torch.Generator().manual_seed(0)))
+    for model in (student, with_adapters(student)):
+        weights = {name: tensor.clone() for name, tensor in full_weights(model)}
+        assert all(torch.equal(weights[name], buffer) for name, buffer in buffers.items())
+    plain = random_model(settings)
+    full = FullCopy(plain, torch.device("cpu"))
+    plain.load_state_dict({name: tensor + 0.01 for name, tensor in plain.state_dict().items()})
+    full.fill(full_weights(plain))
+    ids = torch.arange(40, 60)[None]
+    with torch.no_grad():
+        assert torch.equal(full.model(ids).logits, plain(ids).logits)
 
 
 @pytest.mark.slow

@@ -1,9 +1,10 @@
 """The full, merged weights of a sharded or LoRA model, one tensor at a time.
 
-Whoever wants the student's weights (vLLM, a copy that samples, a file) wants them whole, under the names of the
-checkpoint, and with the adapters merged: W + B A · scale. Under ZeRO-3 and FSDP2 no process holds a whole tensor, so
-each is gathered, handed on and freed before the next: the memory this takes is that of the largest tensor, not of the
-model. The base weights are read and never written: merging in place and undoing it drifts in bfloat16.
+Whoever wants the student's weights (vLLM, a copy that samples, a file) wants them whole and with the adapters merged:
+W + B A · scale. Buffers that a checkpoint holds (a router's correction bias) are weights too. Under ZeRO-3 and FSDP2
+no process holds a whole tensor, so each is gathered, handed on and freed before the next: the memory this takes is
+that of the largest tensor, not of the model. The base weights are read and never written: merging in place and undoing
+it drifts in bfloat16.
 
 Gathering is collective: every process must take every tensor, in the same order.
 """
@@ -23,10 +24,10 @@ from vopd_recipes.models.sharding import gathered
 
 
 def full_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Name and full tensor of each parameter of the causal language model, adapters merged. Collective.
+    """Name and full tensor of each parameter and persistent buffer of the causal language model, adapters merged.
 
-    Tied parameters come under each of their names: a reader that keeps its own tied copy needs both. A tensor is valid
-    until the next one is asked for.
+    Collective. Names are the model's own, without those of adapters. Tied parameters come under each of their names: a
+    reader that keeps its own tied copy needs both. A tensor is valid until the next one is asked for.
 
     Args:
         model: the student, outside any distributed wrapper, with or without adapters.
@@ -41,6 +42,15 @@ def full_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         elif not _is_adapter(name):
             with gathered(parameter) as (full,):
                 yield name, full
+    for name, buffer in _persistent_buffers(causal_lm):  # of which every process has the whole
+        yield name.replace(".base_layer.", "."), buffer.detach()
+
+
+def _persistent_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    for prefix, module in model.named_modules(remove_duplicate=False):
+        for name, buffer in module.named_buffers(recurse=False):
+            if name not in module._non_persistent_buffers_set:
+                yield f"{prefix}.{name}" if prefix else name, buffer
 
 
 def _is_adapter(name: str) -> bool:
@@ -91,9 +101,9 @@ class FullCopy:
 
     def fill(self, named_weights: Iterable[tuple[str, Tensor]]) -> None:
         """Take over the student's weights."""
-        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        ours = dict(self.model.named_parameters(remove_duplicate=False)) | dict(self.model.named_buffers())
         for name, tensor in named_weights:
-            parameters[name].data = tensor.to(parameters[name], copy=True)
+            ours[name].data = tensor.to(ours[name], copy=True)
 
     def release(self) -> None:
         """Give the memory back."""
