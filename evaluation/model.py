@@ -20,6 +20,7 @@ from evaluation.engines import Engine, Request
 from evaluation.harness import Doc, LightevalModel, ModelConfig, ModelResponse
 from evaluation.protocol import Drawing, Protocol
 from evaluation.responses import Response, ResponseStore, question_key
+from vopd_recipes.prompts import encode_text
 from vopd_recipes.recipe import RecipeError, one_line
 from vopd_recipes.rollout import RolloutFailed
 
@@ -61,7 +62,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, protocol: Protocol, prompt: str) 
         RecipeError: the tokenizer has no chat template, or it cannot render the prompt.
     """
     if not protocol.chat_template:
-        return list(tokenizer(prompt)["input_ids"])
+        return encode_text(prompt, tokenizer)
     if not tokenizer.chat_template:
         raise RecipeError(
             f"protocol {protocol.name} needs a chat template and the model has none; set CHAT_TEMPLATE=0"

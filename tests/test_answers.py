@@ -230,6 +230,42 @@ v_{\mathrm{max}} = 3 @ 3
 2X_d = 250 - 2.5P @ X_{d}=125-1.25 P
 P = 100 - 0.8X_d @ X_{d}=125-1.25 P
 125 - 1.25P @ X_{d}=125-1.25 P
+\text{Area} = 5 \text{ cm}^2 @ 5
+2x + 3 @ y = 2x + 3
+\boxed{5} @ 5
+x = 5 \text{ and } y = 3 @ x=5,y=3
+x = 5, y = 3 @ (5,3)
+n = 5 \pm \sqrt{2} @ 5+\sqrt2, 5-\sqrt2
+\frac{-1 \pm \sqrt{5}}{2} @ \frac{-1+\sqrt5}{2}, \frac{-1-\sqrt5}{2}
+1,234,567 @ 1234567
+\frac{x+1}{2} @ 0.5x+0.5
+0.5(x+1) @ \frac{x+1}{2}
+\left\{ 1, 2, 3 \right\} @ 1,2,3
+A = 3, B = 4 @ A=3,B=4
+3.0 \times 10^8 \ \mathrm{m/s} @ 3e8
+\text{yes} @ \text{Yes}
+12\text{ p.m.} @ 12\text{ pm}
+\log_2 8 @ 3
+\sum_{i=1}^{3} i @ 6
+\int_0^1 x dx @ \frac12
+\mathbb{R} @ (-\infty,\infty)
+(-\infty, \infty) @ \mathbb{R}
+x=\frac{\pi}{4}+k\pi @ \frac{\pi}{4}+k\pi
+e^{i\pi/3} @ \frac12+\frac{\sqrt3}{2}i
+6:5 @ \frac65
+|x-3| < 2 @ |x-3|<2
+\sin^2 x @ 1-\cos^2 x
+\tan x @ \frac{\sin x}{\cos x}
+5 \text{ cm} @ 5 cm
+5 = 5 @ 5
+\ddot{x} + x = 0 @ x'' + x = 0
+\frac{d^2x}{dt^2} = -x @ x''+x=0
+0.1 M_\odot @ 0.1
+x > 2 \text{ and } x < 3 @ (2,3)
+x \le 7 \text{ and } x \ge -2 @ x \in [-2,7]
+\{x : 1 < x < 2\} @ (1,2)
+\{x \in \mathbb{R} \mid x \ne 3\} @ (-\infty,3)\cup(3,\infty)
+\{2,1\} @ 1,2
 """.strip("\n").splitlines()
 
 WRONG = r"""
@@ -335,6 +371,68 @@ MR=LRMC @ SRMC=LRMC
 7 or 8 @ 7
 3 \sin x @ 3
 P = 100 + 0.8X_d @ X_{d}=125-1.25 P
+A = 4, B = 3 @ A=3,B=4
+x=3 @ x=-3
+x>3 @ x\ge 3
+3,4 @ 3,4,5
+k\pi @ \pi
+\text{Monday} @ \text{Tuesday}
+C @ \text{(D)}
+i @ 1
+2i @ 2
+e^{-i\pi/3} @ \frac12+\frac{\sqrt3}{2}i
+12:05 @ \frac{12}{5}
+\{1\} @ 2
+x_1 @ x_2
+5x @ 5
+5 x @ 5
+5 m @ 5 s
+3 \text{ or } 5 @ 3
+3 \text{ and } 5 @ 5
+\text{no solution} @ 0
+x=1,2 @ 2
+1 @ 1,2
+5 = 5 @ 6
+4 = 5 @ 5
+4 \approx 5 @ 5
+1 \approx 2 \approx 3 @ 3
+2 \approx 3 @ 3
+x + 1 @ x
+a^2 = b^2 @ a=b
+y = 3x @ y = 2x + 3
+y = -2x @ y = 2x
+2y = 3x + 3 @ y = 2x+3
+z = 2x+3 @ y=2x+3
+\frac{dx}{dt} = kx @ \frac{dy}{dt}=ky
+\frac{dy}{dx} = y @ \frac{dy}{dt}=y
+x'' + x = 0 @ x' + x = 0
+\frac{d^2x}{dt^2} = x @ x''+x=0
+[0,1] @ [0,1)
+x \ge 0 @ x > 0
+x \ge 0 @ (0,\infty)
+x<2 \text{ and } x>3 @ (2,3)
+(-\infty,2) @ (-\infty,2)\cup(3,\infty)
+50 @ 50\%
+\mu m @ m
+3\Omega @ 3\Omega_0
+10,00 @ 1000
+\sqrt{5}1 @ \sqrt{51}
+1 000 @ 1,0
+100 200 @ 300
+c/2 @ \frac12
+v_1 @ v_2
+f'(x) @ f(x)
+L_1 @ L_2
+M_\odot @ L_\odot
+e @ 2.7
+12:30\text{ pm} @ 12:03\text{ pm}
+\{1,2\} @ (1,2)
+m+n=5 @ 204
+\text{odd} @ \text{even}
+2^5 = 33 @ 33
+10\% @ 10
+x > 2 \text{ or } x < 3 @ (2,3)
+(1,2) @ \{1,2\}
 """.strip("\n").splitlines()
 
 

@@ -126,8 +126,10 @@ def _verdict(ours: str, theirs: str, is_text: bool) -> bool | None:
     if (time := _CLOCK.fullmatch(ours)) or _CLOCK.fullmatch(theirs):
         expected_time = _CLOCK.fullmatch(theirs)
         return bool(time and expected_time) and _clock(time) == _clock(expected_time)
-    if _is_pair(ours) and not _is_pair(theirs) and count_of_values(theirs) == 2:
+    if _is_pair(ours) and not _is_pair(theirs) and count_of_values(_elements(theirs)) == 2:
         return False  # a point or an interval, and two values
+    if _is_pair(theirs) and ours != (elements := _elements(ours)) and count_of_values(elements) == 2:
+        return False
     if _is_pair(theirs) and not _is_pair(ours) and count_of_values(ours) == 2 and _may_be_interval(theirs):
         return False
     if _PROSE.fullmatch(ours) and _PROSE.fullmatch(theirs) and (is_text or " " in ours):
@@ -143,6 +145,11 @@ def _is_pair(text: str) -> bool:
     return (
         text.startswith("(") and text.endswith(")") and len(split(text, COMMAS).parts) == 1 and len(_pair(text)) == 2
     )
+
+
+def _elements(text: str) -> str:
+    """What stands in a set's braces; anything else as it is."""
+    return text[2:-2] if text.startswith(r"\{") and text.endswith(r"\}") else text
 
 
 def _pair(text: str) -> list[str]:

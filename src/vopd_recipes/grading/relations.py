@@ -41,7 +41,11 @@ _BUILDER = re.compile(
     rf"\s*\\\{{\s*{_VARIABLE}\s*(?:\\in\s*\\mathbb\s*\{{?R\}}?)?\s*(?:\\mid(?![A-Za-z])|\\colon(?![A-Za-z])|[:|])(.+)\\\}}\s*",
     re.DOTALL,
 )
-_UNION = re.compile(rf"\s*(?:\\cup(?![A-Za-z])|\\lor(?![A-Za-z])|\\vee(?![A-Za-z])|,|;|{_AND.pattern})\s*")
+_UNION = re.compile(
+    rf"\s*(?:\\(?:cup|lor|vee)(?![A-Za-z])|,?\s*{WRAPPER}\{{\s*or\s*\}}|,|;|(?<![A-Za-z\\])or(?![A-Za-z]))\s*"
+)
+_ALSO = re.compile(rf"\s*(?:\\(?:land|wedge)(?![A-Za-z])|{WRAPPER}\{{\s*and\s*\}}|(?<![A-Za-z\\])and(?![A-Za-z]))\s*")
+_BELOW, _ABOVE = "(-\\infty,", ",\\infty)"
 _RELATION = re.compile(r"(\\(?:le|ge|ne)(?![A-Za-z])|<|>)")
 _IS_SET = re.compile(r"\s*(?:[(\[]|\\\{|\\emptyset|\\mathbb)|.*\\cup", re.DOTALL)
 
@@ -96,7 +100,7 @@ def sides_of(answer: str, gold: str) -> tuple[Sides, str]:
         return Sides([answer], False), gold
     theirs = split(split(gold, frozenset((r"\approx",))).parts[0], EQUALS).parts
     ours = split(answer, EQUALS)
-    if len(split(answer, COMMAS).parts) > 1 or len(split(gold, COMMAS).parts) > 1:
+    if len(split(answer, COMMAS).parts) > 1 or (len(theirs) > 1 and len(split(gold, COMMAS).parts) > 1):
         return Sides([answer], False), gold
     is_equation = len(theirs) > 1
     if is_equation and len(ours.parts) == 1:
@@ -125,6 +129,9 @@ def listed(text: str, gold: str) -> str:
     r"""Values with `and` and `or` between them as a list with commas; without the name before each (`x=1 or x=-2`)."""
     if (_AND.search(text)) and not _PROSE.search(_AND.sub(" ", text)) and not _RELATION.search(text):
         text = _AND.sub(", ", text).strip(" ,")
+    if text.count(r"\pm") == 1 and "," in gold and "," not in text and "=" not in gold:
+        text = _ITEM_NAME.sub("", text)
+        return ", ".join(text.replace(r"\pm", sign) for sign in "+-")
     if "=" not in text or "=" in gold or len(items := split(text, COMMAS).parts) < 2:
         return text
     names = [_ITEM_NAME.match(item) for item in items]
@@ -167,12 +174,25 @@ def _described(text: str) -> tuple[str | None, str] | None:
         return None
     variables, sets = set(), []
     for piece in _UNION.split(text):
-        described = _interval(_RELATION.split(piece))
+        described = _both(_ALSO.split(piece))
         if described is None:
             return None
         variables.add(described[0])
         sets.append(described[1])
     return (variables.pop(), r" \cup ".join(sets)) if len(variables) == 1 else None
+
+
+def _both(halves: list[str]) -> tuple[str, str] | None:
+    r"""Of one statement, or of `x > 2 and x < 3`, a bound from below and one from above in either order."""
+    if len(halves) == 1:
+        return _interval(_RELATION.split(halves[0]))
+    found = [_interval(_RELATION.split(half)) for half in halves]
+    if len(found) != 2 or found[0] is None or found[1] is None or found[0][0] != found[1][0]:
+        return None
+    low, high = (found[0][1], found[1][1]) if found[0][1].endswith(_ABOVE) else (found[1][1], found[0][1])
+    if not low.endswith(_ABOVE) or not high.startswith(_BELOW) or _UNION.search(low.removesuffix(_ABOVE)):
+        return None
+    return found[0][0], f"{low.removesuffix(_ABOVE)},{high.removeprefix(_BELOW)}"
 
 
 _TURNED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le", r"\ne": r"\ne"}

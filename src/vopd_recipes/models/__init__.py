@@ -27,5 +27,6 @@ from vopd_recipes.models.sharding import (
     loading_teacher,
     redirected,
     shards_weights,
+    unsliced,
 )
-from vopd_recipes.models.weights import FullCopy, full_weights
+from vopd_recipes.models.weights import FullCopy, checkpoint_weights, full_weights

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners import lora
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors import safe_open
@@ -56,9 +57,30 @@ def load_student(config: ModelConfig) -> PreTrainedModel | PeftModel:
     if not config.use_peft:
         return student
     try:
-        return get_peft_model(student, _lora(config), revision=config.model_revision)
+        adapted = get_peft_model(student, _lora(config), revision=config.model_revision)
     except ValueError as error:
         raise RecipeError(f"lora_target_modules: {one_line(error)}") from error
+    _check_layers(adapted)
+    return adapted
+
+
+def _check_layers(student: PeftModel) -> None:
+    """Adapters sit where they can be merged into one weight, for the sampler and for whoever loads the result."""
+    head = causal_lm_of(student).get_output_embeddings()
+    for name, module in causal_lm_of(student).named_modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        base = module.get_base_layer()
+        if type(module) not in (lora.Linear, lora.Embedding):
+            raise RecipeError(
+                f"lora_target_modules: {name} is a {type(base).__name__}, whose adapters cannot be merged into it; "
+                "name linear layers or embeddings"
+            )
+        if module is not head and base.weight is getattr(head, "weight", None):
+            raise RecipeError(
+                f"lora_target_modules: {name} shares its weight with the head, which its adapters do not reach; "
+                "leave it out"
+            )
 
 
 def _lora(config: ModelConfig) -> LoraConfig:
@@ -106,6 +128,7 @@ def _load_adapter(config: ModelConfig, folder: Path) -> PeftModel:
     settings.lora_dropout = config.lora_dropout
     student = PeftModel.from_pretrained(base, str(folder), is_trainable=True, config=settings)
     _check_adapter(config, student, settings, expected, folder)
+    _check_layers(student)
     return student
 
 

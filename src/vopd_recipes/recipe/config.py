@@ -82,6 +82,7 @@ class DataConfig:
     prompt_template: str | None = option(None, "text in which {column} stands for that column's value")
     chat_template: bool = option(False, "wrap prompts in the tokenizer's chat template")
     chat_template_kwargs: dict[str, Any] = option({}, "passed to the chat template, e.g. {enable_thinking: false}")
+    continue_final_message: bool = option(False, "go on with a last message that is the assistant's")
     max_prompt_length: int = option(1024, "longer prompts are dropped and counted, in tokens")
 
     def __post_init__(self) -> None:
@@ -102,6 +103,10 @@ class DataConfig:
         _require(
             not self.chat_template_kwargs or self.chat_template,
             "chat_template_kwargs has no effect with chat_template: false",
+        )
+        _require(
+            not self.continue_final_message or self.chat_template,
+            "continue_final_message has no effect with chat_template: false",
         )
         for source in self.dataset_mixture or []:
             self._check_source(source)

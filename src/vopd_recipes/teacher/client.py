@@ -71,6 +71,7 @@ class VLLMClient:
         self._identity: dict[str, Any] | None = None  # of the model that was checked
         self._failure: TeacherUnavailable | None = None  # why everything was given up
         self._given_up = threading.Event()
+        self.received = 0  # bytes of answers so far
 
     @contextmanager
     def checked(self, tokenizer: PreTrainedTokenizerBase, longest: int) -> Iterator[None]:
@@ -191,6 +192,7 @@ class VLLMClient:
             wait = None
             try:
                 response = self._client.request("GET" if body is None else "POST", path, json=body)
+                self.received += len(response.content)
                 if response.status_code < 300:
                     return read(response), failures
                 problem = f"{response.status_code}: {_message(response)}"
