@@ -26,7 +26,8 @@ from huggingface_hub.errors import (
 )
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from vopd_recipes.recipe import RecipeError
+from vopd_recipes.files import sha256_of
+from vopd_recipes.recipe import RecipeError, one_line
 
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "recipe.yaml"]
 _HASHED_BESIDE_WEIGHTS = ("config.json", "adapter_config.json")
@@ -158,7 +159,7 @@ def _locate(model: str, revision: str | None, what: str) -> tuple[Path, bool]:
     except LocalEntryNotFoundError:
         reason = "the Hub cannot be reached and the model is not in the cache; check the network"
     except Exception as error:  # httpx, disk, …
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error, 300)
     raise RecipeError(f"{what}: {model}: {reason}")
 
 
@@ -189,8 +190,7 @@ def _digest(file: Path) -> str:
     content = file.resolve()
     if _SHA256.fullmatch(content.name):  # the Hub's cache names large files by their SHA-256
         return content.name
-    with content.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return sha256_of(content)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

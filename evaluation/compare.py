@@ -11,20 +11,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import numpy as np
+import pyarrow.parquet as pq
+from scipy import stats
 
-matplotlib.use("Agg")
+from vopd_recipes.files import markdown_table, new_figure, read_results, save_figure, title_of, write_text
+from vopd_recipes.recipe import RecipeError
 
-import matplotlib.pyplot as plt  # noqa: E402  # the backend is chosen first: no screen is needed
-import numpy as np  # noqa: E402
-import pyarrow.parquet as pq  # noqa: E402
-
-from evaluation.results import read_results  # noqa: E402
-from evaluation.tasks import TASKS  # noqa: E402
-from vopd_recipes.files import written_whole  # noqa: E402
-from vopd_recipes.recipe import RecipeError  # noqa: E402
-
-_REPEATS, _SEED = 10_000, 0
+_SEED = 0
 
 
 def compare(paths: list[Path], output: Path) -> str:
@@ -41,8 +35,7 @@ def compare(paths: list[Path], output: Path) -> str:
     if not tasks:
         raise RecipeError(f"COMPARE: {paths[0]} and the others have no task in common")
     text = _table(paths, results, labels, tasks)
-    with written_whole(output.with_suffix(".md")) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_text(output.with_suffix(".md"), text + "\n")
     _plot(results, labels, tasks, output.with_suffix(".png"))
     return f"{text}\n\nwritten: {output.with_suffix('.md')}, {output.with_suffix('.png')}"
 
@@ -66,14 +59,14 @@ def _table(paths: list[Path], results: list[dict[str, Any]], labels: list[str], 
     head = ["task", f"{labels[0]}: avg@n ± s.e."]
     for label in labels[1:]:
         head += [f"{label}: avg@n ± s.e.", "difference [95 %]"]
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "--:|" * (len(head) - 1)]
+    rows = []
     notes: list[str] = []
     for task in tasks:
-        cells = [TASKS[task].title if task in TASKS else task, _score(results[0], task)]
+        cells = [title_of(task, results[0]["tasks"][task]), _score(results[0], task)]
         for path, content, label in zip(paths[1:], results[1:], labels[1:]):
             cells.append(_score(content, task))
             cells.append(_difference(paths[0], path, task, label, notes) if task in content["tasks"] else "")
-        lines.append("| " + " | ".join(cells) + " |")
+        rows.append(cells)
     protocols = {(content["protocol"], content["backend"], content["dtype"]) for content in results}
     if len(protocols) > 1:
         listed = "; ".join(" ".join(protocol) for protocol in sorted(protocols))
@@ -81,7 +74,9 @@ def _table(paths: list[Path], results: list[dict[str, Any]], labels: list[str], 
     for content, label in zip(results, labels):
         if alone := [name for name in content["tasks"] if name not in tasks]:
             notes.append(f"Not compared: {label} also has {', '.join(alone)}.")
-    return "\n".join([*lines, "", f"Percent; differences from {labels[0]}, * where 0 is outside.", *notes])
+    return "\n".join(
+        [markdown_table(head, rows), "", f"Percent; differences from {labels[0]}, * where 0 is outside.", *notes]
+    )
 
 
 def _score(content: dict[str, Any], task: str) -> str:
@@ -118,21 +113,17 @@ def question_means(path: Path, task: str) -> dict[str, float]:
 
 def bootstrap_interval(differences: np.ndarray) -> tuple[float, float]:
     """The 95 % interval of a mean, by drawing its [Q] terms anew; the same for the same terms."""
-    generator = np.random.default_rng(_SEED)
-    size = len(differences)
-    chunk = max(1, 4_000_000 // size)  # 32 MB of indices at a time
-    means = [
-        differences[generator.integers(size, size=(min(chunk, _REPEATS - done), size))].mean(axis=1)
-        for done in range(0, _REPEATS, chunk)
-    ]
-    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
-    return float(low), float(high)
+    if len(differences) == 1:
+        return float(differences[0]), float(differences[0])
+    batch = max(1, 4_000_000 // len(differences))  # 32 MB of indices at a time
+    drawn = stats.bootstrap((differences,), np.mean, n_resamples=10_000, batch=batch, method="percentile", rng=_SEED)
+    return float(drawn.confidence_interval.low), float(drawn.confidence_interval.high)
 
 
 def _plot(results: list[dict[str, Any]], labels: list[str], tasks: list[str], path: Path) -> None:
     """Bars of avg@n with 95 % intervals (1.96 standard errors), a group for each task."""
-    figure, axis = plt.subplots(figsize=(max(5.0, 1.6 * len(tasks) + 2), 4.2), layout="constrained")
-    width = 0.8 / len(results)
+    figure, (axis,) = new_figure(1, max(5.0, 1.6 * len(tasks) + 2), 4.2)
+    width, first = 0.8 / len(results), [(task, results[0]["tasks"][task]) for task in tasks]
     for number, (content, label) in enumerate(zip(results, labels)):
         there = [(place, content["tasks"][task]) for place, task in enumerate(tasks) if task in content["tasks"]]
         axis.bar(
@@ -143,14 +134,10 @@ def _plot(results: list[dict[str, Any]], labels: list[str], tasks: list[str], pa
             capsize=3,
             label=label,
         )
-    titles = [
-        f"{TASKS[task].title if task in TASKS else task}\navg@{results[0]['tasks'][task]['n']}" for task in tasks
-    ]
+    titles = [f"{title_of(task, scores)}\navg@{scores['n']}" for task, scores in first]
     axis.set_xticks(range(len(tasks)), titles, fontsize=8)
     axis.set_ylabel("accuracy (%)")
     axis.set_ylim(bottom=0)
     axis.grid(axis="y", alpha=0.3)
     axis.legend(fontsize=8)
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
-    plt.close(figure)
+    save_figure(figure, path)

@@ -9,7 +9,6 @@ weights stay as they are.
 from __future__ import annotations
 
 import importlib.util
-import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -23,8 +22,8 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from evaluation.checkpoint import Checkpoint
 from evaluation.protocol import Drawing
 from evaluation.responses import Response
-from vopd_recipes.recipe import RecipeError
-from vopd_recipes.rollout import Sampling, TransformersRollout, prompts_in_one_piece
+from vopd_recipes.recipe import RecipeError, one_line
+from vopd_recipes.rollout import Sampling, TransformersRollout, start_vllm
 
 _LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM 0.32 takes as max_lora_rank
 
@@ -78,7 +77,7 @@ def start(
             return VLLMEngine(checkpoint, tokenizer, dtype, batch_size, length)
         return TransformersEngine(checkpoint, tokenizer, dtype, batch_size)
     except Exception as error:  # loaders raise what they like; each becomes one line
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+        reason = f"{type(error).__name__}: {one_line(error, 400)}"
         raise RecipeError(f"BACKEND: {backend} cannot load {checkpoint.name}: {reason}") from error
 
 
@@ -109,6 +108,12 @@ def text_of(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> str:
     """A completion's text, without special tokens; `<think>` is none."""
     text = str(tokenizer.decode(token_ids, skip_special_tokens=True))
     return text.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate fits into no file
+
+
+def _answered(
+    request: Request, sample: int, tokenizer: PreTrainedTokenizerBase, ids: list[int], finished: bool, seconds: float
+) -> tuple[Request, Response]:
+    return request, Response(request.key, sample, text_of(tokenizer, ids), len(ids), finished, seconds)
 
 
 class TransformersEngine:
@@ -162,10 +167,9 @@ class TransformersEngine:
         )
         seconds = (time.perf_counter() - started) / len(rows)
         return [
-            (request, Response(request.key, sample, text_of(self._tokenizer, completion.token_ids),
-                               len(completion.token_ids), completion.finished, seconds))
+            _answered(request, sample, self._tokenizer, completion.token_ids, completion.finished, seconds)
             for (request, sample), completion in zip(rows, drawn)
-        ]  # fmt: skip
+        ]
 
 
 class VLLMEngine:
@@ -175,30 +179,21 @@ class VLLMEngine:
         self, checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase, dtype: str, batch_size: int, length: int
     ) -> None:
         on_gpu = torch.cuda.is_available()
-        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine runs in this process
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        if not on_gpu:
-            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
-        import vllm  # late: it takes ten seconds, and reads the variables above
-        from vllm.lora.request import LoRARequest
-
-        self._vllm: Any = vllm
         adapter = checkpoint.base is not None
-        lora = {"enable_lora": True, "max_lora_rank": room_for(checkpoint.adapter_rank())} if adapter else {}
-        self._llm: Any = self._vllm.LLM(
+        lora: dict[str, Any] = {}
+        if adapter:
+            lora = {"enable_lora": True, "max_lora_rank": room_for(checkpoint.adapter_rank())}
+        self._vllm, self._llm = start_vllm(
+            on_gpu,
+            length,
             model=str(checkpoint.model_folder),
-            skip_tokenizer_init=True,  # token ids go in and come out
-            generation_config="vllm",  # not the checkpoint's
             dtype=dtype,
-            max_model_len=length,
             max_num_seqs=batch_size,
             gpu_memory_utilization=0.9 if on_gpu else 0.2,
-            enforce_eager=not on_gpu,
             **lora,
-            **({} if on_gpu else prompts_in_one_piece(length)),
         )
-        self._adapter = LoRARequest("adapter", 1, str(checkpoint.folder)) if adapter else None
+        requests = self._vllm.lora.request
+        self._adapter = requests.LoRARequest("adapter", 1, str(checkpoint.folder)) if adapter else None
         self._tokenizer = tokenizer
         self._end_tokens = checkpoint.end_tokens(tokenizer)
 
@@ -221,8 +216,10 @@ class VLLMEngine:
             if count:
                 seconds, last = (time.perf_counter() - last) / count, time.perf_counter()
                 yield [
-                    pair for output in done for pair in self._responses(waiting[output.request_id], output, seconds)
-                ]
+                    _answered(request, request.first + drawn.index, self._tokenizer, list(drawn.token_ids),
+                              drawn.finish_reason == "stop", seconds)
+                    for output in done for request in [waiting[output.request_id]] for drawn in output.outputs
+                ]  # fmt: skip
 
     def _parameters(self, request: Request) -> Any:
         drawing = request.drawing
@@ -236,13 +233,3 @@ class VLLMEngine:
             stop_token_ids=self._end_tokens,
             detokenize=False,
         )
-
-    def _text(self, drawn: Any) -> str:
-        return text_of(self._tokenizer, list(drawn.token_ids))
-
-    def _responses(self, request: Request, output: Any, seconds: float) -> list[tuple[Request, Response]]:
-        return [
-            (request, Response(request.key, request.first + drawn.index, self._text(drawn),
-                               len(drawn.token_ids), drawn.finish_reason == "stop", seconds))
-            for drawn in output.outputs
-        ]  # fmt: skip

@@ -13,13 +13,15 @@ With c_ij = 1 where sample j of question i is right, Q questions and n samples e
 
 from __future__ import annotations
 
-import math
 import os
 from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
+from statistics import fmean
 from typing import Any
 
+from scipy.stats import sem
 from tqdm import tqdm
 
 from evaluation.harness import CorpusLevelMetric, Doc, ModelResponse, SampleLevelComputation, SamplingMethod
@@ -65,31 +67,25 @@ class TaskGrades(SampleLevelComputation):
 
     def compute(self, responses: list[ModelResponse], docs: list[Doc]) -> list[Graded]:  # type: ignore[override]
         """One `Graded` per question: lighteval's batched metrics get all of a task's at once."""
-        texts = [text for response in responses for text in _as_said(response)]
-        owners = [doc for doc, response in zip(docs, responses) for _ in response.text]
+        answers = [response for response in responses if isinstance(response, Answers)]
+        said = [(text, facts(doc)) for doc, response in zip(docs, answers) for text in _as_said(response)]
         grades: list[Grade] = []
-        bar = tqdm(total=len(texts), desc=f"Grading {docs[0].task_name.split('|')[0]}", unit="", leave=False)
-        for first in range(0, len(texts), _AT_A_TIME):
-            grades += self._grade(texts[first : first + _AT_A_TIME], owners[first : first + _AT_A_TIME])
-            bar.update(min(_AT_A_TIME, len(texts) - first))
-        bar.close()
-        found: list[Graded] = []
-        for doc, response in zip(docs, responses):
-            assert isinstance(response, Answers)
-            found.append(Graded(doc, response, grades[: len(response.text)]))
-            del grades[: len(response.text)]
-        return found
+        with tqdm(total=len(said), desc=f"Grading {docs[0].task_name.split('|')[0]}", unit="", leave=False) as bar:
+            for first in range(0, len(said), _AT_A_TIME):
+                grades += self._grade(said[first : first + _AT_A_TIME])
+                bar.update(len(grades) - first)
+        left = iter(grades)
+        return [Graded(doc, each, list(islice(left, len(each.text)))) for doc, each in zip(docs, answers)]
 
-    def _grade(self, texts: list[str], docs: list[Doc]) -> list[Grade]:
+    def _grade(self, said: list[tuple[str, dict[str, Any]]]) -> list[Grade]:
         if self._kind == "choice":
-            return [grade_choice(text, facts(doc)["gold"], facts(doc)["letters"]) for text, doc in zip(texts, docs)]
-        asked = [facts(doc) for doc in docs]
+            return [grade_choice(text, asked["gold"], asked["letters"]) for text, asked in said]
+        texts, asked = [text for text, _ in said], [about for _, about in said]
         return self._grader.grade(texts, [one["gold"] for one in asked], [one["question"] for one in asked])
 
 
-def _as_said(response: ModelResponse) -> list[str]:
-    """Every sample, after the `<think>` that the template put into the prompt: reasoning that was cut is no answer."""
-    assert isinstance(response, Answers)
+def _as_said(response: Answers) -> list[str]:
+    """Every sample, after the `<think>` that the template put into the prompt: truncated reasoning is no answer."""
     return [f"<think>{text}" for text in response.text] if response.opens_thinking else response.text
 
 
@@ -114,28 +110,20 @@ def scores(questions: list[Graded]) -> dict[str, float]:
     """What a results file says of a task; shares are between 0 and 1."""
     grades = [grade for question in questions for grade in question.grades]
     responses = [response for question in questions for response in question.answers.responses]
-    means = [_mean(float(grade.correct) for grade in question.grades) for question in questions]
+    means = [fmean(float(grade.correct) for grade in question.grades) for question in questions]
     return {
-        "avg": _mean(means),
-        "stderr": standard_error(means),
-        "pass": _mean(float(any(grade.correct for grade in question.grades)) for question in questions),
-        "maj": _mean(majority(question.grades) for question in questions),
+        "avg": fmean(means),
+        "stderr": float(sem(means)) if len(means) > 1 else 0.0,
+        "pass": fmean(float(any(grade.correct for grade in question.grades)) for question in questions),
+        "maj": fmean(majority(question.grades) for question in questions),
         "n": len(questions[0].grades),
         "problems": len(questions),
-        "format_rate": _mean(float(grade.formatted) for grade in grades),
-        "truncation_rate": _mean(float(not response.finished) for response in responses),
+        "format_rate": fmean(float(grade.formatted) for grade in grades),
+        "truncation_rate": fmean(float(not response.finished) for response in responses),
         "grading_errors": sum(grade.error is not None for grade in grades),
         "seconds": round(sum(response.seconds for response in responses), 3),
         "tokens": sum(response.tokens for response in responses),
     }
-
-
-def standard_error(means: list[float]) -> float:
-    """Of the mean over questions, from the questions' means."""
-    if len(means) < 2:
-        return 0.0
-    centre = _mean(means)
-    return math.sqrt(math.fsum((mean - centre) ** 2 for mean in means) / (len(means) - 1) / len(means))
 
 
 def majority(grades: list[Grade]) -> float:
@@ -147,8 +135,3 @@ def majority(grades: list[Grade]) -> float:
     most = max(votes.values(), default=0)
     tied = [answer for answer, count in votes.items() if count == most]
     return 1 / len(tied) if None in tied else 0.0
-
-
-def _mean(values: Any) -> float:
-    found = list(values)
-    return math.fsum(found) / len(found)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,7 +20,8 @@ from evaluation.engines import Engine, Request
 from evaluation.harness import Doc, LightevalModel, ModelConfig, ModelResponse
 from evaluation.protocol import Drawing, Protocol
 from evaluation.responses import Response, ResponseStore, question_key
-from vopd_recipes.recipe import RecipeError
+from vopd_recipes.prompts import encode_text
+from vopd_recipes.recipe import RecipeError, one_line
 from vopd_recipes.rollout import RolloutFailed
 
 
@@ -60,7 +62,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, protocol: Protocol, prompt: str) 
         RecipeError: the tokenizer has no chat template, or it cannot render the prompt.
     """
     if not protocol.chat_template:
-        return list(tokenizer(prompt)["input_ids"])
+        return encode_text(prompt, tokenizer)
     if not tokenizer.chat_template:
         raise RecipeError(
             f"protocol {protocol.name} needs a chat template and the model has none; set CHAT_TEMPLATE=0"
@@ -137,12 +139,11 @@ class EvaluatedModel(LightevalModel):
 
         Raises:
             RecipeError: the weights cannot be loaded.
-            RolloutFailed: the engine cannot go on.
+            RolloutFailed: the engine cannot continue.
         """
         asked = [self._asked(doc) for doc in docs]
-        requests = [
-            request for question in dict.fromkeys(map(_hashable, asked)) for request in self._missing(*question)
-        ]
+        different = {(question.key, question.drawing, question.count): question for question in asked}
+        requests = [request for question in different.values() for request in self._missing(question)]
         engine = self._engine(requests)
         total = sum(question.count for question in asked)
         missing = sum(request.count for request in requests)
@@ -157,12 +158,12 @@ class EvaluatedModel(LightevalModel):
             return None
         return self._start(max(len(request.token_ids) + request.drawing.max_new_tokens for request in requests))
 
-    def _missing(self, token_ids: tuple[int, ...], seed: int, drawing: Drawing, count: int) -> list[Request]:
+    def _missing(self, asked: Asked) -> list[Request]:
         """One request for all that is missing of a question; the samples before it are there."""
-        key = question_key(list(token_ids), seed)
-        store = self._stores(drawing)
+        key, count, store = asked.key, asked.count, self._stores(asked.drawing)
         there = next((sample for sample in range(count) if store.get(key, sample) is None), count)
-        return [Request(key, list(token_ids), seed, there, count - there, drawing)] if there < count else []
+        request = Request(key, asked.token_ids, asked.seed, there, count - there, asked.drawing)
+        return [request] if there < count else []
 
     def _keep(self, batch: list[tuple[Request, Response]]) -> None:
         by_drawing: dict[Drawing, list[Response]] = {}
@@ -188,11 +189,11 @@ class EvaluatedModel(LightevalModel):
 
     def loglikelihood(self, docs: list[Doc]) -> NoReturn:
         """No task here asks for it."""
-        raise NotImplementedError("tasks here are answered in words, not by likelihood")
+        raise NotImplementedError("tasks here are generative, not scored by log-likelihood")
 
     def loglikelihood_rolling(self, docs: list[Doc]) -> NoReturn:
         """No task here asks for it."""
-        raise NotImplementedError("tasks here are answered in words, not by likelihood")
+        raise NotImplementedError("tasks here are generative, not scored by log-likelihood")
 
 
 def _drawn(engine: Engine | None, requests: list[Request]) -> Iterator[list[tuple[Request, Response]]]:
@@ -201,14 +202,10 @@ def _drawn(engine: Engine | None, requests: list[Request]) -> Iterator[list[tupl
     try:
         yield from engine.run(requests)
     except Exception as error:  # out of memory, a dead engine: engines raise what they like
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        reason = f"{type(error).__name__}: {one_line(error, 300)}"
         raise RolloutFailed(
-            f"answers stopped coming: {reason}; those so far are kept, and the same command goes on"
+            f"answers stopped coming: {reason}; those so far are kept, and the same command resumes"
         ) from error
-
-
-def _hashable(question: Asked) -> tuple[tuple[int, ...], int, Drawing, int]:
-    return tuple(question.token_ids), question.seed, question.drawing, question.count
 
 
 class _NoCache:
@@ -226,11 +223,4 @@ def stores(folder: Path, weights_hash: str, settings: dict[str, Any]) -> Callabl
         weights_hash: of the model.
         settings: what decides a completion besides weights, prompt, seed and drawing.
     """
-    opened: dict[Drawing, ResponseStore] = {}
-
-    def store(drawing: Drawing) -> ResponseStore:
-        if drawing not in opened:
-            opened[drawing] = ResponseStore(folder, weights_hash, {**settings, **asdict(drawing)})
-        return opened[drawing]
-
-    return store
+    return cache(lambda drawing: ResponseStore(folder, weights_hash, {**settings, **asdict(drawing)}))

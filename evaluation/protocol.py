@@ -6,9 +6,8 @@ drawn under two protocols are two measurements. What the command line changes be
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -59,7 +58,7 @@ class Protocol:
         drawing: Drawing = getattr(self, kind)
         if longest is None or longest >= drawing.max_new_tokens:
             return drawing
-        return Drawing(drawing.temperature, drawing.top_p, drawing.top_k, longest)
+        return replace(drawing, max_new_tokens=longest)
 
     def samples_of(self, task: str) -> int:
         """Completions per question."""
@@ -105,11 +104,7 @@ def read_protocol(
         read[kind]["max_new_tokens"] != max_new_tokens for kind in ("math", "choice")
     ):
         label.append(f"max_new_tokens={max_new_tokens}")
-    drawings = {kind: _drawing(read[kind], max_new_tokens) for kind in ("math", "choice")}
+    changed = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+    drawings = {kind: Drawing(**(read[kind] | changed)) for kind in ("math", "choice")}
     counts = {"default": samples} if samples is not None else read["samples"]
     return Protocol("+".join(label), read["chat_template"], read["thinking"], **drawings, samples=counts)
-
-
-def _drawing(read: dict[str, Any], max_new_tokens: int | None) -> Drawing:
-    changed = {**read, **({} if max_new_tokens is None else {"max_new_tokens": max_new_tokens})}
-    return Drawing(**{field.name: changed[field.name] for field in fields(Drawing)})

@@ -1,20 +1,15 @@
-"""`PUSH=1`: results go to the Hub beside the model that they are of; see `vopd_recipes.hub.results`."""
+"""`PUSH=1`: results go to the Hub beside the model that they are of; see `vopd_recipes.hub.evaluations`."""
 
 from __future__ import annotations
 
-import logging
 import re
+import sys
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    LocalTokenNotFoundError,
-    RepositoryNotFoundError,
-)
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
-from vopd_recipes.hub.results import push_results, read_results
-from vopd_recipes.hub.revisions import hub_is_away, limit_waiting, reason
+from vopd_recipes.hub import check_token, hub_client, hub_is_away, publishable_results, push_results, reason
 from vopd_recipes.recipe import RecipeError, is_hub_id
 
 _ANSWER = 60.0  # seconds that the Hub may take
@@ -44,12 +39,10 @@ def check_pushable(model: str | None, revision: str | None, limit: int | None) -
         raise RecipeError(f"PUSH: revision {revision} cannot name a split; evaluate a branch or tag")
     if limit is not None:
         raise RecipeError("PUSH: results of some questions are not published; leave out LIMIT or PUSH")
-    limit_waiting(_ANSWER)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs addresses, and those of uploads are signed
     try:
-        _check_access(HfApi(), model)
-    except LocalTokenNotFoundError:
-        raise RecipeError("PUSH: no Hub token; log in with `hf auth login` or set HF_TOKEN") from None
+        api = hub_client(_ANSWER)
+        check_token(api, "PUSH")
+        _check_repositories(api, model)
     except Exception as error:
         if hub_is_away(error):
             raise RecipeError(
@@ -60,12 +53,7 @@ def check_pushable(model: str | None, revision: str | None, limit: int | None) -
         raise RecipeError(f"PUSH: this machine's token may not write to {model}: {reason(error)}") from None
 
 
-def _check_access(api: HfApi, model: str) -> None:
-    role = api.whoami().get("auth", {}).get("accessToken", {}).get("role")
-    if role == "read":
-        raise RecipeError(
-            "PUSH: the Hub token may only read; make one with write access at https://huggingface.co/settings/tokens"
-        )
+def _check_repositories(api: HfApi, model: str) -> None:
     for repo_id, repo_type in ((model, "model"), (f"{model}-evals", "dataset")):
         try:
             api.auth_check(repo_id, repo_type=repo_type, write=True)
@@ -74,17 +62,18 @@ def _check_access(api: HfApi, model: str) -> None:
                 raise RecipeError(f"PUSH: {model}: no such model repository, or this token may not read it") from None
 
 
-def push(path: Path) -> str:
-    """Publish a results file and the details beside it; the data set, and the revision that they are kept under.
+def push(path: Path) -> bool:
+    """Publish a results file and the details beside it, and say what came of it: the comparison is still to come.
 
-    Raises:
-        RecipeError: they cannot be published, the Hub refuses or is away; the results stay where they are.
+    Where it fails, the results stay where they are.
     """
-    results = read_results(path)
     try:
-        return f"{results.repo_id}-evals, {push_results(HfApi(), results)}"
-    except RecipeError:
-        raise
-    except Exception as error:  # the Hub's client raises many kinds, and the comparison is still to come
-        again = f"`python scripts/publish.py {path}` goes on"
-        raise RecipeError(f"PUSH: {reason(error)}; the results are in {path}, {again}") from None
+        results = publishable_results(path)
+        print(f"published: {results.repo_id}-evals, {push_results(HfApi(), results)}")
+        return True
+    except RecipeError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:  # the Hub's client raises many kinds
+        again = f"the results are in {path}, `python scripts/publish.py {path}` resumes the push"
+        print(f"error: PUSH: {reason(error)}; {again}", file=sys.stderr)
+    return False

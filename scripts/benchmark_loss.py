@@ -33,21 +33,13 @@ from statistics import median, quantiles
 import torch
 from torch import Tensor
 
-from vopd_recipes.loss import Estimator, fused_loss
+from vopd_recipes.loss import METHODS, Estimator, Head, fused_loss
 
 TABLES = ("time", "memory", "growth", "chunks", "variances")
 CHUNK_SIZES = (64, 128, 192, 256, 384, 512)
 HEADS = ("frozen", "trained")
-ESTIMATORS = {
-    "none": Estimator(baseline="none"),
-    "constant": Estimator(baseline="constant"),
-    "value": Estimator(baseline="value"),
-    "value_topk": Estimator(baseline="value_topk"),
-    "optimal": Estimator(baseline="optimal"),
-    "full": Estimator(divergence="full"),
-    "topk": Estimator(divergence="topk"),
-    "value, variances": Estimator(baseline="value"),
-}
+ESTIMATORS = {row.key: Estimator(row.divergence, row.baseline) for row in METHODS.values()}
+ESTIMATORS["value, variances"] = Estimator()
 # Whose loss and gradient must be the dense one's.
 SAME = {"value": "dense sampled", "full": "dense full", "topk": "dense topk", "TRL full": "dense full"}
 
@@ -140,9 +132,11 @@ def trl_full(inputs: Inputs) -> Tensor:
 
 def fused(name: str, chunk_size: int | None) -> Loss:
     """One of our estimators as a function of the inputs alone."""
+    options = {"chunk_size": chunk_size, "gradient_variance": "variances" in name}
     return lambda inputs: fused_loss(
-        **vars(inputs), estimator=ESTIMATORS[name], chunk_size=chunk_size, gradient_variance="variances" in name
-    )[0]
+        inputs.student_hidden, Head(inputs.student_weight), inputs.teacher_hidden, Head(inputs.teacher_weight),
+        inputs.targets, ESTIMATORS[name], **options,
+    )[0]  # fmt: skip
 
 
 def contenders(chunk_size: int | None) -> dict[str, Loss]:

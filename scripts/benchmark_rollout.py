@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from vopd_recipes.models import end_of_sequence_ids, full_weights, load_student, load_tokenizer, vocabulary_of
 from vopd_recipes.prompts import build_prompts, read_rows
-from vopd_recipes.recipe import Recipe, RecipeError, load_recipe
+from vopd_recipes.recipe import Recipe, load_recipe, one_line_errors
 from vopd_recipes.rollout import RolloutEngine, build_rollout
 
 
@@ -77,26 +77,23 @@ def engines_of(
     }
 
 
+@one_line_errors()
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--rounds", type=int, default=3, help="that count (%(default)s)")
     parser.add_argument("--prompts", type=int, default=16, help="completions a round (%(default)s)")
     words, flags = parser.parse_known_args()
-    try:
-        recipe = load_recipe(words.recipe, [*flags, "--disable_tqdm", "true"])
-        tokenizer = load_tokenizer(recipe.model)
-        rows = build_prompts(read_rows(recipe.data, recipe.training.seed), recipe.data, tokenizer).train
-        prompts = [rows[i]["input_ids"] for i in range(min(words.prompts, len(rows)))]
-        set_seed(recipe.training.seed)
-        student, limit = (
-            load_student(recipe.model).to(recipe.training.device).eval(),
-            recipe.training.max_completion_length,
-        )
-        engines = engines_of(recipe, student, tokenizer, max(map(len, prompts)))
-    except RecipeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    recipe = load_recipe(words.recipe, [*flags, "--disable_tqdm", "true"])
+    tokenizer = load_tokenizer(recipe.model)
+    rows = build_prompts(read_rows(recipe.data, recipe.training.seed), recipe.data, tokenizer).train
+    prompts = [rows[i]["input_ids"] for i in range(min(words.prompts, len(rows)))]
+    set_seed(recipe.training.seed)
+    student, limit = (
+        load_student(recipe.model).to(recipe.training.device).eval(),
+        recipe.training.max_completion_length,
+    )
+    engines = engines_of(recipe, student, tokenizer, max(map(len, prompts)))
     speeds: dict[str, list[float]] = {name: [] for name in engines}
     for turn in range(words.rounds + 1):
         for name, engine in engines.items():

@@ -9,7 +9,6 @@ time tells more than the clock where other work runs beside it.
 
 import argparse
 import logging
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,7 +19,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from vopd_recipes.models import load_student, load_teacher, load_tokenizer
 from vopd_recipes.prompts import build_prompts, read_rows
-from vopd_recipes.recipe import RecipeError, load_recipe
+from vopd_recipes.recipe import RecipeError, load_recipe, one_line_errors
 from vopd_recipes.training import VOPDTrainer
 
 CLOCKS = {"clock": time.perf_counter, "CPU time": time.process_time}
@@ -55,6 +54,7 @@ def row(name: str, steps: list[tuple[bool, float]]) -> str:
     return f"| {name} | {len(pairs)} | {without:.2f} | {with_it:.2f} | {middle:.3f} | {low:.3f} to {high:.3f} |"
 
 
+@one_line_errors()
 def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -65,13 +65,9 @@ def main() -> None:
         own = ["--output_dir", folder, "--max_steps", str(2 * words.rounds + 2), "--learning_rate", "0"]
         own += ["--eval_strategy", "no", "--eval_on_start", "false", "--save_strategy", "no", "--logging_steps", "1"]
         own += ["--disable_tqdm", "true"]
-        try:
-            if words.rounds < 2:
-                raise RecipeError("--rounds must be at least 2")
-            recipe = load_recipe(words.recipe, [*flags, *own])
-        except RecipeError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(2)
+        if words.rounds < 2:
+            raise RecipeError("--rounds must be at least 2")
+        recipe = load_recipe(words.recipe, [*flags, *own])
         tokenizer, switch = load_tokenizer(recipe.model), Switch()
         prompts = build_prompts(read_rows(recipe.data, recipe.training.seed), recipe.data, tokenizer)
         models = load_student(recipe.model), load_teacher(recipe.model)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from transformers import Qwen3ForCausalLM
 
-from vopd_recipes.files import written_whole
+from vopd_recipes.files import write_text
 from vopd_recipes.grading import MathGrader
 from vopd_recipes.rollout import Sampling, TransformersRollout
 from vopd_recipes.tiny import Problem, byte_tokenizer, save, split, tiny_qwen3, train_supervised, write
@@ -65,8 +65,7 @@ def main() -> None:
     train, test = split("chain", TRAIN_PROBLEMS, TEST_PROBLEMS)
     write(folder / "prompts", train, test)
     found = {name: build(name, folder, train, test) for name in MODELS}
-    with written_whole(summary) as temporary:
-        temporary.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    write_text(summary, json.dumps(found, indent=2) + "\n")
     for name, facts in found.items():
         print(f"{name}: {facts['parameters']:,} parameters, {facts['accuracy']:.1%} of held-out problems right")
 

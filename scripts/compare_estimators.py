@@ -1,6 +1,6 @@
 """Train every estimator with several seeds and compare: `python scripts/compare_estimators.py RECIPE [--field value]`.
 
-The same command, started again, goes on; with everything trained it only compares. Fields of the recipe can be
+The same command, started again, resumes; with everything trained it only compares. Fields of the recipe can be
 overridden as in scripts/run_vopd.py.
 """
 
@@ -10,26 +10,25 @@ import signal
 import sys
 from pathlib import Path
 
-from vopd_recipes.evidence.execution import execute, locked
-from vopd_recipes.evidence.outcome import METHODS, Run, check_runs, plan
-from vopd_recipes.evidence.outcome_report import write_report
-from vopd_recipes.recipe import RecipeError, nearest
+from vopd_recipes.evidence import Run, check_runs, compared, execute, locked, plan, write_comparison
+from vopd_recipes.recipe import RecipeError, nearest, one_line_errors
 
 
 def planned(words: argparse.Namespace, output: Path) -> list[Run]:
     if words.seeds < 2 or words.jobs < 1:
         raise RecipeError("--seeds must be at least 2, --jobs at least 1")
     for name in words.methods.split(","):
-        if name not in METHODS:
-            raise RecipeError(f"--methods: no method '{name}'{nearest(name, METHODS)}")
-    return plan(output, [METHODS[name] for name in words.methods.split(",")], range(words.seeds))
+        if name not in compared():
+            raise RecipeError(f"--methods: no method '{name}'{nearest(name, compared())}")
+    return plan(output, [compared()[name] for name in words.methods.split(",")], range(words.seeds))
 
 
+@one_line_errors()
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--output", type=Path, help="default: data/evidence/ and the name of the recipe's folder")
-    parser.add_argument("--methods", default=",".join(METHODS), help="separated by commas (%(default)s)")
+    parser.add_argument("--methods", default=",".join(compared()), help="separated by commas (%(default)s)")
     parser.add_argument("--seeds", type=int, default=5, help="how many, from 0 (%(default)s)")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at a time: cores")
     parser.add_argument("--target", type=float, help="held-out reverse KL to reach; default: where OPD ends")
@@ -43,12 +42,9 @@ def main() -> int:
             failed = execute(runs, words.recipe, flags, words.jobs, lock)
             for run, reason in failed.items():
                 print(f"error: {run.folder.name}: {reason} (log: {run.log})", file=sys.stderr)
-            print(write_report([run for run in runs if run.done], output, words.target))
-    except RecipeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+            print(write_comparison([run for run in runs if run.done], output, words.target))
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on", file=sys.stderr)
+        print("interrupted: the same command resumes", file=sys.stderr)
         return 130
     return 1 if failed else 0
 

@@ -1,18 +1,19 @@
-"""Error of the top-k baseline against k, reward against advantage: `python scripts/measure_baselines.py RECIPE`.
+"""What the baselines do, against k and support: `python scripts/measure_baselines.py RECIPE`.
 
-Completes the recipe's first prompts with the frozen student, a few times over, and writes `baselines.json` and
-`baselines.png`. Any field of the recipe can follow as `--field value`.
+Completes the recipe's first prompts with the frozen student, a few times over: the error of the top-k baseline, reward
+against advantage, and every method's exact logit variance over OPD's. Writes `baselines.json` and `baselines.png`. Any
+field of the recipe can follow as `--field value`.
 """
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 
-from vopd_recipes.evidence.baselines import measure_baselines, write_baselines
-from vopd_recipes.recipe import RecipeError, load_recipe
+from vopd_recipes.evidence import measure_baselines, write_baselines
+from vopd_recipes.recipe import load_recipe, one_line_errors
 
 
+@one_line_errors()
 def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     parser = argparse.ArgumentParser(
@@ -24,12 +25,8 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=4, help="completions of each prompt [4]")
     parser.add_argument("--output", type=Path, help="folder of the results [baselines/ in the recipe's output_dir]")
     words, overrides = parser.parse_known_args()
-    try:
-        recipe = load_recipe(words.recipe, overrides)
-        found = measure_baselines(recipe, words.checkpoint, words.prompts, words.draws)
-    except RecipeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    recipe = load_recipe(words.recipe, overrides)
+    found = measure_baselines(recipe, words.checkpoint, words.prompts, words.draws)
     print(write_baselines(found, words.output or Path(str(recipe.training.output_dir)) / "baselines"))
 
 

@@ -6,15 +6,13 @@ and `variance.png`. Any field of the recipe can follow as `--field value`.
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 
-from vopd_recipes.evidence.gradients import REDRAWS
-from vopd_recipes.evidence.measurement import measure_variance
-from vopd_recipes.evidence.variance_report import report, write_report
-from vopd_recipes.recipe import RecipeError, load_recipe
+from vopd_recipes.evidence import REDRAWS, measure_variance, variance_table, write_variance
+from vopd_recipes.recipe import load_recipe, one_line_errors
 
 
+@one_line_errors()
 def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     parser = argparse.ArgumentParser(
@@ -27,14 +25,10 @@ def main() -> None:
     parser.add_argument("--redraws", type=int, default=REDRAWS, help="of every token, for the bias [%(default)s]")
     parser.add_argument("--output", type=Path, help="folder of the results [variance/ in the recipe's output_dir]")
     words, overrides = parser.parse_known_args()
-    try:
-        recipe = load_recipe(words.recipe, overrides)
-        found = measure_variance(recipe, words.checkpoint, words.draws, words.prompts, words.redraws)
-    except RecipeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    paths = write_report(found, words.output or Path(str(recipe.training.output_dir)) / "variance")
-    print(report(found))
+    recipe = load_recipe(words.recipe, overrides)
+    found = measure_variance(recipe, words.checkpoint, words.draws, words.prompts, words.redraws)
+    paths = write_variance(found, words.output or Path(str(recipe.training.output_dir)) / "variance")
+    print(variance_table(found))
     print("", *paths, sep="\n")
 
 

@@ -11,11 +11,8 @@ import sys
 from pathlib import Path
 from typing import NoReturn, get_args
 
-from vopd_recipes.planner.architectures import parameters_of
-from vopd_recipes.planner.fitting import smallest_change, table, verdict
-from vopd_recipes.planner.memory import GB, Plan, Sharding, plan
-from vopd_recipes.planner.setup import read_setup
-from vopd_recipes.recipe import RecipeError
+from vopd_recipes.planner import GB, Plan, Sharding, parameters_of, plan, read_setup, smallest_change, table, verdict
+from vopd_recipes.recipe import RecipeError, one_line_errors
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -47,29 +44,26 @@ def describe(result: Plan) -> str:
     return "\n".join(lines)
 
 
+@one_line_errors()
 def main() -> None:
     parser = OneLineParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter, allow_abbrev=False)
     parser.add_argument("recipe", type=Path, help="YAML file; any field of it can follow as --field value")
     parser.add_argument("--gpus", type=int, default=8, help="one process each, over all nodes [8]")
     parser.add_argument("--gpu_memory", type=float, default=80.0, help="GB of each, 10^9 bytes [80]")
     parser.add_argument("--sharding", choices=get_args(Sharding), help="the launcher's [as the recipe's deepspeed]")
-    try:
-        words, overrides = parser.parse_known_args()
-        if words.gpus < 1 or not 0 < words.gpu_memory < float("inf"):
-            parser.error("--gpus and --gpu_memory must be positive")
-        setup = read_setup(words.recipe, overrides, words.gpus, int(words.gpu_memory * GB), words.sharding)
-        result = plan(setup)
-        print(describe(result), "", table(result), "", verdict(result), sep="\n")
-        if result.fits:
-            return
-        if (change := smallest_change(setup)) is None:
-            print("nothing that this planner knows makes it fit: more GPUs, larger ones, or a smaller model")
-        else:
-            print("smallest change that fits:", *(f"  {line}" for line in change[0]), sep="\n")
-            print(verdict(change[1]))
-    except RecipeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    words, overrides = parser.parse_known_args()
+    if words.gpus < 1 or not 0 < words.gpu_memory < float("inf"):
+        parser.error("--gpus and --gpu_memory must be positive")
+    setup = read_setup(words.recipe, overrides, words.gpus, int(words.gpu_memory * GB), words.sharding)
+    result = plan(setup)
+    print(describe(result), "", table(result), "", verdict(result), sep="\n")
+    if result.fits:
+        return
+    if (change := smallest_change(setup)) is None:
+        print("nothing that this planner knows makes it fit: more GPUs, larger ones, or a smaller model")
+    else:
+        print("smallest change that fits:", *(f"  {line}" for line in change[0]), sep="\n")
+        print(verdict(change[1]))
     sys.exit(1)
 
 

@@ -1,7 +1,7 @@
 """Publish what a run has saved, or an evaluation's results: `python scripts/publish.py RUN_DIR | results.json`.
 
 A run goes where its recipe says (`hub_model_id`, `hub_private_repo`, `hub_merge`) or where the flags say: every whole
-checkpoint becomes a branch, the final model `main`. Doing it twice is harmless; cut off, the same command goes on.
+checkpoint becomes a branch, the final model `main`. Doing it twice is harmless; interrupted, the same command resumes.
 """
 
 import argparse
@@ -10,13 +10,19 @@ import sys
 from pathlib import Path
 
 import yaml
-from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from vopd_recipes.hub import Target, publish_run
-from vopd_recipes.hub.results import push_results, read_results
-from vopd_recipes.hub.revisions import check_access, hub_is_away, limit_waiting, reason
-from vopd_recipes.hub.upload import Pace
+from vopd_recipes.hub import (
+    Pace,
+    Target,
+    check_access,
+    hub_client,
+    hub_is_away,
+    publish_run,
+    publishable_results,
+    push_results,
+    reason,
+)
 from vopd_recipes.recipe import RecipeError
 
 logger = logging.getLogger("publish")
@@ -45,7 +51,7 @@ def target_of(words: argparse.Namespace) -> Target:
 def end(error: Exception) -> None:
     """One line and an exit status: 1 if the same command may do it later, 2 if not; a bug keeps its traceback."""
     if hub_is_away(error):
-        print(f"error: the Hub is away ({reason(error)}); the same command goes on", file=sys.stderr)
+        print(f"error: the Hub is away ({reason(error)}); the same command resumes", file=sys.stderr)
         sys.exit(1)
     if not isinstance(error, (RecipeError, HFValidationError, OSError, yaml.YAMLError)):
         raise error
@@ -63,14 +69,11 @@ def main() -> None:
     parser.add_argument("--tag", help="name of the release; default: the next of v1, v2, ...")
     words = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for name in ("httpx", "huggingface_hub"):  # they log addresses, and those of uploads are signed
-        logging.getLogger(name).setLevel(logging.ERROR)
     pace = Pace()
-    limit_waiting(pace.answer)
-    api = HfApi()
+    api = hub_client(pace.answer)
     try:
         if words.path.is_file():
-            results = read_results(words.path)
+            results = publishable_results(words.path)
             print(f"results of {results.repo_id}, {push_results(api, results)}: published")
             return
         target = target_of(words)

@@ -7,23 +7,20 @@ its last whole checkpoint. Exit status: 0 written, 2 bad input.
 """
 
 import argparse
-import sys
 from pathlib import Path
 
 from vopd_recipes.files import RunError
-from vopd_recipes.reporting.page import write_report
+from vopd_recipes.recipe import one_line_errors
+from vopd_recipes.reporting import write_report
 
 
+@one_line_errors(RunError)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", help="output folders of runs")
     parser.add_argument("--output", type=Path, default=Path("report.html"), help="where the page goes [report.html]")
     words = parser.parse_args()
-    try:
-        path = write_report(words.runs, words.output)
-    except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    path = write_report(words.runs, words.output)
     print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
 
 

@@ -6,14 +6,10 @@ Words after the model go to `make evaluate`: `python scripts/sweep_checkpoints.p
 import argparse
 import logging
 import subprocess
-import sys
 from pathlib import Path
 
-from huggingface_hub import HfApi
-
-from vopd_recipes.hub.revisions import limit_waiting
-from vopd_recipes.hub.sweep import plot_sweep, sweep
-from vopd_recipes.recipe import RecipeError
+from vopd_recipes.hub import hub_client, plot_sweep, sweep_steps
+from vopd_recipes.recipe import RecipeError, one_line_errors
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,26 +25,22 @@ def evals_of(words: list[str]) -> Path:
     return ROOT / (given.get("OUTPUT") or "data/evals")
 
 
+@one_line_errors()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("repo_id", help="org/name")
     parser.add_argument("words", nargs="*", help="NAME=value, for make evaluate")
     words = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    limit_waiting(60.0)
 
     def evaluate(revision: str) -> None:
         print(f"{revision}: evaluating", flush=True)
         command = ["make", "evaluate", f"MODEL={words.repo_id}", f"REVISION={revision}", *words.words]
         if subprocess.run(command, cwd=ROOT).returncode:
-            raise RecipeError(f"{revision}: the evaluation failed; the reason stands above, the same command goes on")
+            raise RecipeError(f"{revision}: the evaluation failed; the reason stands above, the same command resumes")
 
-    try:
-        evals = evals_of(words.words)
-        results = sweep(HfApi(), words.repo_id, evals, evaluate)
-    except RecipeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    evals = evals_of(words.words)
+    results = sweep_steps(hub_client(60.0), words.repo_id, evals, evaluate)
     picture = plot_sweep(results, words.repo_id, evals / f"{words.repo_id.replace('/', '--')}-steps.png")
     for step, content in results.items():
         scores = (

@@ -6,6 +6,27 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+_SCIENCE = {f"sciknoweval_{part}": part for part in ("chemistry", "biology", "physics", "material")}
+# Task → title, data set on the Hub, configuration (SciKnowEval has none: the part that a task asks), split.
+ON_THE_HUB = {
+    "math500": ("MATH-500", "HuggingFaceH4/MATH-500", None, "test"),
+    "minerva": ("Minerva Math", "math-ai/minervamath", None, "test"),
+    "amc23": ("AMC 2023", "math-ai/amc23", None, "test"),
+    "aime24": ("AIME 2024", "math-ai/aime24", None, "test"),
+    "aime25": ("AIME 2025", "math-ai/aime25", None, "test"),
+    "gpqa": ("GPQA Diamond", "Idavidrein/gpqa", "gpqa_diamond", "train"),
+    **{
+        name: (f"SciKnowEval {part.title()} L3", "hicai-zju/SciKnowEval", f"{part}-L3", "test")
+        for name, part in _SCIENCE.items()
+    },
+}
+
+
+def named(name: str) -> dict[str, str | None]:
+    """What a results file says of a task's questions; nothing of one that is not known here."""
+    return dict(zip(("title", "dataset_name", "dataset_config", "dataset_split"), ON_THE_HUB.get(name, ())))
+
+
 MATH = [
     ("What is $2+3$?", "5"),
     ("Expand $x(x+2)$.", "x^2+2x"),

@@ -1,6 +1,6 @@
 """A recipe's student and teacher as tiny models: the real architectures and vocabularies, hardly any width or depth.
 
-What stays of a configuration in `recipes/model_configs`: its model class, vocabulary, ties, biases, rotary embedding,
+What stays of a configuration in `planner/model_configs`: its model class, vocabulary, ties, biases, rotary embedding,
 kinds of attention and query heads per key-value head. What shrinks: see `scaled_down`. Weights are random, the
 tokenizer is the byte tokenizer, whose ids every vocabulary has.
 """

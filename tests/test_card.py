@@ -4,16 +4,17 @@ import json
 import re
 from pathlib import Path
 
-import datasets
 import pytest
 import yaml
+from evaluation_records import ON_THE_HUB, named
+from huggingface_hub import ModelCard
 
 from evaluation.protocol import read_protocol
-from evaluation.tasks import GROUPS, TASKS
-from vopd_recipes.hub.card import DATASETS, Published, model_card
+from evaluation.tasks import TASKS
+from vopd_recipes.hub.card import Published, model_card
 from vopd_recipes.loss import method_of
-from vopd_recipes.paper import distilled, undistilled
-from vopd_recipes.recipe import RecipeError, is_hub_id
+from vopd_recipes.paper import distilled, samples_of, undistilled
+from vopd_recipes.recipe import is_hub_id
 
 RECIPE = {
     "model_name_or_path": "Qwen/Qwen3-1.7B-Base", "teacher_model_name_or_path": "Qwen/Qwen3-1.7B",
@@ -33,7 +34,10 @@ def task(avg, stderr, n=8, problems=500, **others):
 RESULTS = {
     "schema_version": 1, "model": "org/name", "revision": "main", "weights_hash": "w1", "protocol": "paper",
     "sampling": {"math": {"temperature": 0.6}}, "backend": "vllm", "dtype": "bfloat16",
-    "tasks": {"math500": task(0.6413, 0.0123), "aime24": task(0.0525, 0.0313, 32, 30), "house": task(0.5, 0.25, 4, 7)},
+    "tasks": {
+        "math500": named("math500") | task(0.6413, 0.0123), "aime24": named("aime24") | task(0.0525, 0.0313, 32, 30),
+        "house": task(0.5, 0.25, 4, 7, title="House", dataset_name="house.jsonl"),
+    },
 }  # fmt: skip
 
 
@@ -69,13 +73,13 @@ def test_metadata(folder):
     }
     assert [entry["name"] for entry in index] == ["name"]
     by_dataset = {entry["dataset"]["type"]: entry["metrics"] for entry in index[0]["results"]}
-    assert by_dataset.keys() == {"HuggingFaceH4/MATH-500", "math-ai/aime24", "house"}
+    assert by_dataset.keys() == {"HuggingFaceH4/MATH-500", "math-ai/aime24", "house.jsonl"}
     values = {metric["name"]: metric["value"] for metric in by_dataset["HuggingFaceH4/MATH-500"]}
     assert values == {"avg@8": 64.13, "pass@8": 84.8, "maj@8": 70.12}
 
 
 def test_results_are_those_of_the_results_files_and_the_papers_stand_beside_them(folder):
-    step = {**RESULTS, "revision": "step-00000100", "tasks": {"math500": task(0.61, 0.01)}}
+    step = {**RESULTS, "revision": "step-00000100", "tasks": {"math500": named("math500") | task(0.61, 0.01)}}
     card = model_card(Published(folder, "org/name", "main", {"step-00000100": step, "main": RESULTS}))
     rows = [line for line in card.splitlines() if line.startswith("| `main`") or line.startswith("| `step")]
     assert rows[0] == "| `main` | MATH-500 | 64.13 ± 2.41 | 84.8 | 70.12 | 8 | 500 | 64.0/84.6 |"
@@ -90,31 +94,27 @@ def test_results_are_those_of_the_results_files_and_the_papers_stand_beside_them
 
 
 def test_every_task_is_an_entry_of_its_own(folder):
-    """The Hub's library makes one entry of what has one data set, configuration and split."""
-    names = [*GROUPS["math"], *GROUPS["science"]]
-    results = {**RESULTS, "tasks": {name: task(index / 100, 0.01) for index, name in enumerate(names)}}
-    (model,) = metadata_of(model_card(Published(folder, "org/name", "main", {"main": results})))["model-index"]
-    assert [entry["dataset"]["name"] for entry in model["results"]] == [DATASETS[name].name for name in names]
+    """Also when the Hub's library, which makes one of equal data sets, configurations and splits, reads them again."""
+    tasks = {name: named(name) | task(index / 100, 0.01) for index, name in enumerate(ON_THE_HUB)}
+    card = model_card(Published(folder, "org/name", "main", {"main": {**RESULTS, "tasks": tasks}}))
+    (model,) = metadata_of(card)["model-index"]
+    assert ModelCard(card).data.to_dict()["model-index"][0]["results"] == model["results"]
+    assert [entry["dataset"]["name"] for entry in model["results"]] == [title for title, *_ in ON_THE_HUB.values()]
     for index, entry in enumerate(model["results"]):
         assert [metric["name"] for metric in entry["metrics"]] == ["avg@8", "pass@8", "maj@8"]
         assert entry["metrics"][0]["value"] == index
-    assert {entry["dataset"]["type"] for entry in model["results"]} == {DATASETS[name].id for name in names}
+    assert {entry["dataset"]["type"] for entry in model["results"]} == {id for _, id, *_ in ON_THE_HUB.values()}
 
 
-@pytest.mark.parametrize("name", [*GROUPS["math"], *GROUPS["science"]])
-def test_the_card_names_the_rows_that_the_evaluation_reads(monkeypatch, name):
-    asked = []
-
-    def load_dataset(id, config, split):
-        asked.append((id, config, split))
-        raise ConnectionError
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)  # the evaluation sets it: put back after
-    with pytest.raises(RecipeError):
-        TASKS[name].read(None)
-    about = DATASETS[name]  # SciKnowEval's parts are the tasks' own, and no configuration of the data set
-    assert asked == [(about.id, None if name.startswith("sciknoweval") else about.config, about.split)]
+def test_of_an_older_results_file_no_data_set_is_claimed(folder):
+    """It has neither titles nor data sets: its rows go by the tasks' names, and it makes no entry in the metadata."""
+    old = {**RESULTS, "tasks": {"math500": task(0.6413, 0.0123)}}
+    card = model_card(Published(folder, "org/name", "main", {"main": old}))
+    assert "| `main` | math500 | 64.13 ± 2.41 | 84.8 | 70.12 | 8 | 500 | 64.0/84.6 |" in card.splitlines()
+    assert "model-index" not in metadata_of(card)
+    both = {**RESULTS, "tasks": {**old["tasks"], "aime24": RESULTS["tasks"]["aime24"]}}
+    index = metadata_of(model_card(Published(folder, "org/name", "main", {"main": both})))["model-index"]
+    assert [entry["dataset"]["name"] for entry in index[0]["results"]] == ["AIME 2024"]
 
 
 def test_the_papers_numbers_stand_beside_its_own_number_of_samples_only(folder):
@@ -125,6 +125,7 @@ def test_the_papers_numbers_stand_beside_its_own_number_of_samples_only(folder):
         return next(line for line in card.splitlines() if line.startswith("| `main`"))
 
     protocol = read_protocol("paper")
+    assert {name: protocol.samples_of(name) for name in TASKS} == {name: samples_of(name) for name in TASKS}
     for name, number in distilled(RECIPE).items():
         if name in TASKS:
             assert row(name, protocol.samples_of(name)).endswith(f"| {number} |")
@@ -202,8 +203,8 @@ def test_a_prepared_set_is_known_by_its_source(folder):
 @pytest.mark.parametrize("divergence", ["sampled", "full", "topk"])
 @pytest.mark.parametrize("baseline", ["none", "constant", "value", "value_topk", "optimal"])
 def test_every_estimator_has_a_name_and_an_equation(divergence, baseline):
-    name, equation = method_of({"divergence": divergence, "baseline": baseline})
-    assert "OPD" in name and equation.count("{") == equation.count("}")
+    row = method_of({"divergence": divergence, "baseline": baseline})
+    assert "OPD" in row.title and row.latex.count("{") == row.latex.count("}")
 
 
 def run_of(teacher, student, data="data/dapo-math-17k", **fields):
@@ -221,7 +222,7 @@ def test_the_papers_numbers_are_found_by_pair_method_and_data():
         run_of(*pair, data="me/prompts"),
         run_of(*pair, baseline="optimal"),
         run_of(*pair, baseline="value_topk", support_top_k=100),
-        run_of(*pair, baseline="value_topk", baseline_support="teacher"),
+        run_of(*pair, baseline="value_topk", support="teacher"),
     ):
         assert distilled(other) == {}
     assert undistilled("Qwen/Qwen3-1.7B-Base")["gpqa"] == "20.4" and undistilled("me/mine") == {}

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -105,6 +106,49 @@ def test_extends_merges_a_chain_of_relative_files(tmp_path: Path) -> None:
     assert "extends" not in recipe.resolved()
 
 
+@pytest.mark.parametrize(
+    ("inherited", "own", "estimator", "source"),
+    [
+        ("baseline: value\n", "divergence: full\n", ("full", "none"), None),
+        ("divergence: sampled\nbaseline: optimal\n", "divergence: topk\n", ("topk", "none"), None),
+        ("divergence: full\n", "divergence: sampled\n", ("sampled", "value"), None),
+        ("divergence: full\nbaseline: none\n", "divergence: sampled\n", ("sampled", "value"), None),
+        ("baseline: optimal\n", "divergence: sampled\n", ("sampled", "optimal"), "base.yaml:1"),  # not another one
+        ("divergence: sampled\nbaseline: none\n", "divergence: sampled\n", ("sampled", "none"), "base.yaml:2"),
+        ("baseline: optimal\n", "seed: 1\n", ("sampled", "optimal"), "base.yaml:1"),
+        ("baseline: value\n", "divergence: full\nbaseline: none\n", ("full", "none"), "recipe.yaml:9"),
+    ],
+)
+def test_another_divergence_inherits_no_baseline(
+    tmp_path: Path, inherited: str, own: str, estimator: tuple[Any, Any], source: str | None
+) -> None:
+    (tmp_path / "base.yaml").write_text(inherited)
+    recipe = load(tmp_path, f"extends: base.yaml\n{own}")
+    assert recipe.training.estimator == Estimator(*estimator)
+    assert recipe.sources.get("baseline") == (source and f"{tmp_path}/{source}")
+
+
+@pytest.mark.parametrize(
+    ("inherited", "own", "flags", "where"),
+    [
+        ("baseline: none\n", "divergence: full\nbaseline: value\n", (), "recipe.yaml:8"),
+        ("divergence: full\n", "baseline: optimal\n", (), "base.yaml:1"),
+        ("divergence: full\nbaseline: value\n", "", (), "base.yaml:1"),
+        ("divergence: full\nbaseline: value\n", "divergence: full\n", (), "recipe.yaml:8"),
+        ("baseline: value\n", "", ("--divergence", "full"), "base.yaml:1"),
+        ("baseline: value\n", "divergence: full\n", ("--baseline", "value"), "recipe.yaml:8"),
+        ("", "", ("--divergence", "full", "--baseline", "value"), "--divergence"),
+    ],
+)
+def test_a_baseline_that_is_said_is_not_dropped(
+    tmp_path: Path, inherited: str, own: str, flags: tuple[str, ...], where: str
+) -> None:
+    (tmp_path / "base.yaml").write_text(inherited)
+    message = refusal(tmp_path, f"extends: base.yaml\n{own}", *flags)
+    assert message.startswith(f"{where}: baseline: ")
+    assert "has no effect with divergence: full" in message
+
+
 def test_a_mistake_in_an_extended_file_is_reported_there(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("seed: 1\nlerning_rate: 1\n")
     assert refusal(tmp_path, "extends: base.yaml\n").startswith("base.yaml:2: unknown field 'lerning_rate'")
@@ -152,6 +196,10 @@ def test_a_resolved_mixture_loads_as_itself(tmp_path: Path) -> None:
         ("seed: 1\nlerning_rate: 1\n", (), "recipe.yaml:8", "did you mean 'learning_rate'?"),
         ("", ("--numgenerations", "2"), "--numgenerations", "did you mean 'num_generations'?"),
         ("xyzzy: 1\n", (), "recipe.yaml:7", "unknown field 'xyzzy'"),
+        ("baseline_support: teacher\n", (), "recipe.yaml:7",
+         "unknown field 'baseline_support'; it is called support now"),
+        ("", ("--baseline-support", "teacher"), "--baseline_support", "it is called support now"),
+        ("support: both\n", (), "recipe.yaml:7", "support must be one of student, teacher, got 'both'"),
         ('"two\\nlines": 1\n', (), "recipe.yaml:7", "unknown field 'two lines'"),
         ("learning_rate: fast\n", (), "recipe.yaml:7", "learning_rate must be a number, got 'fast'"),
         ("learning_rate: true\n", (), "recipe.yaml:7", "must be a number"),
@@ -203,6 +251,7 @@ def test_wrong_values(tmp_path: Path, lines: str, flags: tuple[str, ...], where:
         ("eval_on_start: true\n", (), "recipe.yaml:7", "evaluation needs held-out prompts"),
         ("", ("--eval_strategy", "steps", "--eval_steps", "2"), "--eval_strategy", "evaluation needs held-out"),
         ("chat_template_kwargs: {a: 1}\n", (), "recipe.yaml:7", "no effect with chat_template: false"),
+        ("continue_final_message: true\n", (), "recipe.yaml:7", "no effect with chat_template: false"),
     ],
 )
 def test_contradictions(tmp_path: Path, lines: str, flags: tuple[str, ...], where: str, says: str) -> None:

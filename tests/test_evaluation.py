@@ -26,8 +26,8 @@ from test_weights import with_adapters
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evaluation.compare import compare
-from evaluation.paper import published_columns
 from evaluation.tasks import GROUPS
+from vopd_recipes.paper import published_columns
 from vopd_recipes.recipe import RecipeError
 
 ROOT = Path(__file__).parent.parent
@@ -313,8 +313,9 @@ def write_results(folder: Path, name: str, right: list[float], protocol: str = "
     (folder / "details").mkdir(parents=True)
     rows = [{"prompt": f"q{i}", "correct": bool(value)} for i, value in enumerate(right)]
     pq.write_table(pa.Table.from_pylist(rows), folder / "details" / "amc23.parquet")
-    scores = {"avg": sum(right) / len(right), "stderr": 0.05, "n": 1}
+    scores = {"title": "AMC 2023", "avg": sum(right) / len(right), "stderr": 0.05, "n": 1}
     content = {"schema_version": 1, "model": name, "revision": "main", "protocol": protocol, "backend": "vllm"}
+    content |= {"weights_hash": "w", "sampling": {}}
     (folder / "results.json").write_text(json.dumps({**content, "dtype": "float32", "tasks": {"amc23": scores}}))
     return folder / "results.json"
 

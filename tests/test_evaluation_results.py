@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from conftest import TinyPair
+from evaluation_records import named
 
 from evaluation.checkpoint import Checkpoint, resolve
 from evaluation.compare import compare
@@ -15,14 +17,17 @@ from evaluation.engines import room_for
 from evaluation.grades import Graded, scores
 from evaluation.harness import Doc
 from evaluation.model import Answers
-from evaluation.paper import published_columns
+from evaluation.output import digest, table, write_results
 from evaluation.responses import Response
-from evaluation.results import digest, table, write_results
 from evaluation.run import main
+from evaluation.sources import hub
 from evaluation.suite import Measured
+from evaluation.tasks import TASKS, Task, columns
+from vopd_recipes.files import SAME_MEASUREMENT
 from vopd_recipes.grading import Grade
-from vopd_recipes.hub.results import _SAME as SAME_ON_THE_HUB
-from vopd_recipes.hub.results import read_results as read_on_the_hub
+from vopd_recipes.hub.card import Published, model_card
+from vopd_recipes.hub.evaluations import _benchmark_entries, publishable_results
+from vopd_recipes.paper import published_columns
 from vopd_recipes.recipe import RecipeError
 
 ABOUT = {
@@ -43,7 +48,7 @@ def measured(name: str, right: list[bool]) -> Measured:
         for i, value in enumerate(right)
     ]  # fmt: skip
     task = Measured(scores(questions), questions)
-    task.scores.update(limit=None, source="built in", questions_sha256=digest(task), max_new_tokens=64)
+    task.scores.update(named(name), limit=None, source="built in", questions_sha256=digest(task), max_new_tokens=64)
     return task
 
 
@@ -98,9 +103,9 @@ def test_two_evaluations_that_end_together_keep_each_others_tasks(tmp_path: Path
 
 def test_the_hub_takes_what_is_written(tmp_path: Path) -> None:
     path = write(tmp_path, {"gpqa": [True, False]})
-    content = read_on_the_hub(path).content
+    content = publishable_results(path).content
     assert content["tasks"]["gpqa"]["source"] == "built in"
-    assert set(SAME_ON_THE_HUB) <= content.keys()
+    assert set(SAME_MEASUREMENT) <= content.keys()
 
 
 def test_the_digest_is_of_prompts_and_golds() -> None:
@@ -129,7 +134,7 @@ def test_what_keeps_numbers_from_the_papers_is_said(tmp_path: Path) -> None:
     content = json.loads(write(tmp_path, {"amc23": [True] * 4}).read_text())
     content["tasks"]["amc23"]["n"] = 32
     assert notes(content, {}) == ""
-    assert "the paper released as OPD has a constant baseline of 1" in notes(content, OPD)
+    assert "OPD in the authors' released code has a constant baseline of 1" in notes(content, OPD)
     vopd = {**OPD, "baseline": "value"}
     assert notes(content, vopd) == ""
     content["tasks"]["amc23"] |= {"n": 2, "limit": 4}
@@ -212,6 +217,59 @@ def test_a_row_that_is_wrong_costs_its_task(
     (name, task), *rest = json.loads(path.read_text())["tasks"].items()
     assert (name, rest) == ("arithmetic", []) and len(task["questions_sha256"]) == 64
     assert (task["source"], task["max_new_tokens"], task["limit"]) == ("built in", 12, 2)
+
+
+def test_a_task_that_nobody_knows_is_shown_as_what_it_is(
+    tiny_pair: TinyPair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Made up here, of a local file that stands in for a set on the Hub; who reads the results has not heard of it."""
+    rows = [{"question": f"{i} + 1?", "answer": str(i + 1)} for i in range(3)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = Task("house", "House sums", "math", hub("org/sums", "sums", config="small"), columns("question", "answer"))
+    flags = ["--tasks", "house", "--data-dir", str(tmp_path), "--backend", "transformers", "--max-new-tokens", "4"]
+    paths = []
+    with monkeypatch.context() as known:
+        known.setitem(TASKS, "house", task)
+        for model in (tiny_pair.student, tiny_pair.teacher):
+            output = tmp_path / model.name
+            assert main([str(model), *flags, "--samples", "2", "--output", str(output)]) == 0
+            assert "| House sums | " in capsys.readouterr().out
+            paths += output.glob("*/*/results.json")
+    content = json.loads(paths[0].read_text())
+    scores = content["tasks"]["house"]
+    about = {"title": "House sums", "source": "sums.jsonl", "n": 2, "problems": 3}
+    about |= {"dataset_name": "sums.jsonl", "dataset_config": None, "dataset_split": None}
+    assert {name: scores[name] for name in about} == about
+
+    comparison = compare(paths, tmp_path / "comparison")
+    assert [line.split(" | ")[0] for line in comparison.splitlines()[2:3]] == ["| House sums"]
+    (tmp_path / "recipe.yaml").write_text("model_name_or_path: org/base\ndataset_name: dapo\nbaseline: value\n")
+    card = model_card(Published(tmp_path, "org/name", "main", {"main": content}))
+    assert "| `main` | House sums | " in card
+    (entry,) = yaml.safe_load(card.split("---\n")[1])["model-index"][0]["results"]
+    assert entry["dataset"] == {"type": "sums.jsonl", "name": "House sums"}
+    assert [metric["name"] for metric in entry["metrics"]] == ["avg@2", "pass@2", "maj@2"]
+    assert "org/sums" not in card + comparison and "house" not in card + comparison.partition("\n\nwritten")[0]
+
+
+def test_results_from_before_titles_are_read(tmp_path: Path) -> None:
+    """In the table, in a comparison, on a leaderboard: the task's name, and no claim about its questions."""
+    paths = [write(tmp_path / name, {"gpqa": [True, False]}) for name in "ab"]
+    new = json.loads(paths[0].read_text())
+    assert [*_benchmark_entries("org/name", "main", new)] == ["gpqa"]
+    local = {**new, "tasks": {"gpqa": new["tasks"]["gpqa"] | {"dataset_name": "gpqa.jsonl", "dataset_config": None}}}
+    assert _benchmark_entries("org/name", "main", local) == {}
+    for path in paths:
+        old = json.loads(path.read_text())
+        for name in named("gpqa"):
+            del old["tasks"]["gpqa"][name]
+        path.write_text(json.dumps(old))
+    assert publishable_results(paths[0]).content == old and _benchmark_entries("org/name", "main", old) == {}
+    assert "| gpqa | 50.0" in compare(paths, tmp_path / "comparison")
+    path = write(tmp_path / "a", {"amc23": [True]})  # measured later: the older task stays as it is
+    assert json.loads(path.read_text())["tasks"]["gpqa"] == old["tasks"]["gpqa"]
+    text = (path.parent / "results.md").read_text()
+    assert "| gpqa | 50.0" in text and "| AMC 2023 | 100.0" in text
 
 
 @pytest.mark.parametrize(("push", "published"), [("PUSH=1", True), ("PUSH=0", False), ("PUSH=", False)])

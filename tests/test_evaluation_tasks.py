@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset, DatasetInfo
-from evaluation_records import chemistry, gpqa, write_records
+from evaluation_records import ON_THE_HUB, chemistry, gpqa, named, write_records
 
 from evaluation import sources
 from evaluation.protocol import Drawing, read_protocol
@@ -186,13 +186,36 @@ def test_science_records_that_are_none(tmp_path: Path, change: dict, message: st
 
 def test_where_questions_are_from(records: Path) -> None:
     names = ("math500", "amc23", "sciknoweval_physics", "arithmetic")
-    assert [TASKS[name].read(records)[1] for name in names] == [
+    assert [TASKS[name].read(records)[1]["source"] for name in names] == [
         *("math500.json", "amc23.parquet", "sciknoweval.jsonl", "built in")
     ]
     commit = "0123456789abcdef0123456789abcdef01234567"
     info = DatasetInfo(download_checksums={f"hf://datasets/org/name@{commit}/data/test.parquet": {}})
     assert sources._commit(Dataset.from_dict({"a": [1]}, info=info)) == f"@{commit}"
     assert sources._commit(Dataset.from_dict({"a": [1]})) == ""
+
+
+@pytest.mark.parametrize("name", [*GROUPS["math"], *GROUPS["science"]])
+def test_results_name_the_rows_that_were_read(name: str, records: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Title, data set, configuration and split: from the call that fetches them, or of the local file in its place."""
+    asked = []
+    local = TASKS[name].read(records)[1]
+    file = "sciknoweval" if "sciknoweval" in name else name
+    part = ON_THE_HUB[name][2] if file == "sciknoweval" else None
+    assert (local["dataset_name"], local["dataset_config"], local["dataset_split"]) == (local["source"], part, None)
+    assert Path(str(local["dataset_name"])).stem == file and local["title"] == ON_THE_HUB[name][0]
+
+    def load_dataset(id: str, config: str | None, split: str) -> Dataset:
+        asked.append((id, config, split))
+        return Dataset.from_list(sources._from_folder(records, file).rows)
+
+    sources._read.cache_clear()
+    monkeypatch.setattr(sources.datasets, "load_dataset", load_dataset)
+    about = TASKS[name].read(None)[1]
+    sources._read.cache_clear()
+    _, dataset, config, split = ON_THE_HUB[name]
+    assert about == named(name) | {"source": dataset}
+    assert asked == [(dataset, None if part else config, split)]
 
 
 def test_task_names() -> None:

@@ -18,19 +18,21 @@ from transformers import AutoModelForCausalLM, TrainerState
 from vopd_recipes.evidence import baselines
 from vopd_recipes.evidence.baselines import measure_baselines, write_baselines
 from vopd_recipes.evidence.execution import execute, locked
+from vopd_recipes.evidence.gradients import SAMPLED
 from vopd_recipes.evidence.intervals import interval, paired
 from vopd_recipes.evidence.measurement import freeze
-from vopd_recipes.evidence.outcome import METHODS, Run, check_runs, plan
+from vopd_recipes.evidence.outcome import Run, check_runs, compared, plan
 from vopd_recipes.evidence.outcome_plots import plot_curves, shared_curves
-from vopd_recipes.evidence.outcome_report import write_report
+from vopd_recipes.evidence.outcome_report import write_comparison
 from vopd_recipes.files import history_of, mark_complete, series
-from vopd_recipes.loss import Estimator, reference_loss
+from vopd_recipes.loss import Estimator, TokenStats, reference_loss
 from vopd_recipes.models import load_student, load_teacher, load_tokenizer
 from vopd_recipes.prompts import build_prompts, read_rows
 from vopd_recipes.recipe import RecipeError, load_recipe
 from vopd_recipes.training import VOPDTrainer, finish_run
 
 ROOT = Path(__file__).parents[1]
+MASSES = ("mass_student", "mass_teacher")
 
 
 def test_intervals_are_students() -> None:
@@ -53,28 +55,28 @@ def test_pairs_cancel_what_seeds_share() -> None:
 
 
 def test_every_seed_of_all_methods_comes_before_the_next(tmp_path: Path) -> None:
-    runs = plan(tmp_path, [METHODS["opd"], METHODS["vopd"]], range(2))
+    runs = plan(tmp_path, [compared()["opd"], compared()["vopd"]], range(2))
     assert [run.folder.name for run in runs] == ["opd-seed0", "vopd-seed0", "opd-seed1", "vopd-seed1"]
 
 
 def test_a_methods_title_tells_its_k(write_recipe) -> None:
     """Whatever the recipe's own support_top_k is."""
     recipe = write_recipe(support_top_k=7)
-    titles = {name: re.search(r"top-k \((\d+)\)", method.title) for name, method in METHODS.items()}
+    titles = {name: re.search(r"top-k \((\d+)\)", method.title) for name, method in compared().items()}
     ks = {name: int(match[1]) for name, match in titles.items() if match}
     assert ks == {"opd_topk": 20, "vopd_topk_5": 5, "vopd_topk_20": 20, "vopd_topk_100": 100}
     for name, k in ks.items():
-        assert load_recipe(recipe, list(METHODS[name].flags)).training.support_top_k == k
+        assert load_recipe(recipe, list(compared()[name].flags)).training.support_top_k == k
 
 
 def test_a_method_named_twice_runs_once(tmp_path: Path) -> None:
-    runs = plan(tmp_path, [METHODS["opd"], METHODS["vopd"], METHODS["opd"]], range(1))
+    runs = plan(tmp_path, [compared()["opd"], compared()["vopd"], compared()["opd"]], range(1))
     assert [run.folder.name for run in runs] == ["opd-seed0", "vopd-seed0"]
 
 
 def finished(folder: Path, name: str, seed: int, values: list[float], logging_steps: int = 5) -> Run:
     """A run as it lies on disk: an evaluation every five steps from the fifth, 1.1 seconds a step."""
-    run = Run(METHODS[name], seed, folder / f"{name}-seed{seed}")
+    run = Run(compared()[name], seed, folder / f"{name}-seed{seed}")
     history: list[dict] = []
     for index, value in enumerate(values):
         step = 5 * (index + 1)
@@ -90,7 +92,7 @@ def finished(folder: Path, name: str, seed: int, values: list[float], logging_st
 def test_the_table_says_what_the_runs_did(tmp_path: Path) -> None:
     runs = [finished(tmp_path, "opd", seed, [0.5, 0.4, 0.3 + 0.02 * seed]) for seed in (0, 1)]
     runs += [finished(tmp_path, "vopd", seed, [0.5, 0.3, 0.1 + 0.02 * seed]) for seed in (0, 1)]
-    text = write_report(runs, tmp_path)
+    text = write_comparison(runs, tmp_path)
     assert "steps to reverse KL ≤ 0.310" in text  # the mean of OPD's ends
     rows = {
         line.split("|")[1].strip(): [c.strip() for c in line.split("|")[2:-1]]
@@ -116,7 +118,7 @@ def test_the_table_says_what_the_runs_did(tmp_path: Path) -> None:
 def test_steps_and_seconds_are_paired_where_every_run_has_them(tmp_path: Path) -> None:
     runs = [finished(tmp_path, "opd", seed, [0.5, 0.4, 0.3], logging_steps=1) for seed in (0, 1)]
     runs += [finished(tmp_path, "vopd", seed, [0.5, 0.3 - 0.2 * seed, 0.1]) for seed in (0, 1)]
-    text = write_report(runs, tmp_path, target=0.3)
+    text = write_comparison(runs, tmp_path, target=0.3)
     content = json.loads((tmp_path / "estimators.json").read_text())
     assert content["differences"]["opd"]["vopd"]["steps_to_target"]["mean"] == pytest.approx(-5)
     assert content["differences"]["opd"]["vopd"]["seconds_per_step"]["mean"] == pytest.approx(0)
@@ -141,7 +143,7 @@ def test_curves_are_means_over_the_steps_that_runs_share(tmp_path: Path) -> None
 def test_a_run_that_was_not_evaluated_costs_no_other(tmp_path: Path) -> None:
     runs = [finished(tmp_path, "opd", seed, [0.5, 0.4]) for seed in (0, 1, 2)]
     (runs[1].folder / "trainer_state.json").write_text(json.dumps({"log_history": [{"step": 1, "loss": 1.0}]}))
-    text = write_report(runs, tmp_path)
+    text = write_comparison(runs, tmp_path)
     assert "| OPD | 2 |" in text and "Left out, never evaluated: opd-seed1." in text
     assert json.loads((tmp_path / "estimators.json").read_text())["left_out"] == ["opd-seed1"]
 
@@ -149,10 +151,10 @@ def test_a_run_that_was_not_evaluated_costs_no_other(tmp_path: Path) -> None:
 def test_runs_that_cannot_be_compared(tmp_path: Path) -> None:
     one = finished(tmp_path, "opd", 0, [0.5])
     with pytest.raises(RecipeError, match="no method has two finished seeds"):
-        write_report([one], tmp_path)
+        write_comparison([one], tmp_path)
     (one.folder / "trainer_state.json").write_text(json.dumps({"log_history": [{"step": 1, "loss": 1.0}]}))
     with pytest.raises(RecipeError, match="no run was ever evaluated"):
-        write_report([one], tmp_path)
+        write_comparison([one], tmp_path)
 
 
 # Runs that are there already -----------------------------------------------------------------------------------------
@@ -181,7 +183,7 @@ def began(recipe: Path, run: Run, *flags: str, checkpoint: bool = False, done: b
 )
 def test_runs_of_another_recipe_are_not_taken_over(write_recipe, tmp_path, trained_with, compared_with, message):
     recipe = write_recipe()
-    runs = plan(tmp_path / "runs", [METHODS["opd"]], range(2))
+    runs = plan(tmp_path / "runs", [compared()["opd"]], range(2))
     check_runs(runs, recipe, [])  # nothing is there yet
     began(recipe, runs[0], *trained_with)
     if message is None:
@@ -194,7 +196,7 @@ def test_runs_of_another_recipe_are_not_taken_over(write_recipe, tmp_path, train
 def test_a_run_of_another_method_or_seed_is_not_taken_over(write_recipe, tmp_path: Path) -> None:
     recipe = write_recipe()
     opd, vopd, second = (
-        Run(METHODS[name], seed, tmp_path / "x") for name, seed in (("opd", 0), ("vopd", 0), ("opd", 1))
+        Run(compared()[name], seed, tmp_path / "x") for name, seed in (("opd", 0), ("vopd", 0), ("opd", 1))
     )
     began(recipe, opd)
     check_runs([opd], recipe, [])
@@ -209,7 +211,7 @@ def test_a_run_of_another_method_or_seed_is_not_taken_over(write_recipe, tmp_pat
 def test_a_run_that_was_cut_off_is_held_to_its_recipe_where_it_goes_on(write_recipe, tmp_path: Path) -> None:
     """Without a whole checkpoint it begins anew, whatever it was."""
     recipe = write_recipe()
-    (run,) = plan(tmp_path, [METHODS["opd"]], range(1))
+    (run,) = plan(tmp_path, [compared()["opd"]], range(1))
     began(recipe, run, "--eval_steps", "5", done=False)
     check_runs([run], recipe, [])
     began(recipe, run, "--eval_steps", "5", checkpoint=True, done=False)
@@ -220,7 +222,7 @@ def test_a_run_that_was_cut_off_is_held_to_its_recipe_where_it_goes_on(write_rec
 
 def test_a_recipe_of_an_earlier_version_lacks_a_field(write_recipe, tmp_path: Path) -> None:
     recipe = write_recipe()
-    (run,) = plan(tmp_path, [METHODS["opd"]], range(1))
+    (run,) = plan(tmp_path, [compared()["opd"]], range(1))
     path = began(recipe, run).folder / "recipe.yaml"
     fields = yaml.safe_load(path.read_text())
     del fields["importance_sampling_cap"], fields["chat_template_kwargs"]  # as if they had come later
@@ -231,7 +233,7 @@ def test_a_recipe_of_an_earlier_version_lacks_a_field(write_recipe, tmp_path: Pa
 
 
 def test_a_run_is_done_when_its_state_is_whole(tmp_path: Path) -> None:
-    (run,) = plan(tmp_path, [METHODS["opd"]], range(1))
+    (run,) = plan(tmp_path, [compared()["opd"]], range(1))
     assert not run.done
     run.folder.mkdir()
     for text, done in (("", False), ('{"log_history": [{"st', False), ("[]", False), ('{"log_history": [{}]}', True)):
@@ -254,7 +256,7 @@ def test_a_state_that_was_cut_off_is_no_state(write_recipe, monkeypatch) -> None
     monkeypatch.setattr(TrainerState, "save_to_json", killed)
     with pytest.raises(KeyboardInterrupt):
         finish_run(trainer)
-    run = Run(METHODS["opd"], 0, trainer.output_dir)
+    run = Run(compared()["opd"], 0, trainer.output_dir)
     assert not run.done and not (run.folder / "trainer_state.json").exists()
     monkeypatch.undo()
     trainer.state.log_history.append({"step": 1, "loss": 1.0})
@@ -263,7 +265,7 @@ def test_a_state_that_was_cut_off_is_no_state(write_recipe, monkeypatch) -> None
 
 
 def test_what_hinders_a_run_is_its_failure_and_no_others(write_recipe, tmp_path: Path) -> None:
-    runs = [began(write_recipe(), run) for run in plan(tmp_path / "runs", [METHODS["opd"]], range(2))]
+    runs = [began(write_recipe(), run) for run in plan(tmp_path / "runs", [compared()["opd"]], range(2))]
     (runs[0].folder / "trainer_state.json").unlink()
     runs[0].log.mkdir()
     with locked(tmp_path / "runs") as lock:
@@ -337,7 +339,7 @@ def test_an_interrupt_ends_the_runs(write_recipe, tmp_path: Path, way: signal.Si
     process.send_signal(way)
     _, printed = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted: the same command goes on" in printed and "Traceback" not in printed
+    assert "interrupted: the same command resumes" in printed and "Traceback" not in printed
     with locked(output):  # which every run holds while it lives
         assert not (output / "opd-seed1.log").exists()
 
@@ -371,6 +373,11 @@ def test_baseline_errors_are_those_of_the_dense_definition(write_recipe, tiny_pa
 
     def oracle(estimator: Estimator) -> tuple[torch.Tensor, torch.Tensor]:
         """Baselines and rewards of every token."""
+        parts = dense(estimator)
+        return torch.cat([part.baseline for part in parts]), torch.cat([part.reward for part in parts])
+
+    def dense(estimator: Estimator) -> list[TokenStats]:
+        """Of every micro-batch."""
         parts = []
         frozen = freeze(recipe, None, 8)
         for batch in frozen.micro_batches(0) + frozen.micro_batches(1):
@@ -380,7 +387,7 @@ def test_baseline_errors_are_those_of_the_dense_definition(write_recipe, tiny_pa
             parts.append(
                 reference_loss(*(part[batch.completion_positions] for part in logits), batch.targets, estimator)[1]
             )
-        return torch.cat([part.baseline for part in parts]), torch.cat([part.reward for part in parts])
+        return parts
 
     value, reward = oracle(Estimator())
     assert (found["tokens"], found["completions"]) == (len(value), 16)
@@ -391,12 +398,21 @@ def test_baseline_errors_are_those_of_the_dense_definition(write_recipe, tiny_pa
         errors = {k: measured["value"] for k, measured in found["errors"][support]}
         assert list(errors) == [1, 2, 3, 5, 10, 20, 50, 100, 200]
         for k in (5, 100):
-            baseline, _ = oracle(Estimator(baseline="value_topk", baseline_support=support, support_top_k=k))
+            baseline, _ = oracle(Estimator(baseline="value_topk", support=support, support_top_k=k))
             assert errors[k] == pytest.approx((baseline - value).abs().mean().item(), rel=1e-3)
         assert errors[200] < 0.5 * errors[5]
     ratio = ((reward - value).square().sum() / reward.square().sum()).item()
     assert found["squared_ratio"]["value"] == pytest.approx(ratio, rel=1e-3)
     assert found["squared_ratio"]["low"] < ratio < found["squared_ratio"]["high"]
-    assert f"over {len(value)} tokens of 16 completions" in write_baselines(found, tmp_path)
+    for support, k in (("student", 5), ("teacher", 20)):
+        parts = dense(Estimator("rao_blackwell", support=support, support_top_k=k))
+        measured = {name: ratio["value"] for name, ratio in found["variances"][support][k].items()}
+        masses = {name: torch.cat([getattr(part, f"support_{name}") for part in parts]).mean() for name in MASSES}
+        sums = {name: sum(part.gradient_variances[name].sum() for part in parts) for name in SAMPLED}
+        expected = masses | {name: total / sums["none"] for name, total in sums.items()}
+        assert measured == pytest.approx({name: float(ratio) for name, ratio in expected.items()}, rel=1e-3)
+    text = write_baselines(found, tmp_path)
+    assert f"over {len(value)} tokens of 16 completions" in text
+    assert all(text.count(f"| `{name}` |") == 1 for name in SAMPLED + MASSES)
     assert (tmp_path / "baselines.png").read_bytes()[:4] == b"\x89PNG"
     assert "rewards" not in json.loads((tmp_path / "baselines.json").read_text())

@@ -290,6 +290,19 @@ def test_an_uploader_is_ended_with_its_merge(hub, tmp_path, monkeypatch):
         time.sleep(0.01)
 
 
+def test_the_uploader_is_small():
+    """What it imports stands beside every training run; a picture's library comes when somebody draws."""
+    code = (
+        "import sys, vopd_recipes.hub.__main__\n"
+        "heavy = {'torch', 'transformers', 'datasets', 'matplotlib', 'numpy'} & sys.modules.keys()\n"
+        "assert not heavy, heavy\n"
+        "from vopd_recipes.hub import plot_sweep\n"
+        "assert 'matplotlib' in sys.modules and 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 # As users have it ------------------------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from evaluation_records import named
 from fake_hub import WRITER
 from huggingface_hub import HfApi, parse_eval_result_entries, snapshot_download
 from safetensors.torch import save_file
@@ -26,10 +27,10 @@ from evaluation.checkpoint import resolve
 from vopd_recipes.files import mark_complete
 from vopd_recipes.hub import publish_run
 from vopd_recipes.hub.download import download, list_revisions
+from vopd_recipes.hub.evaluations import publishable_results, published_results, push_results
 from vopd_recipes.hub.queue import Target
-from vopd_recipes.hub.results import published_results, push_results, read_results
 from vopd_recipes.hub.revisions import licence_of, release_of
-from vopd_recipes.hub.sweep import plot_sweep, sweep
+from vopd_recipes.hub.sweep import plot_sweep, sweep_steps
 from vopd_recipes.hub.upload import Pace
 from vopd_recipes.models import load_student
 from vopd_recipes.recipe import RecipeError, load_recipe
@@ -70,6 +71,7 @@ def published(hub, api, home, tokenizer):
 
 def evaluated(folder, revision, tasks, **fields):
     """A results file and its details, as the evaluation leaves them."""
+    tasks = {name: named(name) | scores for name, scores in tasks.items()}
     content = {
         "schema_version": 1, "model": "org/name", "revision": revision, "weights_hash": f"w-{revision}",
         "protocol": "paper", "sampling": {}, "backend": "vllm", "dtype": "bfloat16",
@@ -80,7 +82,7 @@ def evaluated(folder, revision, tasks, **fields):
         rows = {"question": ["1+1=?"], "completion": ["2"], "correct": [True], "avg": [scores["avg"]]}
         pq.write_table(pa.table(rows), folder / "details" / f"{name}.parquet")
     (folder / "results.json").write_text(json.dumps(content))
-    return read_results(folder / "results.json")
+    return publishable_results(folder / "results.json")
 
 
 # Results -------------------------------------------------------------------------------------------------------------
@@ -170,7 +172,7 @@ def test_a_smaller_measurement_does_not_take_a_larger_ones_place(api, published,
     ((field, value),) = change.items()
     with pytest.raises(RecipeError, match=rf"math500 of {STEP} is there with {field}: \d+, this one has {value}"):
         push_results(api, smaller)
-    assert published_results(api, "org/name")[STEP]["tasks"] == {"math500": task(0.5, 0.01)}
+    assert published_results(api, "org/name")[STEP]["tasks"] == {"math500": named("math500") | task(0.5, 0.01)}
     push_results(api, evaluated(tmp_path / "c", STEP, {"math500": task(0.6, 0.01)}))  # measured again as before
     assert published_results(api, "org/name")[STEP]["tasks"]["math500"]["avg"] == 0.6
 
@@ -241,14 +243,14 @@ def test_two_pushes_at_the_same_time_lose_no_row(hub, api, published, tmp_path, 
         ({"revision": "local"}, "is no model on the Hub"),
         ({"revision": "refs/pr/1"}, "cannot name a split"),
         ({"tasks": {"amc23": {}}}, "amc23.parquet is missing; evaluate amc23 again"),
-        ({"tasks": {"math500": {"limit": 10}}}, "math500 was cut to 10 questions; evaluate it without LIMIT"),
+        ({"tasks": {"math500": {"limit": 10}}}, "math500 was limited to 10 questions; evaluate it without LIMIT"),
     ],
 )
 def test_what_is_no_publishable_results_file(tmp_path, change, message):
     results = evaluated(tmp_path, STEP, {"math500": task(0.5, 0.01)})
     results.path.write_text(json.dumps({**results.content, **change}))
     with pytest.raises(RecipeError, match=message):
-        read_results(results.path)
+        publishable_results(results.path)
 
 
 # Back ----------------------------------------------------------------------------------------------------------------
@@ -411,15 +413,15 @@ def test_a_sweep_evaluates_each_complete_step_and_draws_them(hub, api, published
     hub.repositories["model", "org/name"].branches["step-00000300"] = next(
         iter(hub.repositories["model", "org/name"].commits)
     )
-    results = sweep(api, "org/name", tmp_path / "evals", evaluate)
+    results = sweep_steps(api, "org/name", tmp_path / "evals", evaluate)
     assert seen == [STEP, "step-00000200"]
     assert {step: content["tasks"]["math500"]["avg"] for step, content in results.items()} == {100: 0.1, 200: 0.2}
     assert plot_sweep(results, "org/name", tmp_path / "steps.png").stat().st_size > 10_000
     with pytest.raises(RecipeError, match=f"no results of {STEP} came out below"):
-        sweep(api, "org/name", tmp_path / "elsewhere", evaluate)
+        sweep_steps(api, "org/name", tmp_path / "elsewhere", evaluate)
     hub.create("model", "org/empty", True)
     with pytest.raises(RecipeError, match="no step is published there"):
-        sweep(api, "org/empty", tmp_path / "evals", evaluate)
+        sweep_steps(api, "org/empty", tmp_path / "evals", evaluate)
 
 
 @pytest.mark.slow  # evaluates each step in a process of its own

@@ -186,6 +186,15 @@ def test_an_adapted_head_is_refused(tiny_pair: TinyPair) -> None:
     assert "leave lm_head out of lora_target_modules" in refusal(head_of, student)
 
 
+def test_an_adapted_embedding_that_is_the_head_is_refused(tiny_pair: TinyPair) -> None:
+    settings = config(tiny_pair, use_peft=True, lora_target_modules=["q_proj", "embed_tokens"])
+    message = refusal(load_student, settings)
+    assert message.startswith("lora_target_modules: model.embed_tokens shares its weight with the head")
+    untied = config(tiny_pair, model_name_or_path=str(tiny_pair.teacher), use_peft=True)
+    untied.lora_target_modules = ["q_proj", "embed_tokens"]
+    check_models(load_student(untied), None, PROMPT)
+
+
 def trained_adapter(pair: TinyPair, folder: Path, **fields: object) -> PeftModel:
     """A student whose adapter has moved, saved to a folder."""
     student = load_student(config(pair, use_peft=True, lora_r=4, lora_alpha=8, **fields))

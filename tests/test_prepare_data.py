@@ -26,9 +26,8 @@ from fake_hub import READER, WRITER, FakeHub
 from huggingface_hub import HfApi
 
 from evaluation.tasks import GROUPS
-from vopd_recipes.data import prepare as preparation
-from vopd_recipes.data import sciknoweval, sources
-from vopd_recipes.data.prepare import prepare, prepared
+from vopd_recipes.data import preparation, sciknoweval, sources
+from vopd_recipes.data.preparation import prepare, prepared
 from vopd_recipes.data.push import check_access, push
 from vopd_recipes.data.recipe import DataRecipe, EvaluationSet, load_data_recipe
 from vopd_recipes.data.rows import Left
@@ -208,7 +207,7 @@ def test_same_input_same_bytes(tmp_path: Path) -> None:
     made = []
     for seed in ("1", "2"):
         code = (
-            "import sys, json; from vopd_recipes.data.prepare import prepare;"
+            "import sys, json; from vopd_recipes.data.preparation import prepare;"
             "from vopd_recipes.data.recipe import load_data_recipe; prepare(load_data_recipe(sys.argv[1]))"
         )
         text = yaml.safe_dump(
@@ -779,7 +778,7 @@ LONG_ROWS = """
 import json, re, sys
 from pathlib import Path
 import pyarrow as pa, pyarrow.parquet as pq
-from vopd_recipes.data.prepare import prepare
+from vopd_recipes.data.preparation import prepare
 from vopd_recipes.data.recipe import DataRecipe
 prompt, answer, count, path = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
 rows = ({"prompt": f"{n} " + "x" * prompt, "answer": str(n) + "7" * answer} for n in range(count))

@@ -19,7 +19,7 @@ from launching import REPOSITORY, SCRIPT, launch
 from test_card import metadata_of
 
 from vopd_recipes.hub.download import list_revisions
-from vopd_recipes.hub.results import published_results, push_results, read_results
+from vopd_recipes.hub.evaluations import publishable_results, published_results, push_results
 
 FIELDS = {"push_to_hub": True, "hub_model_id": "org/tiny", "save_steps": 1, "max_steps": 3}
 
@@ -77,9 +77,9 @@ def test_train_evaluate_and_push_the_results(hub, write_recipe, tmp_path):
         f"{name}@2": round(100 * scores[name], 2) for name in ("avg", "pass", "maj")
     }
     on_main = hub.files("org/tiny", "main")["README.md"].decode()
-    assert f"| `{step}` | arithmetic |" in on_main and "model-index" not in metadata_of(on_main)
+    assert f"| `{step}` | Arithmetic (built in) |" in on_main and "model-index" not in metadata_of(on_main)
     repository, was = hub.repositories["model", "org/tiny"], hub.files("org/tiny", step)
-    assert push_results(HfApi(hub.url, WRITER), read_results(path)) == step  # harmless
+    assert push_results(HfApi(hub.url, WRITER), publishable_results(path)) == step  # harmless
     assert hub.files("org/tiny", step) == was
     commits = len(repository.commits)
     assert script("publish.py", run.folder).returncode == 0  # harmless, and the results stay

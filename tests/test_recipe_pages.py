@@ -1,6 +1,7 @@
 """What the recipes' pages say is so: the paper's numbers, times and memory, the index, the links and the commands."""
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -9,9 +10,9 @@ from accelerate.commands.launch import launch_command_parser
 from recipe_files import BASES, RECIPES, ROOT, as_it_stands, resolved
 from scaled_pairs import is_made_here
 
-from evaluation.paper import published_columns
 from evaluation.tasks import task_names
 from vopd_recipes.loss import method_of
+from vopd_recipes.paper import published_columns
 from vopd_recipes.planner.explain import FLAG, take_flag
 from vopd_recipes.planner.fitting import verdict
 from vopd_recipes.planner.memory import GB, plan
@@ -82,7 +83,8 @@ def test_readmes_have_the_planners_verdict(base: str) -> None:
     text = (Path(base).parent / "README.md").read_text()
     launches = [(base, gpus, []) for gpus in (1, 8)]
     for path in Path(base).parent.glob("*_from_*.yaml"):
-        launches += [(str(path), 8, []), (str(path), 1, ["--teacher_offload", "true"])]
+        served = "teacher_backend: server" in path.read_text()
+        launches += [(str(path), 8, []), (str(path), 1, [] if served else ["--teacher_offload", "true"])]
     for name, gpus, words in launches:
         words = [*words, "--gradient_accumulation_steps", str(64 // gpus)]
         planned = plan(read_setup(Path(name), words, gpus, 80 * GB))
@@ -113,7 +115,7 @@ def test_readmes_have_the_papers_times(base: str) -> None:
 def hours(name: str) -> str:
     """The paper's seconds a step over all steps, else what it says of every run of its own, else ours; or nothing."""
     short, pair = name.removeprefix("recipes/"), Path(name).parent.name
-    if seconds := PAPERS_SECONDS.get(pair, {}).get(method_of(resolved(name))[0]):
+    if seconds := PAPERS_SECONDS.get(pair, {}).get(method_of(resolved(name)).title):
         return f"{seconds * STEPS / 3600:.1f} (paper)"
     return "2–6 (paper)" if published(name) else TIMED_HERE.get(short, "")
 
@@ -131,13 +133,29 @@ def test_the_index_lists_every_recipe() -> None:
                 str(model).split("/")[1]
                 for model in (recipe.model.model_name_or_path, recipe.model.teacher_model_name_or_path)
             )
-        assert method == method_of(resolved(name))[0]
+        assert method == method_of(resolved(name)).title
         assert data and data.lower().replace(" ", "-") in Path(str(recipe.data.dataset_name)).parts
         label = f"{Path(name).name if '_from_' in name else 'vopd.yaml and its variants'} | {hardware} | fits"
         assert hardware == "2 CPU cores" if here else f"| {label}" in (pair / "README.md").read_text()
         assert time == hours(name)
         assert average == (numbers.get("average") or " / ".join(numbers.values()))
         assert ours == "not yet run" or (here and "](../" in ours)
+
+
+def test_the_index_is_what_its_script_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever stood there; `python scripts/index_recipes.py` brings it up to date."""
+    script = runpy.run_path(str(ROOT / "scripts" / "index_recipes.py"))
+    with_table = script["with_table"]
+    index = INDEX.read_text()
+    assert with_table(index) == index
+    without_a_pair = re.sub(r"^\| \[qwen3-1.7b-chemistry/.*\n", "", index, flags=re.MULTILINE)  # the last one
+    without_a_row = re.sub(r"^\| \[qwen3-4b/opd_full.*\n", "", index, flags=re.MULTILINE)
+    of_no_pair = index.replace("| [qwen3-4b/vopd.yaml]", "| [none/vopd.yaml](a) | b |\n| [qwen3-4b/vopd.yaml]")
+    for stale in (without_a_pair, without_a_row, of_no_pair, index.replace("| 45.4 |", "| 99.9 |")):
+        assert stale != index and with_table(stale) == index
+    monkeypatch.chdir(tmp_path)
+    script["main"]()  # from anywhere
+    assert (ROOT / INDEX).read_text() == index
 
 
 # Links and commands --------------------------------------------------------------------------------------------------

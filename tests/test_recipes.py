@@ -1,15 +1,14 @@
 """Every recipe of this repository, proven without a Hub or a GPU.
 
 A recipe is found by where it lies, so a new one is proven from the day it is written. It is read and checked as it
-stands; then it runs through `scripts/run_vopd.py` with its own estimator, adapters, precision, template and optimiser,
-on its own architectures and vocabularies (`scaled_pairs`) and with `SCALED_DOWN` in place of its sizes: two optimiser
-steps, a checkpoint at each, one evaluation, and the second step once more from the first checkpoint.
+stands; then it is trained, as `scripts/run_vopd.py` does, with its own estimator, adapters, precision, template and
+optimiser, on its own architectures and vocabularies (`scaled_pairs`) and with `SCALED_DOWN` in place of its sizes: two
+optimiser steps, a checkpoint at each, one evaluation, and the second step once more from the first checkpoint.
 """
 
 import json
 import math
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -29,12 +28,15 @@ from vopd_recipes.data.sciknoweval import INSTRUCTION, multiple_choice
 from vopd_recipes.files import complete_checkpoints
 from vopd_recipes.recipe import Recipe, load_recipe
 from vopd_recipes.tiny import problems as arithmetic
+from vopd_recipes.training import train
 
 SCRIPT = ROOT / "scripts" / "run_vopd.py"
 
 # What a recipe's sizes and machine become here; everything else is its own.
 SCALED_DOWN: dict[str, Any] = {
-    "use_cpu": True, "deepspeed": None, "rollout_backend": "transformers", "report_to": "none", "disable_tqdm": True,
+    "use_cpu": True, "deepspeed": None, "teacher_backend": "local", "teacher_server_url": None,
+    "teacher_server_scores": "logprobs", "teacher_dtype": None,
+    "rollout_backend": "transformers", "report_to": "none", "disable_tqdm": True,
     "max_prompt_length": 256, "max_completion_length": 4, "rollout_batch_size": 4, "max_test_prompts": 2,
     "max_steps": 2, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2,
     "eval_on_start": False, "eval_strategy": "steps", "eval_steps": 2, "save_steps": 1,
@@ -45,11 +47,17 @@ METHODS = {
     "vopd": {"divergence": "sampled", "baseline": "value"},
     "vopd_topk": {"divergence": "sampled", "baseline": "value_topk"},
     "vopd_optimal": {"divergence": "sampled", "baseline": "optimal"},
+    "vopd_rao_blackwell": {"divergence": "rao_blackwell", "baseline": "optimal"},
     "opd": {"divergence": "sampled", "baseline": "none"},
     "opd_full": {"divergence": "full", "baseline": "none"},
     "opd_topk": {"divergence": "topk", "baseline": "none"},
+    "vopd_from_32b_server": {"divergence": "rao_blackwell", "baseline": "tail", "support": "teacher"},
 }
-OF_THE_PAIR = {"teacher_model_name_or_path", "deepspeed", "gradient_accumulation_steps"}
+OF_EVERY_PAIR = {name for name in METHODS if "_from_" not in name}
+OF_THE_PAIR = {
+    "teacher_model_name_or_path", "teacher_dtype", "deepspeed", "gradient_accumulation_steps",
+    "teacher_backend", "teacher_server_url", "teacher_server_scores",
+}  # fmt: skip
 
 # The paper's setting, sections 4 and B: what its pairs' recipes must not drift from.
 PAPERS_SETTING: dict[str, Any] = {
@@ -112,12 +120,6 @@ def pair_of(tmp_path_factory: pytest.TempPathFactory, tiny_pair: Any) -> Callabl
     return pair
 
 
-@pytest.fixture(scope="module")
-def train() -> Callable[[Recipe], None]:
-    """The training script's own `run`."""
-    return runpy.run_path(str(SCRIPT))["run"]
-
-
 def flags(name: str, pair: tuple[Path, Path], prompts: Path, output_dir: Path, **changed: str) -> list[str]:
     """The overrides; a recipe that holds nothing out is evaluated on the test part."""
     recipe = as_it_stands(name)
@@ -146,7 +148,6 @@ def test_recipe_runs(
     tmp_path: Path,
     prompts: Path,
     pair_of: Callable[[Recipe], tuple[Path, Path]],
-    train: Callable[[Recipe], None],
 ) -> None:
     folder, own = tmp_path / "run", as_it_stands(name)
     recipe = load_recipe(name, flags(name, pair_of(own), prompts, folder))
@@ -190,13 +191,15 @@ def test_the_plain_command(tmp_path: Path, prompts: Path, pair_of: Callable[[Rec
 
 def test_recipes_are_found() -> None:
     """Every file is one of a pair's, or is named as something else."""
-    assert len(BASES) >= 8 and len(RECIPES) >= 6 * len(BASES)
+    assert len(BASES) >= 8 and len(RECIPES) >= len(OF_EVERY_PAIR) * len(BASES)
     assert {Path(name).parent.name for name in RECIPES} == {Path(name).parent.name for name in BASES}
 
 
 @pytest.mark.parametrize("base", BASES)
 def test_every_pair_has_every_method(base: str) -> None:
-    assert {path.stem for path in Path(base).parent.glob("*.yaml")} >= METHODS.keys()
+    assert {path.stem for path in Path(base).parent.glob("*.yaml")} >= {
+        name for name in METHODS if "_from_" not in name
+    }
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -204,15 +207,16 @@ def test_a_recipe_does_what_its_name_says(name: str) -> None:
     """A variant is its pair's `vopd.yaml` but for the method, the folder, and a teacher with what that one needs."""
     path = Path(name)
     base, own = resolved(str(path.with_name("vopd.yaml"))), resolved(name)
-    method = METHODS[path.stem.split("_from_")[0]]
+    method = METHODS.get(path.stem) or METHODS[path.stem.split("_from_")[0]]
     assert {field: own[field] for field in method} == method
     differing = {field for field in {*base, *own} if base.get(field) != own.get(field)}
     if path.stem == "vopd":
         return
     written = yaml.safe_load(path.read_text())
     assert written["extends"] == "vopd.yaml"
-    assert written.keys() == {"extends", *differing}  # no line that changes nothing
-    changed = {field for field in method if method[field] != METHODS["vopd"][field]}
+    dropped = {"baseline"} if "divergence" in written else set()  # another divergence inherits none
+    assert written.keys() == {"extends", *differing} - dropped  # no line that changes nothing
+    changed = {field for field in method if method[field] != base[field]}
     assert differing == {*changed, "output_dir"} | (differing & OF_THE_PAIR if "_from_" in path.stem else set())
 
 

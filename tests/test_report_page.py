@@ -26,7 +26,7 @@ from conftest import TinyPair
 from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from vopd_recipes.evidence.outcome import METHODS
+from vopd_recipes.evidence.outcome import compared
 from vopd_recipes.files import SCHEMA, RunError
 from vopd_recipes.loss import Estimator
 from vopd_recipes.models import load_student, load_teacher, load_tokenizer
@@ -34,7 +34,6 @@ from vopd_recipes.prompts import build_prompts, read_rows
 from vopd_recipes.recipe import load_recipe
 from vopd_recipes.reporting import charts, completions
 from vopd_recipes.reporting.escaping import escaped, visible
-from vopd_recipes.reporting.methods import equation
 from vopd_recipes.reporting.page import report_page, write_report
 from vopd_recipes.reporting.runs import group_runs, read_run, read_runs
 from vopd_recipes.training import VOPDTrainer, finish_run, start_run
@@ -213,7 +212,7 @@ def rewrite_recipe(run: Path, **fields: object) -> None:
         ({"baseline": "none"}, "−r(y) ∇ log p(y)"),
         ({"baseline": "constant", "baseline_constant": 0.5}, "−(r(y) − 0.5) ∇ log p(y)"),
         ({}, "−(r(y) + KL(p‖q)) ∇ log p(y)"),
-        ({"baseline": "value_topk", "support_top_k": 7, "baseline_support": "teacher"},
+        ({"baseline": "value_topk", "support_top_k": 7, "support": "teacher"},
          "−(r(y) + KL(p‖q)) ∇ log p(y) on the teacher’s top 7"),
         ({"baseline": "optimal"}, "−(r(y) − E[r s] / E[s]) ∇ log p(y) s = ‖∇ log p‖²"),
         ({"divergence": "full"}, "∇ KL(p‖q)"),
@@ -221,16 +220,16 @@ def rewrite_recipe(run: Path, **fields: object) -> None:
     ],
 )  # fmt: skip
 def test_every_estimator_has_its_equation(fields: dict[str, Any], expected: str) -> None:
-    text = equation(Estimator(**fields))
+    text = Estimator(**fields).html
     assert re.sub("<[^>]*>", "", text) == expected
     assert ('class="over"' in text) == ("top " in expected)
 
 
 @pytest.fixture
-def nine(runs: dict[str, Path], tmp_path: Path) -> list[Path]:
+def compared_runs(runs: dict[str, Path], tmp_path: Path) -> list[Path]:
     """A run of every method that is compared: copies of real ones, under recipes of their own."""
     folders = []
-    for place, method in enumerate(METHODS.values()):
+    for place, method in enumerate(compared().values()):
         folder = Path(shutil.copytree(runs[("vopd-0", "opd-0")[place % 2]], tmp_path / method.name))
         words = list(method.flags)
         rewrite_recipe(folder, **{name[2:]: yaml.safe_load(value) for name, value in zip(words[::2], words[1::2])})
@@ -238,11 +237,11 @@ def nine(runs: dict[str, Path], tmp_path: Path) -> list[Path]:
     return folders
 
 
-def test_every_one_of_many_methods_is_quoted(nine: list[Path]) -> None:
-    groups = group_runs(read_runs(nine))
-    assert len(groups) == len(METHODS) == 9
+def test_every_one_of_many_methods_is_quoted(compared_runs: list[Path]) -> None:
+    groups = group_runs(read_runs(compared_runs))
+    assert len(groups) == len(compared()) == 11
     for _, written in completions.choose_completions(groups):
-        assert {each.group for each in written} == set(range(9))
+        assert {each.group for each in written} == set(range(11))
         assert [(each.step, each.group) for each in written] == sorted((each.step, each.group) for each in written)
 
 
@@ -266,8 +265,8 @@ def test_bold_is_the_estimator_that_trained(runs: dict[str, Path], copied: Calla
         assert bold not in report_page([run])
 
 
-def test_many_recipes_are_told_apart_line_by_line(nine: list[Path]) -> None:
-    page = report_page(nine)
+def test_many_recipes_are_told_apart_line_by_line(compared_runs: list[Path]) -> None:
+    page = report_page(compared_runs)
     assert ("divergence", "full") in Outline(page).cells
     assert ("baseline", "optimal") in Outline(page).cells
     assert "<thead><tr><th>method</th>" in page
@@ -500,7 +499,7 @@ def test_an_unfinished_run_is_read_at_its_last_whole_checkpoint(copied: Callable
     assert "unfinished: step 2 of 4" in page
     assert {int(step) for step in re.findall(r"</b> step (\d+) ", page)} <= {1, 2}
     (run / "checkpoint-2" / "complete").unlink()
-    with pytest.raises(RunError, match="no trainer_state.json and no whole checkpoint yet"):
+    with pytest.raises(RunError, match="no trainer_state.json and no complete checkpoint yet"):
         report_page([run])
 
 
@@ -651,9 +650,9 @@ def test_a_browser_shows_it_whole(browser: Any, runs: dict[str, Path], tmp_path:
     assert all(250 < shown < width - 40 for shown in browser.execute_script(widths))  # beside or below each other
 
 
-def test_a_browser_breaks_no_word_of_many_methods(browser: Any, nine: list[Path], tmp_path: Path) -> None:
-    """Nine columns broke the words of what differs: a field's name stands on one line, and so does a value."""
-    show(browser, write_report(nine, tmp_path / "report.html"), 1280)
+def test_a_browser_breaks_no_word_of_many_methods(browser: Any, compared_runs: list[Path], tmp_path: Path) -> None:
+    """Many columns broke the words of what differs: a field's name stands on one line, and so does a value."""
+    show(browser, write_report(compared_runs, tmp_path / "report.html"), 1280)
     assert browser.execute_script(SIDEWAYS) == 0
     lines = browser.execute_script(
         "const height = one => one.getBoundingClientRect().height / parseFloat(getComputedStyle(one).lineHeight);"
@@ -738,7 +737,7 @@ def test_text_can_be_read_in_either_scheme(browser: Any, runs: dict[str, Path], 
         assert contrast(rgba(colours["muted"]), behind) > 4.5
         assert all(contrast(rgba(colours[f"c{number}"]), behind) > 3 for number in range(charts.COLOURS))
     lines = {colours[f"c{number}"] for number in range(charts.COLOURS)}
-    assert len(lines) == charts.COLOURS == len(METHODS)  # a colour for each
+    assert len(lines) == charts.COLOURS == len(compared())  # a colour for each
     for way in "ud":
         shades = [blended(rgba(colours[f"{way}{level}"]), paper) for level in range(1, 10)]
         assert all(contrast(rgba(colours["ink"]), shade) > 4.5 for shade in shades)

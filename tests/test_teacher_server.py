@@ -82,7 +82,7 @@ def test_scores_are_the_models_own(server: VLLMServer, tiny_pair: TinyPair, toke
 @pytest.mark.parametrize("baseline", ["none", "constant", "value_topk"])
 def test_a_window_equals_the_local_teachers(server: VLLMServer, write_recipe, baseline: str) -> None:
     """The same loss and gradients from the server's scores as from hidden states, over several micro-batches."""
-    options = {"baseline": baseline, "baseline_support": "teacher", "support_top_k": K}
+    options = {"baseline": baseline, "support": "teacher", "support_top_k": K}
     trainer = build(write_recipe(**options))
     samples = trainer.sample(list(trainer.train_dataset)[:6], step=0, generations=1)
     remote = ServerTeacher(TeacherServer(server.url, None, K, 20), trainer.vocabulary, trainer.estimator)
@@ -113,7 +113,7 @@ def test_the_script_trains_from_a_server_that_is_started_again(server: VLLMServe
     """No teacher is named or loaded; the server is killed in the middle of the run and comes back."""
     fields = {
         "teacher_model_name_or_path": None, "teacher_backend": "server", "teacher_server_url": server.url,
-        "baseline": "value_topk", "baseline_support": "teacher", "max_steps": 60, "save_steps": 30,
+        "baseline": "value_topk", "support": "teacher", "max_steps": 60, "save_steps": 30,
     }  # fmt: skip
     runs: list[Run] = []
     recipe = write_recipe(**fields)
@@ -140,7 +140,7 @@ def test_two_processes_equal_one(server: VLLMServer, write_recipe, tmp_path) -> 
     """Each process asks for its own completions; losses, gradients and weights are those of the whole batch."""
     recipe = write_recipe(
         teacher_model_name_or_path=None, teacher_backend="server", teacher_server_url=server.url,
-        baseline="value_topk", baseline_support="teacher", max_steps=3,
+        baseline="value_topk", support="teacher", max_steps=3,
     )  # fmt: skip
     one = launch(recipe, tmp_path / "one", gradient_accumulation_steps=4)
     zero3 = {"deepspeed": REPOSITORY / "recipes" / "deepspeed" / "zero3.json"}
@@ -154,7 +154,7 @@ def test_two_processes_equal_one(server: VLLMServer, write_recipe, tmp_path) -> 
 def test_a_failure_inside_a_step_stops_every_process(write_recipe, recorded, tmp_path) -> None:
     """One process's last micro-batch is never scored: the others, in their backward, do not wait for ddp_timeout.
 
-    The same command goes on from the last save, and ends with the weights of a run that nothing happened to.
+    The same command resumes from the last checkpoint, and ends with the weights of a run that nothing happened to.
     """
     answers, scored, healthy = _recorded_teacher(fail_after=10**6), [], threading.Event()
 
@@ -175,7 +175,7 @@ def test_a_failure_inside_a_step_stops_every_process(write_recipe, recorded, tmp
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if "error: step" in line]
     assert "error: step 3: the teacher failed: " in line
-    assert line.endswith(f"the same command goes on from {tmp_path / 'run' / 'checkpoint-2'}")
+    assert line.endswith(f"the same command resumes from {tmp_path / 'run' / 'checkpoint-2'}")
     healthy.set()
     resumed = launch(recipe, tmp_path / "run", processes=2)
     undisturbed = launch(recipe, tmp_path / "undisturbed", processes=2)
@@ -213,7 +213,7 @@ def test_a_server_that_stays_away_stops_the_run_with_a_checkpoint(tiny_pair, wri
     assert done.returncode == 1, done.stderr[-2000:]
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert line.startswith("error: step 3: the teacher failed: no answer from http://127.0.0.1:")
-    assert line.endswith(f"the same command goes on from {tmp_path / 'run' / 'checkpoint-2'}")
+    assert line.endswith(f"the same command resumes from {tmp_path / 'run' / 'checkpoint-2'}")
 
 
 def _recorded_teacher(fail_after: int):
@@ -311,7 +311,7 @@ def test_a_pickle_in_the_answer_is_not_loaded(recorded) -> None:
 
 
 def test_a_micro_batch_asks_for_the_students_top_k(write_recipe, tiny_pair, recorded) -> None:
-    """`baseline_support: student`, from recorded answers with the real teacher's numbers: the local loss."""
+    """`support: student`, from recorded answers with the real teacher's numbers: the local loss."""
     trainer = build(write_recipe(baseline="value_topk", support_top_k=6))
     teacher = trainer.teacher.model
 
@@ -345,7 +345,7 @@ def test_answers_that_make_no_sense() -> None:
 
 
 def test_tokens_beyond_the_students_vocabulary_leave_the_support() -> None:
-    estimator = Estimator(baseline="value_topk", baseline_support="teacher", support_top_k=3)
+    estimator = Estimator(baseline="value_topk", support="teacher", support_top_k=3)
     teacher = ServerTeacher(TeacherServer("http://127.0.0.1:1", "t", 3, 1), 100, estimator)
 
     class Ready:

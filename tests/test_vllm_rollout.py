@@ -91,5 +91,5 @@ def test_without_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vllm_rollout.importlib.util, "find_spec", lambda name: None)
     before = dict(os.environ)
     with pytest.raises(RecipeError, match="rollout_backend: vllm is not installed here"):
-        vllm_rollout._prepare_environment(on_gpu=False)
+        vllm_rollout._check_installed()
     assert dict(os.environ) == before

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vopd_recipes.data.rows import Problem
-from vopd_recipes.recipe import RecipeError
+from vopd_recipes.recipe import RecipeError, one_line
 
 LengthOf = Callable[[list[str]], list[int]]
 
@@ -23,8 +23,8 @@ def length_of(tokenizer_name_or_path: str | None) -> LengthOf:
     try:
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_name_or_path)
     except Exception as error:  # whatever a broken tokenizer raises
-        reason = " ".join(str(error).split())[:200]
-        raise RecipeError(f"tokenizer_name_or_path: cannot load {tokenizer_name_or_path}: {reason}") from None
+        where = f"tokenizer_name_or_path: cannot load {tokenizer_name_or_path}"
+        raise RecipeError(f"{where}: {one_line(error, 200)}") from None
     return lambda texts: [len(ids) for ids in tokenizer(texts)["input_ids"]] if texts else []
 
 

@@ -7,7 +7,6 @@ commit, and a folder counts as made before only where all of them are the same.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,8 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
 from vopd_recipes.data.recipe import Source
-from vopd_recipes.hub.revisions import hub_is_away
+from vopd_recipes.files import sha256_of
+from vopd_recipes.hub import hub_is_away
 from vopd_recipes.recipe import is_hub_id
 
 Origin = dict[str, str]  # sha256 or revision; empty where nobody can tell
@@ -35,7 +35,7 @@ def origin_of(source: Source) -> Origin:
     """The file's hash or the Hub's commit; empty if neither is there, which reading the rows will say better."""
     path = Path(source.dataset_name)
     if path.is_file():
-        return {"sha256": sha256(path)}
+        return {"sha256": sha256_of(path)}
     if source.dataset_revision and _COMMIT.fullmatch(source.dataset_revision):
         return {"revision": source.dataset_revision}
     if not is_hub_id(source.dataset_name):
@@ -57,12 +57,6 @@ def pinned(source: _Source, origin: Origin) -> _Source:
 def is_same(recorded: Origin | None, now: Origin | None) -> bool:
     """Whether a source is still what it was: a commit on the Hub is while nobody can ask for a newer one."""
     return recorded == now or (recorded is not None and "revision" in recorded and not now)
-
-
-def sha256(path: Path) -> str:
-    """Of a file, read in chunks."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

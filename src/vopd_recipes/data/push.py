@@ -8,7 +8,7 @@ import httpx
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
-from vopd_recipes.hub.revisions import reason
+from vopd_recipes.hub import reason
 from vopd_recipes.recipe import RecipeError, is_hub_id
 
 _AWAY = (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled)

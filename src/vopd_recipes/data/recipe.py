@@ -11,9 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
 from vopd_recipes.data.sciknoweval import DOMAINS, LEVELS
-from vopd_recipes.recipe import RecipeError, coerce, describe_type, nearest, read_flags, read_yaml
-
-Sourced = tuple[Any, str]  # a value and where it stands: `file:line` or `--field`
+from vopd_recipes.recipe import RecipeError, check_fields, coerce, read_fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +118,6 @@ class DataRecipe(Source):
         return {name: value for name, value in asdict(self).items() if name != "output_dir"}
 
 
-_HINTS = get_type_hints(DataRecipe) | {"evaluation_sets": list[dict]}
 _Built = TypeVar("_Built", bound=Source)
 
 
@@ -134,10 +131,9 @@ def load_data_recipe(path: str | Path, overrides: list[str] | None = None) -> Da
     Raises:
         RecipeError: anything wrong, in one line.
     """
-    values = {**read_yaml(Path(path), ()), **read_flags(overrides or [], _HINTS)}
+    values, sources = read_fields(Path(path), overrides, get_type_hints(DataRecipe) | {"evaluation_sets": Any})
     if "evaluation_sets" in values:
-        entries, where = values["evaluation_sets"]
-        values["evaluation_sets"] = (_evaluation_sets(entries, where), where)
+        values["evaluation_sets"] = _evaluation_sets(values["evaluation_sets"], sources["evaluation_sets"])
     return _build(DataRecipe, values, str(path))
 
 
@@ -149,25 +145,19 @@ def _evaluation_sets(entries: Any, where: str) -> list[EvaluationSet]:
     found = []
     for number, entry in enumerate(entries):
         place = f"{where}: evaluation_sets, entry {number + 1}"
-        found.append(_build(EvaluationSet, {str(name): (value, place) for name, value in entry.items()}, place))
+        values, _ = check_fields(
+            {str(name): (value, place) for name, value in entry.items()}, get_type_hints(EvaluationSet)
+        )
+        found.append(_build(EvaluationSet, values, place))
     return found
 
 
-def _build(kind: type[_Built], values: dict[str, Sourced], place: str) -> _Built:
-    hints, known = get_type_hints(kind), {item.name: item for item in fields(kind)}
-    checked = {}
-    for name, (value, where) in values.items():
-        if name not in known:
-            raise RecipeError(f"{where}: unknown field '{name}'{nearest(name, known)}")
-        try:
-            checked[name] = value if name == "evaluation_sets" else coerce(value, hints[name])
-        except TypeError:
-            raise RecipeError(f"{where}: {name} must be {describe_type(hints[name])}, got {value!r}") from None
-    for name, item in known.items():
-        if name not in checked and item.default is MISSING and item.default_factory is MISSING:
-            raise RecipeError(f"{place}: {name} is missing")
+def _build(kind: type[_Built], values: dict[str, Any], place: str) -> _Built:
+    for item in fields(kind):
+        if item.name not in values and item.default is MISSING and item.default_factory is MISSING:
+            raise RecipeError(f"{place}: {item.name} is missing")
     try:
-        return kind(**checked)
+        return kind(**values)
     except ValueError as error:
         raise RecipeError(f"{place}: {error}") from None
 

@@ -6,7 +6,8 @@ A row that the table's reader cannot make is left out, as one that is not JSON i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from vopd_recipes.data.json_rows import json_rows
 from vopd_recipes.data.origin import ask_only_the_cache
 from vopd_recipes.data.recipe import DataRecipe, EvaluationSet, Source
 from vopd_recipes.data.rows import Left, Row
-from vopd_recipes.recipe import RecipeError, is_hub_id, nearest
+from vopd_recipes.recipe import RecipeError, is_hub_id, nearest, one_line
 
 Numbered = tuple[int, Row | Left]
 
@@ -74,7 +75,7 @@ def _file(path: Path, source: Source) -> Iterator[Row | Left]:
         with path.open("rb") as file:
             yield from json_rows(file, str(path))
     except (OSError, pa.ArrowException) as error:
-        raise RecipeError(f"dataset_name: cannot read {path}: {_one_line(error)}") from None
+        raise RecipeError(f"dataset_name: cannot read {path}: {one_line(error, 300)}") from None
 
 
 def _parquet(path: Path, source: Source) -> Iterator[Row | Left]:
@@ -83,7 +84,7 @@ def _parquet(path: Path, source: Source) -> Iterator[Row | Left]:
         groups = [file.metadata.row_group(place) for place in range(file.num_row_groups)]
         largest = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=1.0)
         for batch in file.iter_batches(batch_size=_rows_at_once(largest), columns=columns):
-            yield from _table_rows(batch)
+            yield from _readable(partial(_sliced, batch), range(batch.num_rows))
 
 
 def _rows_at_once(bytes_of_a_row: float) -> int:
@@ -102,23 +103,30 @@ def _present(source: Source, names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _table_rows(table: pa.RecordBatch | pa.Table) -> Iterator[Row | Left]:
+def _sliced(table: pa.RecordBatch, places: range) -> list[Row]:
+    return table.slice(places.start, len(places)).to_pylist()
+
+
+def _readable(read: Callable[[range], list[Row]], places: range) -> Iterator[Row | Left]:
+    """All rows at once, or one by one where one of them cannot be read.
+
+    A string column does not promise UTF-8, nor a time a year that there is.
+    """
+    rows: list[Row | Left]
     try:
-        rows = table.to_pylist()
-    except _UNREADABLE:  # one of the rows; a string column does not promise UTF-8, nor a time a year that there is
-        rows = [_table_row(table.slice(place, 1)) for place in range(table.num_rows)]
+        rows = [*read(places)]
+    except _UNREADABLE:
+        rows = [_one(read, place) for place in places]
     yield from rows
 
 
-def _table_row(table: pa.RecordBatch | pa.Table) -> Row | Left:
+def _one(read: Callable[[range], list[Row]], place: int) -> Row | Left:
     try:
-        return table.to_pylist()[0]
+        return read(range(place, place + 1))[0]
     except _UNREADABLE as error:
-        return Left("malformed", _unreadable(error))
-
-
-def _unreadable(error: Exception) -> str:
-    return "not UTF-8" if isinstance(error, UnicodeDecodeError) else "a value that cannot be read"
+        return Left(
+            "malformed", "not UTF-8" if isinstance(error, UnicodeDecodeError) else "a value that cannot be read"
+        )
 
 
 # The Hub -------------------------------------------------------------------------------------------------------------
@@ -158,24 +166,16 @@ def _loaded(source: Source) -> datasets.Dataset | list[Path]:
 
 def _decoded(chosen: datasets.Dataset, places: range) -> Iterator[Row | Left]:
     """Rows by `datasets`, which also undoes the JSON in which it keeps a column of several types."""
-    rows: list[Row | Left]
-    try:
-        columns = chosen[places.start : places.stop]
-        rows = [dict(zip(columns, values)) for values in zip(*columns.values())]
-    except _UNREADABLE:
-        rows = [_decoded_row(chosen, place) for place in places]
-    yield from rows
 
+    def read(part: range) -> list[Row]:
+        columns = chosen[part.start : part.stop]
+        return [dict(zip(columns, values)) for values in zip(*columns.values())]
 
-def _decoded_row(chosen: datasets.Dataset, place: int) -> Row | Left:
-    try:
-        return chosen[place]
-    except _UNREADABLE as error:
-        return Left("malformed", _unreadable(error))
+    return _readable(read, places)
 
 
 def _hub_error(name: str, error: Exception) -> RecipeError:
-    text = _one_line(error.__cause__ if isinstance(error.__cause__, Exception) else error)
+    text = one_line(error.__cause__ if isinstance(error.__cause__, Exception) else error, 300)
     if isinstance(error, DatasetNotFoundError) and "gated" in text:
         return Unreachable(
             f"{name} is gated, and this machine has no access: accept its terms at https://huggingface.co/datasets/"
@@ -184,10 +184,6 @@ def _hub_error(name: str, error: Exception) -> RecipeError:
     if isinstance(error, ConnectionError) or "offline" in text.lower():
         return Unreachable(f"{name}: the Hub cannot be reached; check the network, or name a local file")
     return RecipeError(f"dataset_name: cannot read {name} from the Hub: {text}")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
 
 
 # SciKnowEval ---------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Runs are trained: several at a time, resumable, each on its own.
 
-A run is `scripts/run_vopd.py` itself in a process of its own, so that it is what a user would get. A run that is done
-is not done again, one that was cut off goes on from its last checkpoint, and one that fails costs no other.
+A run is the training command itself in a process of its own, so that it is what a user would get. A run that is done
+is not done again, an interrupted one resumes from its last checkpoint, and one that fails costs no other.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from tqdm import tqdm
 from vopd_recipes.evidence.outcome import Run
 from vopd_recipes.recipe import RecipeError
 
-SCRIPT = Path(__file__).parents[3] / "scripts" / "run_vopd.py"
 LOCK = ".lock"
 _PATIENCE = 20.0  # seconds between asking a process to end and ending it
 
@@ -72,8 +71,9 @@ class _Processes:
 
     def train(self, run: Run) -> str | None:
         """Train a run to its end; why it failed, or `None`."""
-        words = [sys.executable, str(SCRIPT), str(self.recipe), *self.flags, *run.flags]
-        with run.log.open("ab", buffering=0) as log:  # behind what it printed before it was cut off
+        command = [sys.executable, "-P", "-m", "vopd_recipes.training"]  # -P: not what lies in the current folder
+        words = [*command, str(self.recipe), *self.flags, *run.flags]
+        with run.log.open("ab", buffering=0) as log:  # behind what it printed before it was interrupted
             log.write(f"$ {shlex.join(words)}\n".encode())
             start = log.tell()
             process = self._start(words, log)

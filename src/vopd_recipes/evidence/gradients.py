@@ -2,7 +2,7 @@
 
 The forward pass of a micro-batch is kept while all estimators go back through it, one after the other: the sampled
 ones with the tokens that the rollout drew, the same with tokens drawn anew at the same contexts, a few times over,
-`full` and `topk`.
+and those that sample nothing.
 
 Tokens are drawn anew by systematic sampling: redraw r of R takes quantile u + r/R (modulo 1) of a context's
 distribution, u uniform. Each redraw is a sample like any other, so its squared error is an estimator's variance; but
@@ -14,19 +14,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from vopd_recipes.evidence.projection import WIDTH, Projection, trained_leaves
-from vopd_recipes.loss import Baseline, Estimator, Head, TokenStats, fused_loss
+from vopd_recipes.loss import METHODS as TABLE
+from vopd_recipes.loss import Estimator, Head, TokenStats, fused_loss
 from vopd_recipes.models import completion_states, head_of, scale_logits, vocabulary_of
 from vopd_recipes.packing import MicroBatch
 from vopd_recipes.rollout import Sampling, draw
 
-SAMPLED: tuple[Baseline, ...] = get_args(Baseline)
-METHODS: tuple[str, ...] = (*SAMPLED, "full", "topk")
+# Keys of what samples, and of every way to the reverse KL's gradient: those first, in the same order.
+SAMPLED = tuple(row.key for row in TABLE.values() if row.samples)
+METHODS = (*SAMPLED, *(row.key for row in TABLE.values() if row.of_reverse_kl and not row.samples))
 
 # Rows of [rows, V] float64 probabilities that are drawn from at a time.
 _ROWS = 256
@@ -60,7 +61,7 @@ class GradientProbe:
     Args:
         student: in evaluation mode; its trained parameters are differentiated.
         teacher: in evaluation mode.
-        estimator: gives `support_top_k`, `baseline_support` and `baseline_constant`.
+        estimator: gives `support_top_k`, `support` and `baseline_constant`.
         seed: of the projection's signs.
         width: of the projection.
         redraws: how often tokens are drawn anew at each context.
@@ -81,12 +82,11 @@ class GradientProbe:
         self._leaves = [leaf.tensor for leaf in leaves]
         self._head = replace(head_of(student), weight=weight)
         self.projection = Projection(leaves, seed, width)
-        self._estimators: dict[str, Estimator] = {
-            "full": replace(estimator, divergence="full", baseline="none"),
-            "topk": replace(estimator, divergence="topk", baseline="none"),
+        self._estimators = {
+            row.key: replace(estimator, divergence=row.divergence, baseline=row.baseline)
+            for row in TABLE.values()
+            if row.of_reverse_kl
         }
-        for name in SAMPLED:
-            self._estimators[name] = replace(estimator, divergence="sampled", baseline=name)
 
     @property
     def head_is_exact(self) -> bool:
@@ -140,21 +140,14 @@ class GradientProbe:
         tokens: int,
         gradient_variance: bool = False,
     ) -> tuple[Tensor, TokenStats]:
-        teacher = head_of(self._teacher)
         loss, stats = fused_loss(
             hidden,
-            self._head.weight,
+            self._head,
             teacher_hidden,
-            teacher.weight,
+            head_of(self._teacher),
             targets,
             self._estimators[name],
-            student_bias=self._head.bias,
-            teacher_bias=teacher.bias,
             token_weights=torch.full(targets.shape, 1 / tokens, device=hidden.device),
-            student_logit_scale=self._head.logit_scale,
-            teacher_logit_scale=teacher.logit_scale,
-            student_softcap=self._head.softcap,
-            teacher_softcap=teacher.softcap,
             gradient_variance=gradient_variance,
         )
         gradients = torch.autograd.grad(loss, self._leaves, retain_graph=True, allow_unused=True)

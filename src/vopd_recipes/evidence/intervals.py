@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from scipy import stats
 
@@ -32,12 +32,17 @@ class Difference:
     p: float
 
 
+def with_interval(measured: Mapping[str, float], form: str = ".2f") -> str:
+    """`value [low, high]` of a number that is written down with its interval."""
+    value, low, high = (f"{measured[name]:{form}}" for name in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
 def interval(values: Sequence[float]) -> Interval:
     """The 95 % interval of a mean; half its width is nan for a single value."""
     if len(values) < 2:
         return Interval(values[0], float("nan"))
-    spread = statistics.stdev(values) / len(values) ** 0.5
-    return Interval(statistics.fmean(values), float(stats.t.ppf(0.975, len(values) - 1)) * spread)
+    return Interval(fmean(values), float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)))
 
 
 def paired(ours: Sequence[float], theirs: Sequence[float]) -> Difference:

@@ -152,7 +152,7 @@ def measure_variance(
         "prompts": len(frozen.rows),
         "redraws": redraws,
         "support_top_k": training.support_top_k,
-        "baseline_support": training.baseline_support,
+        "support": training.support,
         "baseline_constant": training.baseline_constant,
         "seed": training.seed,
         **summarize(study, probe.head_is_exact),

@@ -1,12 +1,12 @@
 """Every method times every seed on one recipe: which runs that makes, and whether those that are there belong to it.
 
-A folder of runs outlives the command that began it. So every run that is taken over, trained to its end or cut off, is
-held to its own `recipe.yaml`: a difference in one field, and what would be compared is something else.
+A folder of runs outlives the command that began it. So every run that is taken over, finished or interrupted,
+is held to its own `recipe.yaml`: a difference in one field, and what would be compared is something else.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import Enum
 from pathlib import Path
@@ -15,12 +15,13 @@ from typing import Any
 import yaml
 
 from vopd_recipes.files import RECIPE, RunError, history_of, last_complete_checkpoint
+from vopd_recipes.loss import METHODS, Method
 from vopd_recipes.recipe import DataConfig, ModelConfig, RecipeError, VOPDConfig, load_recipe
 
 
 @dataclass(frozen=True)
-class Method:
-    """An estimator that is compared.
+class Compared:
+    """A method that is compared, at one k where it has one.
 
     Args:
         name: of its runs' folders.
@@ -33,27 +34,23 @@ class Method:
     flags: tuple[str, ...]
 
 
-def _sampled(name: str, title: str, baseline: str, *more: str) -> Method:
-    return Method(name, title, ("--divergence", "sampled", "--baseline", baseline, *more))
+def compared() -> dict[str, Compared]:
+    """Every run that the table of methods asks for, by name."""
+    found = [_run_of(row, more) for row in METHODS.values() for more in row.compared]
+    return {method.name: method for method in found}
 
 
-def _exact(name: str, title: str, divergence: str, *more: str) -> Method:
-    return Method(name, title, ("--divergence", divergence, "--baseline", "none", *more))
+def _run_of(row: Method, more: Mapping[str, Any]) -> Compared:
+    fields = {**row.fields, **more}
+    flags = tuple(word for name, value in fields.items() for word in (f"--{name}", str(value)))
+    suffix = "".join(f"_{value}" for value in more.values()) if len(row.compared) > 1 else ""
+    at = (
+        [f"{'teacher’s ' * (more.get('support') == 'teacher')}{more['support_top_k']}"]
+        if "support_top_k" in more
+        else []
+    )
+    return Compared(row.name + suffix, row.title + "".join(f" ({k})" for k in at), flags)
 
-
-_ALL = (
-    _sampled("opd", "OPD", "none"),
-    _sampled("opd_constant", "OPD as released (constant 1)", "constant", "--baseline_constant", "1"),
-    _exact("opd_full", "OPD full", "full"),
-    _exact("opd_topk", "OPD top-k (20)", "topk", "--support_top_k", "20"),
-    _sampled("vopd", "vOPD", "value"),
-    *(
-        _sampled(f"vopd_topk_{k}", f"vOPD top-k ({k})", "value_topk", "--support_top_k", str(k))
-        for k in (5, 20, 100)
-    ),
-    _sampled("vopd_optimal", "vOPD, optimal baseline", "optimal"),
-)  # fmt: skip
-METHODS = {method.name: method for method in _ALL}
 
 # Fields that change nothing of what is compared: where a run is kept, what it prints, saves and sends.
 _ELSEWHERE = (
@@ -79,7 +76,7 @@ class Run:
         folder: its `output_dir`.
     """
 
-    method: Method
+    method: Compared
     seed: int
     folder: Path
 
@@ -103,14 +100,14 @@ class Run:
         return self.folder.with_suffix(".log")
 
 
-def plan(output: Path, methods: Sequence[Method], seeds: Sequence[int]) -> list[Run]:
-    """Every run once, seed by seed: cut off anywhere, the methods that are there can be compared."""
+def plan(output: Path, methods: Sequence[Compared], seeds: Sequence[int]) -> list[Run]:
+    """Every run once, seed by seed: interrupted anywhere, the methods that are there can be compared."""
     once = dict.fromkeys(methods)
     return [Run(method, seed, output / f"{method.name}-seed{seed}") for seed in seeds for method in once]
 
 
 def check_runs(runs: Sequence[Run], recipe: Path, flags: Sequence[str]) -> None:
-    """Hold every run that is done, or that would go on from a checkpoint, to the recipe that is to be compared.
+    """Hold every run that is done, or that would resume from a checkpoint, to the recipe that is to be compared.
 
     Args:
         runs: all of them.

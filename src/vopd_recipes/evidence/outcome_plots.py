@@ -6,23 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
 
-matplotlib.use("Agg")
+from vopd_recipes.evidence.intervals import interval
+from vopd_recipes.evidence.outcome import Run, compared
+from vopd_recipes.files import finish_axis, history_of, new_figure, save_figure, series
 
-import matplotlib.pyplot as plt  # noqa: E402  # the backend is chosen first: no screen is needed
-import numpy as np  # noqa: E402
-from matplotlib.axes import Axes  # noqa: E402
-
-from vopd_recipes.evidence.intervals import interval  # noqa: E402
-from vopd_recipes.evidence.outcome import METHODS, Run  # noqa: E402
-from vopd_recipes.files import (  # noqa: E402
-    history_of,
-    series,
-    written_whole,  # noqa: E402
-)
-
-_TOP_K = tuple(name for name in METHODS if name.startswith("vopd_topk_"))
+_TOP_K = tuple(name for name in compared() if name.startswith("vopd_topk_"))
 
 
 def plot_curves(runs: Mapping[str, Sequence[Run]], path: Path) -> None:
@@ -38,19 +30,14 @@ def plot_curves(runs: Mapping[str, Sequence[Run]], path: Path) -> None:
     if any(name in runs for name in _TOP_K):
         panels.append(("top-k baselines", [name for name in runs if name == "vopd" or name in _TOP_K]))
     panels = [(title, names) for title, names in panels if names]
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(6.2 * len(panels), 4.8), sharey=True, squeeze=False, layout="constrained"
-    )
-    for axis, (title, names) in zip(axes.flat, panels):
+    figure, axes = new_figure(len(panels), 6.2 * len(panels), 4.8, sharey=True)
+    for axis, (title, names) in zip(axes, panels):
         for name in names:
             _draw_curve(axis, name, shared_curves(runs[name]))
-        axis.set_yscale("log")
-        axis.set_title(title, fontsize=10)
-        axis.set_xlabel("step")
+        finish_axis(axis, title, xlabel="step", yscale="log")
         axis.grid(alpha=0.3, which="both")
-        axis.legend(fontsize=8)
-    axes.flat[0].set_ylabel("held-out reverse KL (nats per token)")
-    _save(figure, path)
+    axes[0].set_ylabel("held-out reverse KL (nats per token)")
+    save_figure(figure, path)
 
 
 def shared_curves(runs: Sequence[Run]) -> dict[int, list[float]]:
@@ -62,7 +49,7 @@ def shared_curves(runs: Sequence[Run]) -> dict[int, list[float]]:
 def _draw_curve(axis: Axes, name: str, curves: Mapping[int, list[float]]) -> None:
     steps, bands = list(curves), [interval(values) for values in curves.values()]
     mean, half = np.array([band.mean for band in bands]), np.nan_to_num([band.half for band in bands])
-    axis.plot(steps, mean, label=METHODS[name].title, color=_colour(name), linewidth=1.5)
+    axis.plot(steps, mean, label=compared()[name].title, color=_colour(name), linewidth=1.5)
     lowest = np.maximum(mean - half, mean / 10)  # a logarithmic scale has no room for what is not positive
     axis.fill_between(steps, lowest, mean + half, color=_colour(name), alpha=0.15, linewidth=0)
 
@@ -74,7 +61,7 @@ def plot_accuracy(accuracies: Mapping[str, Sequence[float]], path: Path) -> None
         accuracies: of each method's runs, as shares.
         path: of the PNG.
     """
-    figure, axis = plt.subplots(figsize=(9, 0.45 * len(accuracies) + 1.4), layout="constrained")
+    figure, (axis,) = new_figure(1, 9, 0.45 * len(accuracies) + 1.4)
     for place, (name, shares) in enumerate(accuracies.items()):
         values = [100 * value for value in shares]
         found = interval(values)
@@ -82,18 +69,12 @@ def plot_accuracy(accuracies: Mapping[str, Sequence[float]], path: Path) -> None
             found.mean, place, xerr=np.nan_to_num(found.half), fmt="o", color=_colour(name), capsize=4, markersize=7
         )
         axis.plot(values, [place + 0.22] * len(values), "|", color=_colour(name), alpha=0.7)
-    axis.set_yticks(range(len(accuracies)), [METHODS[name].title for name in accuracies], fontsize=9)
+    axis.set_yticks(range(len(accuracies)), [compared()[name].title for name in accuracies], fontsize=9)
     axis.invert_yaxis()
     axis.set_xlabel("held-out accuracy (%): mean and 95 % interval over seeds, a stroke for each run")
     axis.grid(axis="x", alpha=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _colour(name: str) -> Any:
-    return plt.get_cmap("tab10")(list(METHODS).index(name))
-
-
-def _save(figure: Any, path: Path) -> None:
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
-    plt.close(figure)
+    return colormaps["tab20"](list(compared()).index(name))

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from vopd_recipes.evidence.intervals import interval, paired
-from vopd_recipes.evidence.outcome import METHODS, Run
+from vopd_recipes.evidence.outcome import Run, compared
 from vopd_recipes.evidence.outcome_plots import plot_accuracy, plot_curves, shared_curves
-from vopd_recipes.files import history_of, series, written_whole
+from vopd_recipes.files import history_of, markdown_table, series, write_text
 from vopd_recipes.recipe import RecipeError
 
 
@@ -64,7 +64,7 @@ def outcome_of(run: Run, target: float) -> Outcome:
     )
 
 
-def write_report(runs: Sequence[Run], output: Path, target: float | None = None) -> str:
+def write_comparison(runs: Sequence[Run], output: Path, target: float | None = None) -> str:
     """Write `estimators.json`, `estimators.md` and two pictures to `output`; returns the Markdown.
 
     Args:
@@ -86,7 +86,7 @@ def write_report(runs: Sequence[Run], output: Path, target: float | None = None)
         by_method.setdefault(run.method.name, []).append(run)
     if all(len(of_method) < 2 for of_method in by_method.values()):
         raise RecipeError(f"{output}: no method has two finished seeds: nothing to compare")
-    ordered = {name: by_method[name] for name in METHODS if name in by_method}
+    ordered = {name: by_method[name] for name in compared() if name in by_method}
     goal = target if target is not None else _default_target(ordered)
     outcomes = {name: {run.seed: outcome_of(run, goal) for run in of_method} for name, of_method in ordered.items()}
     text = _table(outcomes, goal)
@@ -99,8 +99,7 @@ def write_report(runs: Sequence[Run], output: Path, target: float | None = None)
         "differences": _differences(outcomes),
     }
     for name, written in (("estimators.json", json.dumps(content, indent=2)), ("estimators.md", text)):
-        with written_whole(output / name) as temporary:
-            temporary.write_text(written + "\n", encoding="utf-8")
+        write_text(output / name, written + "\n")
     if any(len(shared_curves(of_method)) > 1 for of_method in ordered.values()):  # one evaluation is no curve
         plot_curves(ordered, output / "reverse-kl.png")
     if all(o.accuracy is not None for by_seed in outcomes.values() for o in by_seed.values()):
@@ -120,29 +119,27 @@ def _values(by_seed: dict[int, Outcome], read: Callable[[Outcome], float | None]
 
 
 def _table(outcomes: dict[str, dict[int, Outcome]], target: float) -> str:
-    lines = [
-        "| method | seeds | accuracy (%) | reverse KL (nats/token) | gradient norm | "
-        f"steps to reverse KL ≤ {target:.3f} | seconds a step |",
-        "|---|--:|--:|--:|--:|--:|--:|",
-    ]
+    heading = ["method", "seeds", "accuracy (%)", "reverse KL (nats/token)", "gradient norm"]
+    heading += [f"steps to reverse KL ≤ {target:.3f}", "seconds a step"]
+    rows = []
     for name, by_seed in outcomes.items():
         accuracy = _values(by_seed, lambda o: o.accuracy)
-        cells = [
-            METHODS[name].title,
-            str(len(by_seed)),
-            interval(accuracy).text("{:.1f}", 100) if accuracy else "",
-            interval(_values(by_seed, lambda o: o.reverse_kl)).text("{:.4f}"),
-            interval(_values(by_seed, lambda o: o.grad_norm)).text("{:.3f}"),
-            _steps_text(by_seed),
-            interval(_values(by_seed, lambda o: o.seconds_per_step)).text("{:.2f}"),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += [
-        "",
-        "Mean ± half of the 95 % interval over seeds (Student's t); ≥: runs that did not get there count with",
-    ]
-    lines += ["the step of their last evaluation."]
-    return "\n".join(lines + _difference_lines(outcomes))
+        rows.append(
+            [
+                compared()[name].title,
+                str(len(by_seed)),
+                interval(accuracy).text("{:.1f}", 100) if accuracy else "",
+                interval(_values(by_seed, lambda o: o.reverse_kl)).text("{:.4f}"),
+                interval(_values(by_seed, lambda o: o.grad_norm)).text("{:.3f}"),
+                _steps_text(by_seed),
+                interval(_values(by_seed, lambda o: o.seconds_per_step)).text("{:.2f}"),
+            ]
+        )
+    note = (
+        "Mean ± half of the 95 % interval over seeds (Student's t); ≥: runs that did not get there count with\n"
+        "the step of their last evaluation."
+    )
+    return "\n\n".join([markdown_table(heading, rows), note, *_difference_tables(outcomes)])
 
 
 def _steps_text(by_seed: dict[int, Outcome]) -> str:
@@ -182,21 +179,20 @@ def _differences(outcomes: dict[str, dict[int, Outcome]]) -> dict[str, dict[str,
     return found
 
 
-def _difference_lines(outcomes: dict[str, dict[int, Outcome]]) -> list[str]:
-    lines: list[str] = []
+def _difference_tables(outcomes: dict[str, dict[int, Outcome]]) -> Iterator[str]:
     for reference, methods in _differences(outcomes).items():
-        headings = " | ".join(f"{heading} | p" for heading, *_ in _MEASURES.values())
-        lines += ["", f"| minus {METHODS[reference].title}, seed by seed | {headings} |"]
-        lines += ["|---|" + "--:|" * 2 * len(_MEASURES)]
+        heading = [f"minus {compared()[reference].title}, seed by seed"]
+        heading += [word for measure, *_ in _MEASURES.values() for word in (measure, "p")]
+        rows = []
         for name, measures in methods.items():
-            cells = [METHODS[name].title]
+            cells = [compared()[name].title]
             for measure, (_, form, scale) in _MEASURES.items():
                 one = measures.get(measure)
                 cells += (
                     [form.format(scale * one["mean"], scale * one["half"]), _p_text(one["p"])] if one else ["", ""]
                 )
-            lines.append("| " + " | ".join(cells) + " |")
-    return lines
+            rows.append(cells)
+        yield markdown_table(heading, rows)
 
 
 def _p_text(p: float) -> str:

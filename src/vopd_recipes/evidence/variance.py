@@ -13,9 +13,9 @@ in total             ½ E‖G - G'‖² over independent draws, with the rollout
                      later gradients are correlated, and a baseline changes that correlation as well.
 
 The first has predictions, as ratios to OPD. *logits*: Σ_t V_t, the closed form with respect to the logits
-(`estimators.py`), as if every layer saw them through the same Jacobian. *head*: Σ_t ‖h_t‖² V_t is exact for the weight
-of the head, h_t its input. *reward*: E[(r - b)²] / E[r²], as if reward and score norm were independent, which is the
-paper's argument (Eq. 11) for the value function as a baseline.
+(`loss/definition.py`), as if every layer saw them through the same Jacobian. *head*: Σ_t ‖h_t‖² V_t is exact for the
+weight of the head, h_t its input. *reward*: E[(r - b)²] / E[r²], as if reward and score norm were independent, which is
+the paper's argument (Eq. 11) for the value function as a baseline.
 
 Bias is ‖E G - E G_full‖² / ‖E G_full‖², means over tokens and contexts, from inner products of different blocks of
 draws: that is unbiased, and so may come out below zero. A sampled estimator's is zero; `topk`'s is not. The difference
@@ -79,7 +79,7 @@ class VarianceStudy:
         errors = {str(name): draw.redrawn[name] - exact for name in SAMPLED}
         sums = {name: error.mean(0) for name, error in errors.items()}
         sums |= {f"own/{name}": draw.own[name] - exact for name in SAMPLED}
-        sums |= {"topk": draw.own["topk"] - exact, "full": exact}
+        sums |= {name: draw.own[name] - exact for name in METHODS if name not in SAMPLED} | {"full": exact}
         for name, error in sums.items():
             if name not in self._blocks:
                 self._blocks[name] = torch.zeros(BLOCKS, *error.shape)
@@ -147,19 +147,20 @@ def _off_diagonal_mean(gram: Tensor, kept: Tensor) -> Tensor:
 
 def bootstrap(numerator: Tensor, denominator: Tensor | None = None, seed: int = 0) -> list[Measured]:
     """Mean over rows [rows, columns], or the ratio of two means resampled together, with percentile intervals."""
-    generator = torch.Generator().manual_seed(seed)
-    count = len(numerator)
-    chosen = torch.randint(count, (RESAMPLES, count), generator=generator)
-    weights = torch.zeros(RESAMPLES, count, dtype=torch.float64).scatter_add_(
-        1, chosen, torch.full(chosen.shape, 1 / count, dtype=torch.float64)
-    )
-    value, resampled = numerator.mean(0), weights @ numerator
-    if denominator is not None:
-        value = _ratio(value, denominator.mean(0))
-        resampled = _ratio(resampled, weights @ denominator)
-    tail = (1 - CONFIDENCE) / 2
-    low, high = torch.quantile(resampled, torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=0)
-    return [Measured(*numbers) for numbers in zip(value.tolist(), low.tolist(), high.tolist())]
+    below = torch.ones_like(numerator) if denominator is None else denominator.expand_as(numerator)
+    samples = numerator.numpy(), below.numpy()
+
+    def ratio(above: Any, below: Any, axis: int = 0) -> Any:
+        return _ratio(*(torch.as_tensor(part.mean(axis)) for part in (above, below))).numpy()
+
+    values = low = high = ratio(*samples)
+    if len(numerator) > 1:  # a single row has no spread
+        found = stats.bootstrap(
+            samples, ratio, paired=True,
+            n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method="percentile", rng=seed,
+        )  # fmt: skip
+        low, high = found.confidence_interval
+    return [Measured(*numbers) for numbers in zip(values.tolist(), low.tolist(), high.tolist())]
 
 
 def summarize(study: VarianceStudy, head_is_exact: bool) -> dict[str, Any]:

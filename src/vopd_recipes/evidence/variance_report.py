@@ -6,33 +6,28 @@ import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from matplotlib.axes import Axes
 
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402  # the backend is chosen first: no screen is needed
-from matplotlib.axes import Axes  # noqa: E402
-
-from vopd_recipes.evidence.gradients import METHODS, SAMPLED  # noqa: E402
-from vopd_recipes.files import written_whole  # noqa: E402
+from vopd_recipes.evidence.gradients import METHODS, SAMPLED
+from vopd_recipes.evidence.intervals import with_interval
+from vopd_recipes.files import finish_axis, markdown_table, new_figure, save_figure, write_text
 
 
-def write_report(found: dict[str, Any], folder: Path) -> list[Path]:
+def write_variance(found: dict[str, Any], folder: Path) -> list[Path]:
     """Write `variance.json`, `variance.md` and `variance.png`, each whole."""
     paths = [folder / f"variance.{suffix}" for suffix in ("json", "md", "png")]
-    for path, text in zip(paths, (json.dumps(found, indent=2, allow_nan=False), report(found))):
-        with written_whole(path) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+    for path, text in zip(paths, (json.dumps(found, indent=2, allow_nan=False), variance_table(found))):
+        write_text(path, text + "\n")
     draw_report(found, paths[-1])
     return paths
 
 
-def report(found: dict[str, Any]) -> str:
+def variance_table(found: dict[str, Any]) -> str:
     """What was measured, in a sentence and two tables."""
     heading = (
         f"{found['draws']} draws of completions of {found['prompts']} prompts "
         f"({found['tokens_per_draw']:.0f} tokens a draw, each drawn anew {found['redraws']} times), "
-        f"k = {found['support_top_k']} on the {found['baseline_support']}'s support. Variances are ratios to OPD's "
+        f"k = {found['support_top_k']} on the {found['support']}'s support. Variances are ratios to OPD's "
         "(`none`); 95 % intervals in brackets. *Excluded above*: the smallest bias, as a share of the gradient's "
         "length, whose square lies above the interval (around 0 where the estimate is negative). *Own tokens*: the "
         "same with the tokens of the rollout."
@@ -42,43 +37,32 @@ def report(found: dict[str, Any]) -> str:
 
 def overview(found: dict[str, Any]) -> str:
     """Per estimator: variance given the contexts, both predictions of it, variance in total, bias."""
-    rows = [
-        [
-            "estimator",
-            "given the contexts",
-            "predicted, logits",
-            "predicted, reward (Eq. 11)",
-            "head / exact",
-            "in total",
-            "bias² / ‖∇‖²",
-            "excluded above",
-            "bias², own tokens",
-        ],
-        ["---", *["--:"] * 8],
-    ]
+    heading = ["estimator", "given the contexts", "predicted, logits", "predicted, reward (Eq. 11)", "head / exact"]
+    heading += ["in total", "bias² / ‖∇‖²", "excluded above", "bias², own tokens"]
+    rows = []
     for name in METHODS:
         method = found["methods"][name]
         predicted = method.get("predicted")
         rows.append(
             [
                 f"`{name}`",
-                _with_interval(method["conditional"]["ratio"]["total"]) if predicted else "0",
+                with_interval(method["conditional"]["ratio"]["total"]) if predicted else "0",
                 f"{predicted['logits']:.2f}" if predicted else "0",
                 f"{predicted['reward']:.2f}" if predicted else "0",
-                _with_interval(method["head"]) if "head" in method else "",
-                _with_interval(method["total"]["ratio"]["total"]),
-                _with_interval(method["squared_bias"]["total"], ".2g") if "squared_bias" in method else "0",
+                with_interval(method["head"]) if "head" in method else "",
+                with_interval(method["total"]["ratio"]["total"]),
+                with_interval(method["squared_bias"]["total"], ".2g") if "squared_bias" in method else "0",
                 f"{100 * _excluded(method['squared_bias']['total']):.1f} %" if predicted else "",
-                _with_interval(method["squared_bias_own"]["total"], ".2g") if predicted else "",
+                with_interval(method["squared_bias_own"]["total"], ".2g") if predicted else "",
             ]
         )
-    return _table(rows)
+    return markdown_table(heading, rows)
 
 
 def by_layer_type(found: dict[str, Any]) -> str:
     """Per estimator and layer type: variance given the contexts / in total."""
     kinds = [*found["parameters"], "total"]
-    rows = [["given the contexts / in total", *kinds], ["---", *["--:"] * len(kinds)]]
+    rows = []
     for name in METHODS:
         method = found["methods"][name]
         given = method.get("conditional")
@@ -87,7 +71,7 @@ def by_layer_type(found: dict[str, Any]) -> str:
             for kind in kinds
         ]
         rows.append([f"`{name}`", *cells])
-    return _table(rows)
+    return markdown_table(["given the contexts / in total", *kinds], rows)
 
 
 def _excluded(squared_bias: dict[str, float]) -> float:
@@ -96,18 +80,9 @@ def _excluded(squared_bias: dict[str, float]) -> float:
     return (max(squared_bias["value"], 0) + half) ** 0.5
 
 
-def _with_interval(measured: dict[str, float], form: str = ".2f") -> str:
-    value, low, high = (f"{measured[name]:{form}}" for name in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
-
-
-def _table(rows: list[list[str]]) -> str:
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
 def draw_report(found: dict[str, Any], path: Path) -> Path:
     """Three panels: variance against its prediction, the same by layer type, and bias."""
-    figure, axes = plt.subplots(1, 3, figsize=(14, 4), layout="constrained")
+    figure, axes = new_figure(3, 17, 5.5)
     _draw_variances(axes[0], found)
     _draw_layer_types(axes[1], found)
     _draw_bias(axes[2], found)
@@ -116,10 +91,7 @@ def draw_report(found: dict[str, Any], path: Path) -> Path:
         "bars: 95 % intervals",
         fontsize=10,
     )
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
-    plt.close(figure)
-    return path
+    return save_figure(figure, path)
 
 
 def _points(axis: Axes, places: list[float], measured: list[dict[str, float]], style: str, label: str) -> None:
@@ -137,9 +109,8 @@ def _draw_variances(axis: Axes, found: dict[str, Any]) -> None:
     axis.plot(range(len(SAMPLED)), predicted, "k_", markersize=22, label="predicted from the logits")
     total = [methods[name]["total"]["ratio"]["total"] for name in METHODS]
     _points(axis, [place + 0.12 for place in range(len(METHODS))], total, "s", "in total")
-    axis.set_xticks(range(len(METHODS)), METHODS, rotation=30)
-    axis.set_title("variance of the parameter gradient / OPD's", fontsize=10)
-    _finish(axis)
+    axis.set_xticks(range(len(METHODS)), METHODS, rotation=60, ha="right")
+    _finish(axis, "variance of the parameter gradient / OPD's")
 
 
 def _draw_layer_types(axis: Axes, found: dict[str, Any]) -> None:
@@ -147,11 +118,10 @@ def _draw_layer_types(axis: Axes, found: dict[str, Any]) -> None:
     shown = [name for name in SAMPLED if name != "none"]
     for index, name in enumerate(shown):
         ratios = found["methods"][name]["conditional"]["ratio"]
-        places = [place + 0.15 * (index - (len(shown) - 1) / 2) for place in range(len(kinds))]
+        places = [place + 0.7 * ((index + 0.5) / len(shown) - 0.5) for place in range(len(kinds))]
         _points(axis, places, [ratios[kind] for kind in kinds], "o", name)
     axis.set_xticks(range(len(kinds)), kinds, rotation=30)
-    axis.set_title("given the contexts, by layer type", fontsize=10)
-    _finish(axis)
+    _finish(axis, "given the contexts, by layer type")
 
 
 def _draw_bias(axis: Axes, found: dict[str, Any]) -> None:
@@ -159,12 +129,10 @@ def _draw_bias(axis: Axes, found: dict[str, Any]) -> None:
     biases = [found["methods"][name]["squared_bias"]["total"] for name in shown]
     _points(axis, list(range(len(shown))), biases, "o", "total")
     axis.axhline(0, color="black", linewidth=0.8)
-    axis.set_xticks(range(len(shown)), shown, rotation=30)
-    axis.set_title("squared bias / squared length of the gradient", fontsize=10)
-    axis.grid(alpha=0.3)
+    axis.set_xticks(range(len(shown)), shown, rotation=60, ha="right")
+    finish_axis(axis, "squared bias / squared length of the gradient", legend=None)
 
 
-def _finish(axis: Axes) -> None:
+def _finish(axis: Axes, title: str) -> None:
     axis.set_ylim(0, 1.3 * axis.get_ylim()[1])  # room for the legend
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8, ncols=2, loc="upper right")
+    finish_axis(axis, title, legend="upper right", columns=2)

@@ -1,9 +1,9 @@
-"""What is written to disk, whole or not at all: checkpoints, completions, pictures."""
+"""What is written to disk, whole or not at all: checkpoints, completions, results, pictures."""
 
 from typing import TYPE_CHECKING
 
 from vopd_recipes.exports import on_demand
-from vopd_recipes.files.atomic import written_whole
+from vopd_recipes.files.atomic import sha256_of, write_text, written_whole
 from vopd_recipes.files.checkpoints import (
     RECIPE,
     check_same_layout,
@@ -14,9 +14,21 @@ from vopd_recipes.files.checkpoints import (
     last_complete_checkpoint,
     mark_complete,
 )
+from vopd_recipes.files.results_json import SAME_MEASUREMENT, SCHEMA_VERSION, read_results, results_path, title_of
 
 if TYPE_CHECKING:
     from vopd_recipes.files.completions import RECORDED, SCHEMA, write_completions
-    from vopd_recipes.files.plots import RunError, compare_runs, history_of, plot_comparison, plot_training, series
+    from vopd_recipes.files.plots import (
+        RunError,
+        compare_runs,
+        finish_axis,
+        history_of,
+        markdown_table,
+        new_figure,
+        plot_comparison,
+        plot_training,
+        save_figure,
+        series,
+    )
 
 __getattr__ = on_demand(__name__, "completions", "plots")

@@ -1,7 +1,8 @@
-"""Files and folders that are whole or not there: written under another name, renamed when they are done."""
+"""Files and folders that are whole or not there: written under another name, renamed when they are done; hashes."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -24,6 +25,18 @@ def written_whole(path: Path) -> Iterator[Path]:
     for written in [temporary] if temporary.is_file() else [item for item in temporary.rglob("*") if item.is_file()]:
         _to_disk(written)
     temporary.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file, whole or not at all."""
+    with written_whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def sha256_of(path: Path) -> str:
+    """Of a file's content, in hexadecimal; read in chunks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _to_disk(path: Path) -> None:

@@ -1,19 +1,23 @@
-"""Tables and pictures from a run's own files."""
+"""Tables and pictures from a run's own files, and what all of the house's pictures are drawn with.
+
+A `Figure` of its own needs no screen and no global state of pyplot's: nothing has to be chosen before an import, and
+nothing stays open.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
-import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-matplotlib.use("Agg")
+from vopd_recipes.files.atomic import written_whole
 
-import matplotlib.pyplot as plt  # noqa: E402  # the backend is chosen first: no screen is needed
-
-from vopd_recipes.files.atomic import written_whole  # noqa: E402
+_Place = Literal["best", "upper left", "upper right", "lower left"]
 
 # Panels of the training picture: title, training series, evaluation series.
 _PANELS = (
@@ -49,16 +53,20 @@ def history_of(run: Path) -> list[dict[str, Any]]:
         raise RunError(f"{path}: not a trainer's state ({error})") from error
 
 
+def markdown_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Markdown; all columns but the first are of numbers."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in (heading, *rows)]
+    lines.insert(1, "|---|" + "--:|" * (len(heading) - 1))
+    return "\n".join(lines)
+
+
 def compare_runs(runs: list[Path]) -> str:
     """A Markdown table: held-out accuracy and reverse KL of each run, at its first and its last evaluation.
 
     Raises:
         RunError: a run that has logged nothing.
     """
-    lines = [
-        "| run | steps | accuracy before | after | reverse KL before | after | seconds a step |",
-        "|---|--:|--:|--:|--:|--:|--:|",
-    ]
+    rows = []
     for run in runs:
         history = history_of(run)
         if not history:
@@ -70,8 +78,9 @@ def compare_runs(runs: list[Path]) -> str:
         updates = [line for line in history if "time/train" in line]
         seconds = [line["time/rollout"] + line.get("time/sync", 0.0) + line["time/train"] for line in updates]
         cells.append(f"{median(seconds):.2f}" if seconds else "")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(cells)
+    heading = ["run", "steps", "accuracy before", "after", "reverse KL before", "after", "seconds a step"]
+    return markdown_table(heading, rows)
 
 
 def plot_comparison(runs: list[Path], path: Path) -> Path:
@@ -82,42 +91,53 @@ def plot_comparison(runs: list[Path], path: Path) -> Path:
         ("held-out reverse KL (nats per token)", "eval_reverse_kl"),
         ("standard deviation of the advantage", "advantage/std"),
     )
-    figure, axes = plt.subplots(1, len(panels), figsize=(13, 3.6), layout="constrained")
+    figure, axes = new_figure(len(panels), 13, 3.6)
     for axis, (label, name) in zip(axes, panels):
         for run, history in histories.items():
             style = "o-" if name.startswith("eval") else "-"
             axis.plot(*series(history, name), style, label=run, linewidth=1.4, markersize=4)
-        axis.set_title(label, fontsize=10)
-        axis.set_xlabel("step")
         axis.set_ylim(bottom=0)
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
-    return _save(figure, path)
+        finish_axis(axis, label, xlabel="step")
+    return save_figure(figure, path)
 
 
 def plot_training(history: list[dict[str, Any]], output_dir: Path, title: str = "") -> Path:
     """Draw `plots/training.png` from a log history; panels without data stay out."""
     drawn = [panel for panel in _PANELS if any(series(history, name)[0] for name in panel[1:])]
     rows = max(1, -(-len(drawn) // 3))
-    figure, axes = plt.subplots(rows, 3, figsize=(13, 3.2 * rows), squeeze=False, layout="constrained")
-    for axis in axes.flat[len(drawn) :]:
+    figure, axes = new_figure(3, 13, 3.2 * rows, rows=rows)
+    for axis in axes[len(drawn) :]:
         axis.axis("off")
-    for axis, (label, training, evaluation) in zip(axes.flat, drawn):
+    for axis, (label, training, evaluation) in zip(axes, drawn):
         for name, style, legend in ((training, "-", "training"), (evaluation, "o--", "held out")):
             steps, values = series(history, name)
             if steps:
                 axis.plot(steps, values, style, label=legend, linewidth=1.4, markersize=4)
-        axis.set_title(label, fontsize=10)
-        axis.set_xlabel("step")
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+        finish_axis(axis, label, xlabel="step")
     figure.suptitle(title)
-    return _save(figure, output_dir / "plots" / "training.png")
+    return save_figure(figure, output_dir / "plots" / "training.png")
 
 
-def _save(figure: Any, path: Path) -> Path:
-    """Write a figure whole or not at all."""
+def new_figure(columns: int, width: float, height: float, rows: int = 1, **more: Any) -> tuple[Figure, list[Axes]]:
+    """A figure of so many inches and its panels, row by row."""
+    figure = Figure((width, height), layout="constrained")
+    return figure, list(figure.subplots(rows, columns, squeeze=False, **more).flat)
+
+
+def finish_axis(
+    axis: Axes, title: str = "", *, legend: _Place | None = "best", columns: int = 1, **labels: Any
+) -> None:
+    """Title, labels, grid and, where one is wanted, the legend's place."""
+    if title:
+        axis.set_title(title, fontsize=10)
+    axis.set(**labels)
+    axis.grid(alpha=0.3)
+    if legend:
+        axis.legend(fontsize=8, loc=legend, ncols=columns)
+
+
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG, whole or not at all."""
     with written_whole(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
-    plt.close(figure)
     return path

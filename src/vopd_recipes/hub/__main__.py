@@ -13,17 +13,16 @@ import os
 import select
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
-from huggingface_hub import HfApi
-
 from vopd_recipes.hub.queue import Queue
-from vopd_recipes.hub.revisions import check_access, limit_waiting
+from vopd_recipes.hub.revisions import check_access, hub_client
 from vopd_recipes.hub.upload import Pace, Uploader
 from vopd_recipes.recipe import RecipeError
 
 
-def _parent_says(seconds: float, parent: int) -> bool:
+def _parent_says(parent: int, seconds: float) -> bool:
     """Wait that long; `False` at once when the training process has closed the pipe, has written to it, or is gone."""
     end = time.monotonic() + seconds
     while True:
@@ -42,12 +41,8 @@ def main() -> None:
     parser.add_argument("--public", action="store_true", help="a repository that --check creates")
     words = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for name in ("httpx", "huggingface_hub"):  # they log addresses, and those of uploads are signed
-        logging.getLogger(name).setLevel(logging.ERROR)
-    parent = os.getppid()
-    pace = Pace(*words.pace)
-    limit_waiting(pace.answer)
-    api = HfApi()
+    parent, pace = os.getppid(), Pace(*words.pace)
+    api = hub_client(pace.answer)
     if words.check:
         try:
             warnings = [line for repo_id in words.check for line in check_access(api, repo_id, not words.public)]
@@ -57,11 +52,7 @@ def main() -> None:
         print("\n".join(dict.fromkeys(warnings)))  # a Hub that is away is so for both
         return
     os.nice(10)  # training first
-    queue = Queue(words.run)
-
-    def wait(seconds: float) -> bool:
-        return _parent_says(seconds, parent)
-
+    queue, wait = Queue(words.run), partial(_parent_says, parent)
     with queue.lock(wait) as ours:  # another process may be at it, `scripts/publish.py`
         complete = ours and Uploader(queue, api, pace).work(wait)
     sys.exit(0 if complete else 1)

@@ -11,15 +11,16 @@ import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
+from vopd_recipes.files import title_of
 from vopd_recipes.hub.queue import MAIN
 from vopd_recipes.loss import method_of
-from vopd_recipes.paper import PAPER, datasets_of, distilled
+from vopd_recipes.paper import PAPER, datasets_of, distilled, samples_of
 from vopd_recipes.recipe import is_hub_id
 
 _HYPER_PARAMETERS = (
@@ -29,41 +30,6 @@ _HYPER_PARAMETERS = (
     "importance_sampling_cap", "seed",
 )  # fmt: skip
 _LORA = ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules")
-
-# Completions per question behind the paper's numbers, on which pass@n depends: `evaluation/protocols/paper.yaml`.
-_PAPER_SAMPLES = {"amc23": 32, "aime24": 32, "aime25": 32}
-_PAPER_SAMPLES_ELSEWHERE = 8
-
-
-class DataSet(NamedTuple):
-    """What a task's questions are of.
-
-    Args:
-        id: on the Hub; the task's own name where its questions are built in.
-        name: as tables have it.
-        config: part of the data set. Entries of a model-index with equal `id`, `config` and `split` become one.
-        split: of the data set.
-    """
-
-    id: str
-    name: str
-    config: str | None = None
-    split: str = "test"
-
-
-_SCIKNOWEVAL = "hicai-zju/SciKnowEval"  # one configuration on the Hub: the parts named here are the tasks' own
-DATASETS = {
-    "aime24": DataSet("math-ai/aime24", "AIME 2024"),
-    "aime25": DataSet("math-ai/aime25", "AIME 2025"),
-    "amc23": DataSet("math-ai/amc23", "AMC 2023"),
-    "minerva": DataSet("math-ai/minervamath", "Minerva"),
-    "math500": DataSet("HuggingFaceH4/MATH-500", "MATH-500"),
-    "gpqa": DataSet("Idavidrein/gpqa", "GPQA Diamond", "gpqa_diamond", "train"),
-    "sciknoweval_biology": DataSet(_SCIKNOWEVAL, "SciKnowEval Biology L3", "biology-L3"),
-    "sciknoweval_chemistry": DataSet(_SCIKNOWEVAL, "SciKnowEval Chemistry L3", "chemistry-L3"),
-    "sciknoweval_material": DataSet(_SCIKNOWEVAL, "SciKnowEval Material L3", "material-L3"),
-    "sciknoweval_physics": DataSet(_SCIKNOWEVAL, "SciKnowEval Physics L3", "physics-L3"),
-}
 
 
 @dataclass(frozen=True)
@@ -120,7 +86,7 @@ def model_card(about: Published) -> str:
 def _metadata(about: Published, recipe: dict[str, Any]) -> dict[str, Any]:
     below = about.read("adapter_config.json") or {"base_model_name_or_path": recipe.get("model_name_or_path")}
     student = below["base_model_name_or_path"]
-    name = method_of(recipe)[0]
+    name = method_of(recipe).title
     metadata: dict[str, Any] = {
         "library_name": "peft" if about.is_adapter else "transformers",
         "pipeline_tag": "text-generation",
@@ -138,28 +104,25 @@ def _metadata(about: Published, recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def _model_index(about: Published, results: dict[str, Any]) -> dict[str, Any]:
-    found = []
+    """An entry for each task whose data set its results name; the Hub's library would make one of equal data sets'."""
+    name, entries = about.repo_id.split("/")[1], []
     for task, scores in results["tasks"].items():
-        dataset = _dataset_of(task)
-        for metric, label in (("avg", "avg"), ("pass", "pass"), ("maj", "maj")):
-            if scores.get(metric) is not None:
-                found.append(
-                    EvalResult(
-                        task_type="text-generation",
-                        dataset_type=dataset.id,
-                        dataset_name=dataset.name,
-                        dataset_config=dataset.config,
-                        dataset_split=dataset.split,
-                        metric_type="accuracy",
-                        metric_name=f"{label}@{scores['n']}",
-                        metric_value=_percent(scores[metric]),
-                    )
-                )
-    return {"model-index": eval_results_to_model_index(about.repo_id.split("/")[1], found)}
-
-
-def _dataset_of(task: str) -> DataSet:
-    return DATASETS.get(task, DataSet(task, task))
+        found = [
+            EvalResult(
+                task_type="text-generation",
+                dataset_type=scores["dataset_name"],
+                dataset_name=title_of(task, scores),
+                dataset_config=scores.get("dataset_config"),
+                dataset_split=scores.get("dataset_split"),
+                metric_type="accuracy",
+                metric_name=f"{metric}@{scores['n']}",
+                metric_value=_percent(scores[metric]),
+            )
+            for metric in ("avg", "pass", "maj")
+            if scores.get(metric) is not None and "dataset_name" in scores
+        ]
+        entries += [entry for model in eval_results_to_model_index(name, found) for entry in model["results"]]
+    return {"model-index": [{"name": name, "results": entries}]} if entries else {}
 
 
 def _link(name: str | None, kind: str = "") -> str:
@@ -176,17 +139,19 @@ def _summary(about: Published, recipe: dict[str, Any], state: dict[str, Any]) ->
     prepared = f" (prepared from {', '.join(_link(name, 'datasets/') for name in sources)})" if sources else ""
     curves = "\n![Training curves](plots/training.png)\n" if (about.folder / "plots/training.png").is_file() else ""
     return (
-        f"{form} {_link(student)} by on-policy distillation ({method_of(recipe)[0]}): the student writes, the teacher "
-        f"{_link(teacher)} scores every token.{step} Every saved step is a branch, such as `step-00000100`.\n\n"
+        f"{form} {_link(student)} by on-policy distillation ({method_of(recipe).title}): the student writes, the "
+        f"teacher {_link(teacher)} scores every token.{step} Every saved step is a branch, such as "
+        f"`step-00000100`.\n\n"
         f"Prompts: {', '.join(_link(name, 'datasets/') for name in datasets_of(recipe))}{prepared}.\n{curves}"
     )
 
 
 def _method(recipe: dict[str, Any]) -> str:
-    name, equation = method_of(recipe)
+    method = method_of(recipe)
     return (
-        f"## Method: {name}\n\nStudent $p$, teacher $q$, a completion $y$ sampled from $p$, and the reward of a token "
-        f"$r_t = \\log q(y_t) - \\log p(y_t)$. The gradient of the loss at a position is\n\n$$ {equation} $$\n"
+        f"## Method: {method.title}\n\nStudent $p$, teacher $q$, a completion $y$ sampled from $p$, and the reward of "
+        f"a token $r_t = \\log q(y_t) - \\log p(y_t)$. The gradient of the loss at a position is\n\n"
+        f"$$ {method.latex} $$\n"
     )
 
 
@@ -206,32 +171,30 @@ def _results(about: Published, recipe: dict[str, Any]) -> str:
     ]
     for revision in own_first:
         for task, scores in about.results[revision]["tasks"].items():
+            is_comparable = revision == about.revision and scores["n"] == samples_of(task)
             cells = [
                 f"`{revision}`",
-                _dataset_of(task).name,
+                title_of(task, scores),
                 f"{_percent(scores['avg'])} ± {_percent(1.96 * scores['stderr'])}",
                 *("" if scores.get(name) is None else str(_percent(scores[name])) for name in ("pass", "maj")),
                 str(scores["n"]),
                 str(scores["problems"]),
-                paper.get(task, "") if revision == about.revision and _as_in_paper(task, scores) else "",
+                paper.get(task, "") if is_comparable else "",
             ]
             lines.append("| " + " | ".join(cells) + " |")
     protocols = {str(about.results[revision]["protocol"]) for revision in own_first}
     notes = f"\nPercent; avg is the mean over samples and problems. Protocol: {', '.join(sorted(protocols))}."
-    aime = [(task, own["tasks"][task]) for task in ("aime24", "aime25") if task in own["tasks"]]
-    if "aime" in paper and aime and all(_as_in_paper(*measured) for measured in aime):
+    aime = [own["tasks"][task]["n"] == samples_of(task) for task in ("aime24", "aime25") if task in own["tasks"]]
+    if "aime" in paper and aime and all(aime):
         notes += f" The paper reports AIME 2024 and 2025 together: {paper['aime']}."
     details = f"https://huggingface.co/datasets/{about.repo_id}-evals"
     return "## Results\n\n" + "\n".join(lines) + f"\n{notes} Every completion and its grade: {details}\n"
 
 
-def _as_in_paper(task: str, scores: dict[str, Any]) -> bool:
-    """Whether a task was measured with the paper's number of completions per question."""
-    return bool(scores["n"] == _PAPER_SAMPLES.get(task, _PAPER_SAMPLES_ELSEWHERE))
-
-
 def _loading(about: Published, recipe: dict[str, Any]) -> str:
     at = "" if about.revision == MAIN else f', revision="{about.revision}"'
+    ours = f'"{about.repo_id}"{at}'
+    tokenizer = f"tokenizer = AutoTokenizer.from_pretrained({ours})\n\n# vLLM\n"
     if about.is_adapter:
         adapter = about.read("adapter_config.json")
         base, revision = adapter["base_model_name_or_path"], adapter.get("revision")
@@ -239,19 +202,17 @@ def _loading(about: Published, recipe: dict[str, Any]) -> str:
         return (
             f"```python\n# transformers and PEFT\nfrom peft import PeftModel\nfrom transformers import "
             f'AutoModelForCausalLM, AutoTokenizer\n\nbase = AutoModelForCausalLM.from_pretrained("{base}"{of_base})\n'
-            f'model = PeftModel.from_pretrained(base, "{about.repo_id}"{at})\n'
-            f'tokenizer = AutoTokenizer.from_pretrained("{about.repo_id}"{at})\n\n# vLLM\n'
+            f"model = PeftModel.from_pretrained(base, {ours})\n{tokenizer}"
             "from huggingface_hub import snapshot_download\nfrom vllm import LLM\n"
             f"from vllm.lora.request import LoRARequest\n\n"
             f'llm = LLM("{base}"{of_base}, enable_lora=True, max_lora_rank={adapter["r"]})\n'
-            f'adapter = LoRARequest("{about.repo_id.split("/")[1]}", 1, snapshot_download("{about.repo_id}"{at}))\n'
+            f'adapter = LoRARequest("{about.repo_id.split("/")[1]}", 1, snapshot_download({ours}))\n'
             'llm.generate(["…"], lora_request=adapter)\n```\n'
         )
     return (
         "```python\n# transformers\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'model = AutoModelForCausalLM.from_pretrained("{about.repo_id}"{at})\n'
-        f'tokenizer = AutoTokenizer.from_pretrained("{about.repo_id}"{at})\n\n# vLLM\nfrom vllm import LLM\n\n'
-        f'llm = LLM("{about.repo_id}"{at})\n```\n'
+        f"model = AutoModelForCausalLM.from_pretrained({ours})\n{tokenizer}"
+        f"from vllm import LLM\n\nllm = LLM({ours})\n```\n"
     )
 
 

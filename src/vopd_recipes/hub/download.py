@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from huggingface_hub import HfApi, RepoFile
+from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     HfHubHTTPError,
     HFValidationError,
@@ -23,8 +23,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from vopd_recipes.files import written_whole
-from vopd_recipes.hub.revisions import MANIFEST, git_id_of, reason, remote_files, sha256_of
+from vopd_recipes.files import sha256_of, write_text
+from vopd_recipes.hub.revisions import MANIFEST, is_same, reason, remote_files
 from vopd_recipes.recipe import RecipeError
 
 _INDEX = "model.safetensors.index.json"
@@ -68,13 +68,12 @@ def list_revisions(api: HfApi, repo_id: str) -> list[Revision]:
 def _described(api: HfApi, repo_id: str, name: str, commit: str) -> Revision:
     remote = remote_files(api, repo_id, commit)
     manifest = _read_json(Path(api.hf_hub_download(repo_id, MANIFEST, revision=commit))) if MANIFEST in remote else {}
-    expected = {path: entry["sha256"] for path, entry in manifest.get("files", {}).items()}
-    missing = [path for path, sha256 in expected.items() if not _holds(remote.get(path), sha256)]
+    missing = [
+        path
+        for path, entry in manifest.get("files", {}).items()
+        if path not in remote or ((lfs := remote[path].lfs) and lfs.sha256 != entry["sha256"])
+    ]
     return Revision(name, commit, sum(item.size for item in remote.values()), missing or _without_weights(remote))
-
-
-def _holds(remote: RepoFile | None, sha256: str) -> bool:
-    return remote is not None and (remote.lfs is None or remote.lfs.sha256 == sha256)
 
 
 def _without_weights(files: Any) -> list[str]:
@@ -99,7 +98,7 @@ def download(api: HfApi, repo_id: str, revision: str = "main", to: Path | None =
         remote = remote_files(api, repo_id, commit)
         for _ in range(2):
             folder = Path(api.snapshot_download(repo_id, revision=commit, local_dir=to))
-            damaged = [name for name, item in remote.items() if not _is_intact(folder / name, item)]
+            damaged = [name for name, item in remote.items() if not is_same(item, folder / name)]
             if not damaged:
                 break
             for name in damaged:  # in the cache the name is a link to the content
@@ -114,7 +113,7 @@ def download(api: HfApi, repo_id: str, revision: str = "main", to: Path | None =
     if missing := _missing(folder):
         raise RecipeError(
             f"{repo_id}, revision {revision}: not complete, {missing[0]} is missing or is not what was trained; an "
-            "upload that has not finished goes on with `python scripts/publish.py RUN_DIR` where it was trained"
+            "upload that has not finished resumes with `python scripts/publish.py RUN_DIR` where it was trained"
         )
     if to is None:
         _name_in_cache(folder, revision, commit)
@@ -124,14 +123,7 @@ def download(api: HfApi, repo_id: str, revision: str = "main", to: Path | None =
 def _name_in_cache(snapshot: Path, revision: str, commit: str) -> None:
     """What the Hub's library notes of a branch or tag that it fetched by name: how it is found without a network."""
     if revision != commit:
-        with written_whole(snapshot.parent.parent / "refs" / revision) as temporary:
-            temporary.write_text(commit, encoding="utf-8")
-
-
-def _is_intact(path: Path, remote: RepoFile) -> bool:
-    if not path.is_file() or path.stat().st_size != remote.size:
-        return False
-    return sha256_of(path) == remote.lfs.sha256 if remote.lfs else git_id_of(path.read_bytes()) == remote.blob_id
+        write_text(snapshot.parent.parent / "refs" / revision, commit)
 
 
 def _missing(folder: Path) -> list[str]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import json
+import logging
 import re
 import tempfile
 from pathlib import Path
@@ -34,7 +35,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from vopd_recipes.files import written_whole
+from vopd_recipes.files import sha256_of, write_text
 from vopd_recipes.hub.queue import MAIN, OF_THE_RUN
 from vopd_recipes.recipe import RecipeError, is_hub_id
 
@@ -56,6 +57,20 @@ def limit_waiting(seconds: float) -> None:
     timeout = httpx.Timeout(seconds, connect=min(seconds, 15.0))
     hooks = {"request": [_refuse_offline]}
     set_client_factory(lambda: httpx.Client(follow_redirects=True, timeout=timeout, event_hooks=hooks))
+
+
+def hub_client(seconds: float) -> HfApi:
+    """The Hub, for this whole process: it is not waited for longer, and no address of it is logged.
+
+    Those of uploads are signed.
+
+    Args:
+        seconds: that an answer may take.
+    """
+    for name in ("httpx", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    limit_waiting(seconds)
+    return HfApi()
 
 
 def _refuse_offline(request: httpx.Request) -> None:
@@ -111,7 +126,7 @@ def check_access(api: HfApi, repo_id: str, private: bool) -> list[str]:
         RecipeError: no token, a token that may not write, or a repository of another type.
     """
     try:
-        _check_token(api)
+        check_token(api, "push_to_hub")
         _check_repository(api, repo_id, private)
         if private and api.model_info(repo_id).private is False:
             return [
@@ -123,6 +138,10 @@ def check_access(api: HfApi, repo_id: str, private: bool) -> list[str]:
             return [f"the Hub is away ({reason(error)}): every save waits in the queue until it is back"]
         if not isinstance(error, HfHubHTTPError):
             raise
+        if error.response.status_code == 401:
+            raise RecipeError(
+                "push_to_hub: the Hub does not know this token; log in again with `hf auth login` or set HF_TOKEN"
+            ) from None
         raise RecipeError(
             f"hub_model_id: the token may not write to {repo_id} ({reason(error)}); log in with a token that has "
             "write access to it, name a repository of yours, or set push_to_hub: false"
@@ -130,20 +149,24 @@ def check_access(api: HfApi, repo_id: str, private: bool) -> list[str]:
     return []
 
 
-def _check_token(api: HfApi) -> None:
+def check_token(api: HfApi, flag: str) -> None:
+    """Whether this machine has a token that may write at all.
+
+    Args:
+        api: the Hub.
+        flag: what asked for it, the first word of an error.
+
+    Raises:
+        RecipeError: it has none, or one that may only read.
+        HfHubHTTPError: the Hub does not know it, or is away.
+    """
     try:
         role = api.whoami().get("auth", {}).get("accessToken", {}).get("role")
     except LocalTokenNotFoundError:
-        raise RecipeError("push_to_hub: no Hub token; log in with `hf auth login` or set HF_TOKEN") from None
-    except HfHubHTTPError as error:
-        if error.response.status_code == 401:
-            raise RecipeError(
-                "push_to_hub: the Hub does not know this token; log in again with `hf auth login` or set HF_TOKEN"
-            ) from None
-        raise
+        raise RecipeError(f"{flag}: no Hub token; log in with `hf auth login` or set HF_TOKEN") from None
     if role == "read":
         raise RecipeError(
-            "push_to_hub: the Hub token may only read; make one with write access at "
+            f"{flag}: the Hub token may only read; make one with write access at "
             "https://huggingface.co/settings/tokens"
         )
 
@@ -163,17 +186,6 @@ def _refuse_another_type(api: HfApi, repo_id: str) -> None:
             raise RecipeError(f"hub_model_id: {repo_id} is a {other}; name a model repository") from None
 
 
-def sha256_of(path: Path) -> str:
-    """Of a file's content, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def git_id_of(content: bytes) -> str:
-    """The id that git gives a file's content."""
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-
-
 def write_manifest(files: Path, path: Path) -> dict[str, Any]:
     """Path, size in bytes and SHA-256 of every file below `files`; read instead where it is written already."""
     if path.is_file():
@@ -186,8 +198,7 @@ def write_manifest(files: Path, path: Path) -> dict[str, Any]:
             for item in found
         },
     }
-    with written_whole(path) as temporary:
-        temporary.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(manifest, indent=2) + "\n")
     return manifest
 
 
@@ -197,11 +208,14 @@ def remote_files(api: HfApi, repo_id: str, revision: str, repo_type: str = "mode
     return {item.path: item for item in tree if isinstance(item, RepoFile)}
 
 
-def is_same(remote: RepoFile | None, path: Path, sha256: str) -> bool:
-    """Whether the Hub's file has this file's content."""
-    if remote is None or remote.size != path.stat().st_size:
+def is_same(remote: RepoFile | None, path: Path, sha256: str | None = None) -> bool:
+    """Whether the Hub's file has this file's content; its `sha256` is taken where the caller does not know it."""
+    if remote is None or not path.is_file() or remote.size != path.stat().st_size:
         return False
-    return remote.lfs.sha256 == sha256 if remote.lfs else remote.blob_id == git_id_of(path.read_bytes())
+    if remote.lfs:
+        return remote.lfs.sha256 == (sha256 or sha256_of(path))
+    content = path.read_bytes()  # small files are known by git's id
+    return remote.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def put_revision(

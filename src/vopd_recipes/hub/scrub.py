@@ -49,7 +49,7 @@ def scrub(value: Any, field: str = "") -> Any:
         field: the name it stands under.
     """
     if isinstance(value, dict):
-        return {_scrub_key(name): scrub(item, str(name)) for name, item in value.items()}
+        return {scrub(name): scrub(item, str(name)) for name, item in value.items()}
     if isinstance(value, list):
         return [scrub(item, field) for item in value]
     return _scrub_text(value, field) if isinstance(value, str) else value
@@ -71,10 +71,6 @@ def scrub_file(content: bytes, name: str) -> bytes:
         json.dumps(after, indent=2) + "\n" if is_json else yaml.safe_dump(after, sort_keys=False, allow_unicode=True)
     )
     return text.encode()
-
-
-def _scrub_key(name: Any) -> Any:
-    return _scrub_text(name, "") if isinstance(name, str) else name
 
 
 def _scrub_text(text: str, field: str) -> str:

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from huggingface_hub import HfApi
 
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt  # noqa: E402  # the backend is chosen first: no screen is needed
-from huggingface_hub import HfApi  # noqa: E402
-
-from vopd_recipes.files import written_whole  # noqa: E402
-from vopd_recipes.hub.download import list_revisions  # noqa: E402
-from vopd_recipes.recipe import RecipeError  # noqa: E402
+from vopd_recipes.files import finish_axis, new_figure, read_results, results_path, save_figure
+from vopd_recipes.hub.download import list_revisions
+from vopd_recipes.recipe import RecipeError
 
 logger = logging.getLogger(__name__)
 
 _STEP = re.compile(r"step-(\d{8})")
 
 
-def sweep(api: HfApi, repo_id: str, evals: Path, evaluate: Callable[[str], None]) -> dict[int, dict[str, Any]]:
+def sweep_steps(api: HfApi, repo_id: str, evals: Path, evaluate: Callable[[str], None]) -> dict[int, dict[str, Any]]:
     """Evaluate every complete step; step → results, in order.
 
     Args:
@@ -47,25 +41,17 @@ def sweep(api: HfApi, repo_id: str, evals: Path, evaluate: Callable[[str], None]
         raise RecipeError(f"{repo_id}: no step is published there; python scripts/download.py {repo_id} --list")
     for name in complete:
         evaluate(name)
-    found = {name: current_results(evals, repo_id, name) for name in complete}
-    if missing := [name for name, content in found.items() if not content]:
+    # What the last evaluation left; results of other protocols are kept below `earlier`, and are none of this sweep's.
+    paths = {name: results_path(evals, repo_id, name) for name in complete}
+    if missing := [name for name, path in paths.items() if not path.is_file()]:
         raise RecipeError(f"{repo_id}: no results of {missing[0]} came out below {evals}")
-    return {int(name.removeprefix("step-")): content for name, content in found.items()}
-
-
-def current_results(evals: Path, repo_id: str, revision: str) -> dict[str, Any]:
-    """What the last evaluation of a revision left; empty where there is none.
-
-    It keeps results of other protocols below `earlier`, which are none of this sweep's.
-    """
-    path = evals / repo_id.replace("/", "--") / revision / "results.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {int(name.removeprefix("step-")): read_results(path) for name, path in paths.items()}
 
 
 def plot_sweep(results: dict[int, dict[str, Any]], title: str, path: Path) -> Path:
     """Draw avg@n of each task against steps, with 95 % intervals (1.96 standard errors)."""
     tasks = sorted({task for content in results.values() for task in content["tasks"]})
-    figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    figure, (axis,) = new_figure(1, 7, 4.2)
     for task in tasks:
         points = [(step, content["tasks"][task]) for step, content in results.items() if task in content["tasks"]]
         axis.errorbar(
@@ -78,12 +64,5 @@ def plot_sweep(results: dict[int, dict[str, Any]], title: str, path: Path) -> Pa
             capsize=3,
             label=f"{task} (avg@{points[0][1]['n']})",
         )
-    axis.set_title(title, fontsize=10)
-    axis.set_xlabel("step")
-    axis.set_ylabel("accuracy (%)")
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
-    with written_whole(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
-    plt.close(figure)
-    return path
+    finish_axis(axis, title, xlabel="step", ylabel="accuracy (%)")
+    return save_figure(figure, path)

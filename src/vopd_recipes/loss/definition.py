@@ -8,15 +8,27 @@ and the policy gradient of E[r] at that position is  g(y) = (r(y) - b) ∇log p(
 does not depend on y leaves E[g] unchanged, because Σ_v p(v) ∇log p(v) = 0; the choice of b decides the variance:
 
     none        b = 0                             OPD
-    constant    b = c                             the paper's released OPD arm has c = 1
+    constant    b = c                             the authors' released code: c = 1
     value       b = E_p[r] = -KL(p‖q)             vOPD (Eq. 10)
     value_topk  b = -KL(p̄‖q̄) on k tokens         vOPD top-k (Eq. 15), student's or teacher's k most likely
     optimal     b = E[r s] / E[s]                 minimises the variance (Eq. 23), with respect to the logits
                                                   s(v) = ‖∇_z log p(v)‖² = 1 - 2 p(v) + Σ_u p(u)²
 
-`full` differentiates KL(p‖q) itself (Eq. 5, no variance) and `topk` the KL renormalised on the student's k most
-likely tokens (Eq. 7, biased). A clipped reward, max(r, log λ/(1-λ)), changes the objective; its baselines are
-the same functionals of the clipped reward, so that they stay its value, its top-k value and its optimum.
+`rao_blackwell` takes the average over y exactly on a set S of k tokens, chosen without looking at y, and samples only
+the tail T outside it; ρ, the importance weight, belongs to the sampled part. With respect to the logits
+
+    g(y) = Σ_{v∈S} p(v) A(v) (e_v - p)  +  1[y∈T] ρ A(y) (e_y - p),     A = r - b
+
+Its mean is ∇E[r] for every S and b; k = 0 is `sampled` and k = V is `full`. Two baselines look at the tail:
+
+    tail        b = log(Q_T / P_T)                the log ratio of the two models' masses there
+    optimal     b = (Σ_T p r s - ⟨u_r, u_1⟩) / (Σ_T p s - ‖u_1‖²),   u_f = Σ_T p f (e_v - p)
+                                                  minimises the variance; with T all tokens it is the one above
+
+`full` differentiates KL(p‖q) itself (Eq. 5, no variance) and `topk` the KL renormalised on k tokens (Eq. 7, biased).
+`forward` is KL(q‖p), and `jsd` the generalised Jensen-Shannon divergence β KL(q‖m) + (1-β) KL(p‖m) with
+m = β q + (1-β) p, both over the whole vocabulary. A clipped reward, max(r, log(λ)/(1-λ)), changes the objective; its
+baselines are the same functionals of the clipped reward, so that they stay its value, its top-k value and its optimum.
 
 Everything here holds [N, V] tensors and leans on autograd. `fused.py` computes the same from hidden states.
 """
@@ -25,99 +37,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-Divergence = Literal["sampled", "full", "topk"]
-Baseline = Literal["none", "constant", "value", "value_topk", "optimal"]
-BaselineSupport = Literal["student", "teacher"]
+from vopd_recipes.loss.estimator import Estimator
+from vopd_recipes.loss.methods import METHODS, Method
 
-# Below this E[s] the student is certain to float32's precision: E[r s] / E[s] is rounding noise over rounding
-# noise, and there is no variance left to remove, so `optimal` falls back to `value`.
+# Below this share of the mass that is sampled, E[s] is rounding noise of float32, and so is `optimal`: the student is
+# certain, there is no variance left to remove, and it falls back to `value`.
 NEGLIGIBLE_GRADIENT_NORM = 1e-6
 
 
-@dataclass(frozen=True)
-class Estimator:
-    """Which gradient of the reverse KL to use.
-
-    Args:
-        divergence: `sampled`, `full` or `topk`.
-        baseline: for `sampled` only; `None` means `value` there and `none` elsewhere.
-        baseline_support: whose most likely tokens carry the `value_topk` baseline.
-        support_top_k: number of tokens k in `value_topk` and `topk`.
-        baseline_constant: value of the `constant` baseline, in nats.
-        reward_clip_lambda: clamp the reward from below at log λ/(1-λ), 0 < λ < 1; `None` is off.
-        importance_sampling_cap: the sampled gradient is weighted by min(p_train(y) / p_rollout(y), cap).
-
-    Raises:
-        ValueError: unknown words, values out of range, or a combination that has no meaning.
-    """
-
-    divergence: Divergence = "sampled"
-    baseline: Baseline | None = None
-    baseline_support: BaselineSupport = "student"
-    support_top_k: int = 20
-    baseline_constant: float = 1.0
-    reward_clip_lambda: float | None = None
-    importance_sampling_cap: float = 2.0
-
-    def __post_init__(self) -> None:
-        if self.baseline is None:
-            object.__setattr__(self, "baseline", "value" if self.divergence == "sampled" else "none")
-        _check_word("divergence", self.divergence, Divergence)
-        _check_word("baseline", self.baseline, Baseline)
-        _check_word("baseline_support", self.baseline_support, BaselineSupport)
-        if self.divergence != "sampled" and self.baseline != "none":
-            raise ValueError(
-                f"baseline: {self.baseline} has no effect with divergence: {self.divergence}, "
-                "whose gradient is not sampled; use divergence: sampled or baseline: none"
-            )
-        if self.support_top_k < 1:
-            raise ValueError(f"support_top_k must be at least 1, got {self.support_top_k}")
-        if self.importance_sampling_cap <= 0:
-            raise ValueError(f"importance_sampling_cap must be positive, got {self.importance_sampling_cap}")
-        if self.reward_clip_lambda is not None:
-            if not 0 < self.reward_clip_lambda < 1:
-                raise ValueError(f"reward_clip_lambda must lie in (0, 1), got {self.reward_clip_lambda}")
-            if self.divergence != "sampled":
-                raise ValueError("reward_clip_lambda clips a sampled reward; it needs divergence: sampled")
-
-    @property
-    def reward_floor(self) -> float | None:
-        """The lower bound of the reward in nats, log λ/(1-λ), or `None`."""
-        if self.reward_clip_lambda is None:
-            return None
-        return math.log(self.reward_clip_lambda / (1 - self.reward_clip_lambda))
-
-    @property
-    def equation(self) -> str:
-        """The gradient of the loss at a position, in one line, and the paper's number of it."""
-        if self.divergence == "full":
-            return "∇ KL(p‖q) over the whole vocabulary (Eq. 5)"
-        if self.divergence == "topk":
-            return f"∇ KL(p̄‖q̄) on the student's top {self.support_top_k}, renormalised (Eq. 7, biased)"
-        weight, about = {
-            "none": ("r(y)", " (Eq. 3)"),
-            "constant": (f"(r(y) - {self.baseline_constant:g})", ""),
-            "value": ("(r(y) + KL(p‖q))", " (Eq. 10)"),
-            "value_topk": (
-                "(r(y) + KL(p̄‖q̄))",
-                f", KL on the {self.baseline_support}'s top {self.support_top_k} (Eq. 15)",
-            ),
-            "optimal": ("(r(y) - E[r s]/E[s])", ", s = ‖∇log p‖² (Eq. 23)"),
-        }[self.baseline or "none"]
-        reward = "log q(y) - log p(y)"
-        if self.reward_floor is not None:
-            reward = f"max({reward}, {self.reward_floor:.3g})"
-        return f"-{weight} ∇log p(y), r(y) = {reward}{about}"
-
-
-def _check_word(name: str, value: object, words: object) -> None:
-    if value not in get_args(words):
-        raise ValueError(f"{name}: {value!r} is not one of {', '.join(get_args(words))}")
+# What is recorded of every token, in `TokenStats`' order.
+STATISTICS = ("student_logprob", "teacher_logprob", "reward", "baseline", "advantage", "reverse_kl", "entropy")
+# And of methods with a support.
+SUPPORT_MASSES = ("support_mass_student", "support_mass_teacher")
 
 
 @dataclass(frozen=True)
@@ -126,7 +61,8 @@ class TokenStats:
 
     `reverse_kl` is always the exact KL(p‖q) over the shared vocabulary. `gradient_variance` is the exact variance
     of the logit gradient given the context, E‖g‖² - ‖E g‖², of the estimator in use; `gradient_variances` has the
-    same for every estimator on the same token. Both are `None` unless asked for.
+    same for every estimator on the same token. Both are `None` unless asked for. The masses are p's and q's on the
+    support, of methods that have one.
     """
 
     student_logprob: Tensor
@@ -136,6 +72,8 @@ class TokenStats:
     advantage: Tensor
     reverse_kl: Tensor
     entropy: Tensor
+    support_mass_student: Tensor | None = None
+    support_mass_teacher: Tensor | None = None
     gradient_variance: Tensor | None = None
     gradient_variances: dict[str, Tensor] | None = None
 
@@ -173,20 +111,30 @@ def reference_loss(
     logp = student_logp.detach()
     p = logp.exp()
     rewards = reward_of_every_token(logp, teacher_logp, estimator.reward_floor)
-    baseline = baseline_value(logp, teacher_logp, estimator, estimator.baseline or "none")
+    baseline = baseline_value(logp, teacher_logp, estimator)
     chosen = targets[:, None]
     reward = rewards.gather(1, chosen)[:, 0]
     advantage = reward - baseline
 
+    target_logp = student_logp.gather(1, chosen)[:, 0]
     if estimator.divergence == "sampled":
-        target_logp = student_logp.gather(1, chosen)[:, 0]
         weight = importance_weight(target_logp.detach(), rollout_logprobs, estimator.importance_sampling_cap)
         per_token = -weight * advantage * target_logp
+    elif estimator.divergence == "rao_blackwell":
+        inside = inside_support(logp, teacher_logp, estimator)
+        weight = importance_weight(target_logp.detach(), rollout_logprobs, estimator.importance_sampling_cap)
+        exact = -torch.where(inside, p * (rewards - baseline[:, None]) * student_logp, 0).sum(-1)
+        per_token = exact - torch.where(inside.gather(1, chosen)[:, 0], 0, weight * advantage * target_logp)
     elif estimator.divergence == "full":
         per_token = reverse_kl(student_logp, teacher_logp)
+    elif estimator.divergence == "forward":
+        per_token = reverse_kl(teacher_logp, student_logp)
+    elif estimator.divergence == "jsd":
+        per_token = jensen_shannon(student_logp, teacher_logp, estimator.jsd_beta)
+    elif estimator.divergence == "topk":
+        per_token = renormalised_kl(student_logp, teacher_logp, support_of(logp, teacher_logp, estimator))
     else:
-        support = logp.topk(min(estimator.support_top_k, shared), dim=-1).indices
-        per_token = renormalised_kl(student_logp, teacher_logp, support)
+        raise not_written(estimator.method, "reference_loss")
 
     variances = gradient_variances(logp, teacher_logp, estimator)
     stats = TokenStats(
@@ -197,7 +145,8 @@ def reference_loss(
         advantage=advantage.float(),
         reverse_kl=reverse_kl(logp, teacher_logp).float(),
         entropy=-(p * logp).sum(-1).float(),
-        gradient_variance=variances[variance_name(estimator)].float(),
+        **support_masses(logp, teacher_logp, estimator),
+        gradient_variance=variances[estimator.method.key].float(),
         gradient_variances={name: variance.float() for name, variance in variances.items()},
     )
     return (token_weights * per_token).sum(), stats
@@ -219,29 +168,83 @@ def renormalised_kl(logp: Tensor, teacher_logp: Tensor, support: Tensor) -> Tens
     return reverse_kl(logp.gather(1, support).log_softmax(-1), teacher_logp.gather(1, support).log_softmax(-1))
 
 
+def jensen_shannon(logp: Tensor, teacher_logp: Tensor, beta: float) -> Tensor:
+    """β KL(q‖m) + (1-β) KL(p‖m), m = β q + (1-β) p: [N]. At β = 0 and 1, where that is 0, KL(q‖p) and KL(p‖q)."""
+    if beta in (0, 1):
+        return reverse_kl(logp, teacher_logp) if beta else reverse_kl(teacher_logp, logp)
+    mixture = torch.logaddexp(teacher_logp + math.log(beta), logp + math.log1p(-beta))
+    return beta * reverse_kl(teacher_logp, mixture) + (1 - beta) * reverse_kl(logp, mixture)
+
+
 def squared_score_norm(p: Tensor) -> Tensor:
     """s(v) = ‖∇_z log p(v)‖² = 1 - 2 p(v) + Σ_u p(u)², with respect to the logits z: [N, V]."""
     return 1 - 2 * p + p.square().sum(-1, keepdim=True)
 
 
-def baseline_value(logp: Tensor, teacher_logp: Tensor, estimator: Estimator, baseline: str) -> Tensor:
-    """b of each position, [N]; it sees both distributions and never the sampled token."""
+def support_of(logp: Tensor, teacher_logp: Tensor, estimator: Estimator) -> Tensor:
+    """The `support_top_k` likeliest tokens of `support`, [N, k]; chosen without looking at y."""
+    ranked = logp if estimator.support == "student" else teacher_logp
+    return ranked.topk(min(estimator.support_top_k, logp.shape[1]), dim=-1).indices
+
+
+def inside_support(logp: Tensor, teacher_logp: Tensor, estimator: Estimator, of: Method | None = None) -> Tensor:
+    """Whether a token is in S, [N, V]; none is where nothing is averaged exactly.
+
+    Args:
+        logp: [N, V].
+        teacher_logp: [N, V].
+        estimator: whose k tokens.
+        of: method, instead of the estimator's own.
+    """
+    inside = torch.zeros_like(logp, dtype=torch.bool)
+    if (of or estimator.method).divergence != "rao_blackwell":
+        return inside
+    return inside.scatter_(1, support_of(logp, teacher_logp, estimator), True)
+
+
+def support_masses(logp: Tensor, teacher_logp: Tensor, estimator: Estimator) -> dict[str, Tensor]:
+    """p's and q's mass on the support, [N] float32 each; nothing for a method without one."""
+    if not estimator.has_support:
+        return {}
+    support = support_of(logp, teacher_logp, estimator)
+    return {
+        name: of.gather(1, support).exp().sum(-1).float() for name, of in zip(SUPPORT_MASSES, (logp, teacher_logp))
+    }
+
+
+def baseline_value(logp: Tensor, teacher_logp: Tensor, estimator: Estimator, of: Method | None = None) -> Tensor:
+    """b of each position, [N]; it sees both distributions and never the sampled token. Arguments: `inside_support`."""
+    method = of or estimator.method
     p, rewards = logp.exp(), reward_of_every_token(logp, teacher_logp, estimator.reward_floor)
-    if baseline == "none":
-        return torch.zeros_like(p[:, 0])
-    if baseline == "constant":
-        return torch.full_like(p[:, 0], estimator.baseline_constant)
-    if baseline == "value_topk":
-        ranked = logp if estimator.baseline_support == "student" else teacher_logp
-        support = ranked.topk(min(estimator.support_top_k, p.shape[1]), dim=-1).indices
-        return value_on_support(logp.gather(1, support), teacher_logp.gather(1, support), estimator)
     value = (p * rewards).sum(-1)
-    if baseline == "value":
-        return value
-    weight = p * squared_score_norm(p)
-    total = weight.sum(-1)
-    negligible = total < NEGLIGIBLE_GRADIENT_NORM
-    return torch.where(negligible, value, (weight * rewards).sum(-1) / total.masked_fill(negligible, 1))
+    match method.baseline:
+        case "none":
+            return torch.zeros_like(value)
+        case "constant":
+            return torch.full_like(value, estimator.baseline_constant)
+        case "value":
+            return value
+        case "value_topk":
+            support = support_of(logp, teacher_logp, estimator)
+            return value_on_support(logp.gather(1, support), teacher_logp.gather(1, support), estimator)
+        case "tail":
+            inside = inside_support(logp, teacher_logp, estimator, method)
+            tail, teacher_tail = (of.masked_fill(inside, -torch.inf).logsumexp(-1) for of in (logp, teacher_logp))
+            ratio = torch.where(tail.isfinite() & teacher_tail.isfinite(), teacher_tail - tail, value)
+            return ratio if estimator.reward_floor is None else ratio.clamp_min(estimator.reward_floor)
+        case "optimal":
+            inside = inside_support(logp, teacher_logp, estimator, method)
+            _, first, norm = tail_moments(p, rewards - value[:, None], inside)
+            negligible = norm <= NEGLIGIBLE_GRADIENT_NORM * torch.where(inside, 0, p).sum(-1)
+            return value + torch.where(negligible, 0, first / norm.masked_fill(negligible, 1))
+    raise not_written(method, "baseline_value")
+
+
+def not_written(method: Method, where: str) -> NotImplementedError:
+    """The error of a method that is in the table and not in this function."""
+    return NotImplementedError(
+        f"{where} has no lines for divergence: {method.divergence}, baseline: {method.baseline} ({method.title})"
+    )
 
 
 def value_on_support(student_logits: Tensor, teacher_logits: Tensor, estimator: Estimator) -> Tensor:
@@ -257,22 +260,42 @@ def importance_weight(logp: Tensor, rollout_logprobs: Tensor | None, cap: float)
     return (logp - rollout_logprobs).exp().clamp_max(cap)
 
 
-def variance_name(estimator: Estimator) -> str:
-    """The estimator's key in `TokenStats.gradient_variances` and in `gradient_variance/<name>`."""
-    return (estimator.baseline or "none") if estimator.divergence == "sampled" else estimator.divergence
+def tail_moments(p: Tensor, rewards: Tensor, inside: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The variance of X(y) = 1[y∈T] (R(y) - b) (e_y - p) over y is m₂ - 2 b m₁ + b² m₀: (m₂, m₁, m₀), [N] each.
+
+    Args:
+        p: [N, V].
+        rewards: R, [N, V].
+        inside: whether a token is in S, outside of T: [N, V].
+    """
+    tail = torch.where(inside, 0, p)
+    weight = tail * squared_score_norm(p)
+
+    def mean(f: Tensor | float) -> Tensor:
+        """u_f = Σ_T p f (e_v - p): [N, V]."""
+        return tail * f - (tail * f).sum(-1, keepdim=True) * p
+
+    of_rewards, of_one = mean(rewards), mean(1.0)
+    return (
+        (weight * rewards.square()).sum(-1) - of_rewards.square().sum(-1),
+        (weight * rewards).sum(-1) - (of_rewards * of_one).sum(-1),
+        weight.sum(-1) - of_one.square().sum(-1),
+    )
 
 
 def gradient_variances(logp: Tensor, teacher_logp: Tensor, estimator: Estimator) -> dict[str, Tensor]:
-    """Exact E‖g‖² - ‖E g‖² of g = A(y) (1[y] - p), y ~ p, for every estimator on the same tokens: [N] each.
+    """Exact E‖g‖² - ‖E g‖² over y ~ p for every method on the same tokens: key → [N].
 
-    E‖g‖² = Σ_v p(v) A(v)² s(v), and E g = p∘A - (Σ p A) p. `full` and `topk` are functions of the context alone.
+    Only the sampled part varies: A(y) (e_y - p) on the tail, which is every token for `sampled`. What samples nothing
+    is a function of the context alone.
     """
     p, rewards = logp.exp(), reward_of_every_token(logp, teacher_logp, estimator.reward_floor)
     variances = {}
-    for baseline in get_args(Baseline):
-        advantages = rewards - baseline_value(logp, teacher_logp, estimator, baseline)[:, None]
-        second_moment = (p * advantages.square() * squared_score_norm(p)).sum(-1)
-        mean = p * advantages - (p * advantages).sum(-1, keepdim=True) * p
-        variances[baseline] = (second_moment - mean.square().sum(-1)).clamp_min(0)
-    variances["full"] = variances["topk"] = torch.zeros_like(p[:, 0])
+    for row in METHODS.values():
+        if not row.samples:
+            variances[row.key] = torch.zeros_like(p[:, 0])
+            continue
+        advantages = rewards - baseline_value(logp, teacher_logp, estimator, row)[:, None]
+        second, _, _ = tail_moments(p, advantages, inside_support(logp, teacher_logp, estimator, row))
+        variances[row.key] = second.clamp_min(0)
     return variances

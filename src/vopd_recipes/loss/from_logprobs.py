@@ -1,14 +1,17 @@
 r"""The sampled estimators when the teacher is a server that scores: a few of its log-probabilities, no hidden states.
 
-What is known of q at each position is log q(y) of the sampled token and log q(v) on a support of k tokens that was
+What is known of q at each position is log q(y) of the sampled token and log q(v) on a support S of k tokens that was
 chosen without looking at y. That is enough for
 
     none        b = 0
     constant    b = c
-    value_topk  b = -KL(p̄‖q̄) on the support, both renormalised there (Eq. 15)
+    value_topk  b = -KL(p̄‖q̄) on S, both renormalised there (Eq. 15)
+    tail        b = log((1 - Q_S) / (1 - P_S)), the log ratio of the masses outside S; of `rao_blackwell` alone
 
-with the gradient of `fused.py`, A (p - 1[y]) ρ, swept the same way with one projection instead of two. The exact
-KL(p‖q) is not: `TokenStats.reverse_kl` is -r(y) here, its unbiased estimate from one sample.
+under `sampled` and under `rao_blackwell`, whose exact part needs just those k numbers, with the gradients of
+`fused.py` and one projection instead of two. The exact KL(p‖q) is not: `TokenStats.reverse_kl` is an unbiased estimate
+of it, -r(y) for `sampled` and Σ_S p log(p/q) - 1[y∉S] r(y) for `rao_blackwell`, less noisy where S has most of the
+mass.
 
 p is the student's distribution over the tokens that both models name, for that is what y was drawn from: normalised
 over a longer head, E[∇log p] would not be zero and every baseline would move the mean gradient. log q is the server's,
@@ -17,15 +20,15 @@ over its own whole vocabulary; what it gives to tokens beyond shifts r by a cons
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from vopd_recipes.loss.definition import Estimator, TokenStats, importance_weight
-from vopd_recipes.loss.fused import BUFFER_BYTES, Gradients, Head, product_operand, project, row_dot
+from vopd_recipes.loss.definition import STATISTICS, SUPPORT_MASSES, TokenStats, importance_weight, not_written
+from vopd_recipes.loss.estimator import Estimator
+from vopd_recipes.loss.head import Head
+from vopd_recipes.loss.sweep import Sweep, product_operand, project, row_dot, scale_back, softcap_slope, swept_loss
 
 
 @dataclass(frozen=True)
@@ -38,25 +41,75 @@ class Scores:
 
     def to(self, device: torch.device) -> Scores:
         """The same on a device."""
-        return Scores(*(getattr(self, name).to(device) for name in ("logprobs", "support_ids", "support_logprobs")))
+        return Scores(*(values.to(device) for values in vars(self).values()))
+
+    def of(self, rows: slice, dtype: torch.dtype) -> Scores:
+        """Those of some tokens, in a type."""
+        return Scores(self.logprobs[rows].to(dtype), self.support_ids[rows], self.support_logprobs[rows].to(dtype))
 
 
 def baseline_from_support(student: Tensor, scores: Scores, estimator: Estimator) -> Tensor:
-    """b of each position, [N], from the student's logits or log-probabilities on the support [N, k]."""
-    if estimator.baseline == "none":
-        return torch.zeros_like(scores.logprobs)
-    if estimator.baseline == "constant":
-        return torch.full_like(scores.logprobs, estimator.baseline_constant)
+    """b of each position, [N], from the student's log-probabilities on the support [N, k]."""
+    match estimator.baseline:
+        case "none":
+            return torch.zeros_like(scores.logprobs)
+        case "constant":
+            return torch.full_like(scores.logprobs, estimator.baseline_constant)
+        case "value_topk":
+            absent = scores.support_ids < 0
+            logp = student.masked_fill(absent, -torch.inf).log_softmax(-1)
+            teacher_logp = scores.support_logprobs.to(logp.dtype).masked_fill(absent, -torch.inf).log_softmax(-1)
+            rewards = (teacher_logp - logp).masked_fill(absent, 0)  # -∞ less -∞
+            return (logp.exp() * _clipped(rewards, estimator)).sum(-1)
+        case "tail":
+            smallest = torch.finfo(student.dtype).eps * 8  # below it a difference from 1 is rounding
+            masses = (1 - _mass(of, scores).clamp_max(1 - smallest) for of in (scores.support_logprobs, student))
+            teacher_tail, tail = (mass.to(student.dtype).log() for mass in masses)
+            return _clipped(teacher_tail - tail, estimator)
+    raise not_written(estimator.method, "logprobs_loss")
+
+
+def _mass(logprobs: Tensor, scores: Scores) -> Tensor:
+    """Of the support, [N], from log-probabilities [N, k] on it."""
+    return logprobs.masked_fill(scores.support_ids < 0, -torch.inf).exp().sum(-1)
+
+
+def exact_part(student: Tensor, scores: Scores, baseline: Tensor, estimator: Estimator) -> Tensor:
+    """p(v) A(v) of the tokens of S, [N, k], zero where a row has fewer.
+
+    Args:
+        student: log p on the support, [N, k].
+        scores: of the same tokens.
+        baseline: b, [N].
+        estimator: gives the reward's floor.
+    """
     absent = scores.support_ids < 0
-    logp = student.masked_fill(absent, -torch.inf).log_softmax(-1)
-    teacher_logp = scores.support_logprobs.to(logp.dtype).masked_fill(absent, -torch.inf).log_softmax(-1)
-    rewards = (teacher_logp - logp).masked_fill(absent, 0)  # -∞ less -∞
-    if estimator.reward_floor is not None:
-        rewards = rewards.clamp_min(estimator.reward_floor)
-    return (logp.exp() * rewards).sum(-1)
+    rewards = (scores.support_logprobs.to(student.dtype) - student).masked_fill(absent, 0)
+    advantages = _clipped(rewards, estimator) - baseline[:, None]
+    return (student.exp() * advantages).masked_fill(absent, 0)
 
 
-def reference_scored_loss(
+def estimated_kl(reward: Tensor, student: Tensor, scores: Scores, outside: Tensor, estimator: Estimator) -> Tensor:
+    """An unbiased estimate of KL(p‖q), [N].
+
+    Args:
+        reward: log q(y) - log p(y), [N].
+        student: log p on the support, [N, k].
+        scores: of the same tokens.
+        outside: whether y is none of S, [N].
+        estimator: says whether S is averaged exactly.
+    """
+    if estimator.divergence != "rao_blackwell":
+        return -reward
+    log_ratio = (student - scores.support_logprobs.to(student.dtype)).masked_fill(scores.support_ids < 0, 0)
+    return (student.exp() * log_ratio).sum(-1) - outside * reward
+
+
+def _clipped(rewards: Tensor, estimator: Estimator) -> Tensor:
+    return rewards if estimator.reward_floor is None else rewards.clamp_min(estimator.reward_floor)
+
+
+def reference_logprobs_loss(
     student_logits: Tensor,
     targets: Tensor,
     scores: Scores,
@@ -65,17 +118,23 @@ def reference_scored_loss(
     token_weights: Tensor | None = None,
     rollout_logprobs: Tensor | None = None,
 ) -> tuple[Tensor, TokenStats]:
-    """`scored_loss` as its definition, from logits [N, V] and with autograd: the oracle of its tests."""
+    """`logprobs_loss` as its definition, from logits [N, V] and with autograd: the oracle of its tests."""
     logp = student_logits.log_softmax(-1)
     target_logp = logp.gather(1, targets[:, None])[:, 0]
     if token_weights is None:
         token_weights = logp.new_full(targets.shape, 1 / max(len(targets), 1))
-    support = logp.detach().gather(1, scores.support_ids.clamp_min(0))
+    support_logp = logp.gather(1, scores.support_ids.clamp_min(0))
+    support = support_logp.detach()
     reward = scores.logprobs.to(logp.dtype) - target_logp.detach()
-    clipped = reward if estimator.reward_floor is None else reward.clamp_min(estimator.reward_floor)
+    clipped = _clipped(reward, estimator)
     baseline = baseline_from_support(support, scores, estimator).to(logp.dtype)
     weight = importance_weight(target_logp.detach(), rollout_logprobs, estimator.importance_sampling_cap)
-    loss = (token_weights * -weight * (clipped - baseline) * target_logp).sum()
+    outside = (scores.support_ids != targets[:, None]).all(-1)
+    per_token = -weight * (clipped - baseline) * target_logp
+    if estimator.divergence == "rao_blackwell":
+        exact = exact_part(support, scores, baseline, estimator) * support_logp
+        per_token = outside * per_token - exact.masked_fill(scores.support_ids < 0, 0).sum(-1)
+    loss = (token_weights * per_token).sum()
     p = logp.detach().exp()
     return loss, TokenStats(
         student_logprob=target_logp.detach().float(),
@@ -83,14 +142,21 @@ def reference_scored_loss(
         reward=clipped.float(),
         baseline=baseline.float(),
         advantage=(clipped - baseline).float(),
-        reverse_kl=-reward.float(),
+        reverse_kl=estimated_kl(reward, support, scores, outside, estimator).float(),
         entropy=-(p * logp.detach()).sum(-1).float(),
+        **_masses(support, scores, estimator),  # type: ignore[arg-type]
     )
 
 
-def scored_loss(
-    hidden: Tensor,
-    head: Head,
+def _masses(student: Tensor, scores: Scores, estimator: Estimator) -> dict[str, Tensor]:
+    """p's and q's mass on the support, [N] float32 each; nothing for a method without one."""
+    of_each = (_mass(of, scores).float() for of in (student, scores.support_logprobs))
+    return dict(zip(SUPPORT_MASSES, of_each)) if estimator.has_support else {}
+
+
+def logprobs_loss(
+    student_hidden: Tensor,
+    student_head: Head,
     targets: Tensor,
     scores: Scores,
     estimator: Estimator,
@@ -103,34 +169,31 @@ def scored_loss(
     """The loss Σ_t w_t ℓ_t of a sampled estimator from hidden states, with its gradients formed in one sweep.
 
     Args:
-        hidden: [N, H], with gradient.
-        head: the student's; gradients of its weight and bias are formed only where they are required.
+        student_hidden: [N, H], with gradient.
+        student_head: [V, H]; gradients of its weight and bias are formed only where they are required.
         targets: [N] int64 sampled tokens.
-        scores: of the same tokens; only `value_topk` reads its support.
-        estimator: `divergence: sampled` with one of the three baselines above.
+        scores: of the same tokens; their support is read where the method has one.
+        estimator: `sampled` or `rao_blackwell` with one of the baselines above.
         vocabulary: tokens from this id on are never sampled; p is renormalised below it, and the head's rows beyond
             get no gradient. Default: all of the head's.
         token_weights: [N] weights w; default 1/N.
         rollout_logprobs: [N] log-probabilities under the sampler, for the importance weight.
-        chunk_size: tokens per chunk; the default fills `fused.BUFFER_BYTES`.
+        chunk_size: tokens per chunk; the default fills `sweep.BUFFER_BYTES`.
 
     Returns:
         The scalar loss, in float32 (float64 for float64 inputs), and the `TokenStats`, without gradient variances.
+
+    Raises:
+        NotImplementedError: an estimator that needs more of the teacher than a server's log-probabilities.
+        RuntimeError: at a second backward through the same loss.
     """
-    shared = head.shared(len(head.weight) if vocabulary is None else vocabulary)
-    count, device = len(targets), hidden.device
-    dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
-    if token_weights is None:
-        token_weights = torch.full((count,), 1 / max(count, 1), dtype=dtype, device=device)
-    if chunk_size is None:
-        budget = BUFFER_BYTES["cpu" if device.type == "cpu" else "cuda"]
-        chunk_size = max(1, budget // (len(shared.weight) * dtype.itemsize))
-    sweep = _Sweep(
-        shared, targets, scores, estimator, token_weights.detach().to(dtype), rollout_logprobs, chunk_size, dtype
-    )
-    with torch.autocast(device.type, enabled=False):
-        loss = _ScoredLoss.apply(hidden, head.weight, head.bias, sweep)
-    return loss, sweep.stats[0]
+    if estimator.method.needs == "distribution":
+        raise not_written(estimator.method, "logprobs_loss")
+    shared = student_head.shared(len(student_head.weight) if vocabulary is None else vocabulary)
+    masses = SUPPORT_MASSES if estimator.has_support else ()
+    sweep = Sweep.over(student_hidden, shared, targets, token_weights, rollout_logprobs, chunk_size, masses)
+    loss = swept_loss(student_hidden, student_head, sweep, _Reader(sweep, scores, estimator))
+    return loss, TokenStats(**{name: sweep.columns[name] for name in (*STATISTICS, *masses)})  # type: ignore[arg-type]
 
 
 def student_support(hidden: Tensor, head: Head, k: int, vocabulary: int, chunk_size: int = 256) -> Tensor:
@@ -145,105 +208,59 @@ def student_support(hidden: Tensor, head: Head, k: int, vocabulary: int, chunk_s
 
 def _logits(head: Head, hidden: Tensor, dtype: torch.dtype) -> Tensor:
     out = hidden.new_empty((len(hidden), len(head.weight)), dtype=dtype)
-    detached = Head(
-        product_operand(head.weight.detach()), None if head.bias is None else head.bias.detach(), head.logit_scale,
-        head.softcap,
-    )  # fmt: skip
-    project(detached, product_operand(hidden), out)
+    head = head.detached()
+    project(replace(head, weight=product_operand(head.weight)), product_operand(hidden), out)
     return out
 
 
-class _Sweep:
-    """What the sweep reads besides the hidden states, and the statistics it leaves."""
+class _Reader:
+    """Reads a chunk against the server's scores of the same tokens."""
 
-    def __init__(
-        self,
-        head: Head,  # of the shared vocabulary
-        targets: Tensor,
-        scores: Scores,
-        estimator: Estimator,
-        token_weights: Tensor,
-        rollout_logprobs: Tensor | None,
-        chunk_size: int,
-        dtype: torch.dtype,
-    ) -> None:
-        self.head, self.targets, self.scores, self.estimator = head, targets, scores, estimator
-        self.token_weights, self.rollout_logprobs = token_weights, rollout_logprobs
-        self.chunk_size, self.dtype = chunk_size, dtype
-        self.stats: list[TokenStats] = []
+    def __init__(self, sweep: Sweep, scores: Scores, estimator: Estimator) -> None:
+        self._sweep, self._scores, self._estimator = sweep, scores, estimator
 
+    def __call__(self, rows: slice, logits: Tensor, wants_gradient: bool) -> Tensor:
+        """See `sweep.Reader`."""
+        slope, logp, targets = softcap_slope(self._sweep.head, logits), logits.log_softmax(-1), self._targets(rows)
+        scores = self._scores.of(rows, logp.dtype)
+        support = logp.gather(1, scores.support_ids.clamp_min(0))
+        stats, sampled, exact = self._read(logp, support, scores, rows)
+        for name, values in stats.items():
+            self._sweep.columns[name][rows] = values
+        if wants_gradient:
+            torch.exp(logp, out=logits).mul_((sampled + exact.sum(-1))[:, None])
+            logits.scatter_add_(1, targets, -sampled[:, None])
+            logits.scatter_add_(1, scores.support_ids.clamp_min(0), -exact)
+            scale_back(self._sweep.head, logits, slope)
+        return -torch.dot(sampled, stats["student_logprob"]) - (exact * support).sum()
 
-class _ScoredLoss(torch.autograd.Function):
-    """The loss, with its gradients already formed in the forward pass, as in `fused.py`."""
+    def _targets(self, rows: slice) -> Tensor:
+        return self._sweep.targets[rows, None]
 
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, sweep: _Sweep) -> Tensor:
-        gradients = Gradients.allocate(ctx.needs_input_grad, hidden, weight, bias, sweep.dtype)
-        loss = _run(hidden, sweep, gradients)
-        ctx.gradients = gradients.cast(hidden, weight, bias)
-        return loss
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.gradients is None:
-            raise RuntimeError("scored_loss: gradients already used; compute the loss again instead of retain_graph")
-        gradients, ctx.gradients = ctx.gradients, None
-        scaled = [None if gradient is None else gradient.mul_(grad_loss) for gradient in gradients]
-        return *scaled, None
-
-
-@torch.no_grad()
-def _run(hidden: Tensor, sweep: _Sweep, gradients: Gradients) -> Tensor:
-    count = len(sweep.targets)
-    loss = hidden.new_zeros((), dtype=sweep.dtype)
-    parts = []
-    for start in range(0, count, sweep.chunk_size):
-        rows = slice(start, min(start + sweep.chunk_size, count))
-        logits = _logits(sweep.head, hidden[rows], sweep.dtype)
-        slope = None if sweep.head.softcap is None else 1 - (logits / sweep.head.softcap).square()
-        logp = logits.log_softmax(-1)
-        stats, coefficient = _read(logp, rows, sweep)
-        parts.append(stats)
-        loss -= torch.dot(coefficient, stats["student_logprob"])
-        if gradients.any:
-            gradient = torch.exp(logp, out=logits).mul_(coefficient[:, None])
-            gradient.scatter_add_(1, sweep.targets[rows, None], -coefficient[:, None])
-            if slope is not None:
-                gradient.mul_(slope)
-            gradient.mul_(sweep.head.logit_scale)
-            gradients.add(rows, gradient, product_operand(hidden[rows]), product_operand(sweep.head.weight.detach()))
-    names = parts[0] if parts else _STATISTICS
-    columns = {name: torch.cat([part[name] for part in parts]) if parts else hidden.new_empty(0) for name in names}
-    floats = {name: column.float() for name, column in columns.items()}
-    sweep.stats.append(TokenStats(**floats))  # type: ignore[arg-type]
-    return loss
-
-
-_STATISTICS = ("student_logprob", "teacher_logprob", "reward", "baseline", "advantage", "reverse_kl", "entropy")
-
-
-def _read(logp: Tensor, rows: slice, sweep: _Sweep) -> tuple[dict[str, Tensor], Tensor]:
-    """The statistics of a chunk from the student's log-probabilities [c, V], and w ρ A: [c]."""
-    scores = Scores(
-        sweep.scores.logprobs[rows].to(logp.dtype), sweep.scores.support_ids[rows], sweep.scores.support_logprobs[rows]
-    )
-    student_logprob = logp.gather(1, sweep.targets[rows, None])[:, 0]
-    support = logp.gather(1, scores.support_ids.clamp_min(0))
-    baseline = baseline_from_support(support, scores, sweep.estimator)
-    reward = scores.logprobs - student_logprob
-    floor = sweep.estimator.reward_floor
-    clipped = reward if floor is None else reward.clamp_min(floor)
-    rollout = None if sweep.rollout_logprobs is None else sweep.rollout_logprobs[rows].to(logp.dtype)
-    importance = importance_weight(student_logprob, rollout, sweep.estimator.importance_sampling_cap)
-    advantage = clipped - baseline
-    statistics = {
-        "student_logprob": student_logprob,
-        "teacher_logprob": scores.logprobs,
-        "reward": clipped,
-        "baseline": baseline,
-        "advantage": advantage,
-        "reverse_kl": -reward,
-        "entropy": -row_dot(logp.exp(), logp),
-    }
-    return statistics, sweep.token_weights[rows] * importance * advantage
+    def _read(
+        self, logp: Tensor, support: Tensor, scores: Scores, rows: slice
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """The statistics of a chunk from log p [c, V], and what multiplies ∇log p of y, [c], and of S, [c, k]."""
+        sweep, estimator, targets = self._sweep, self._estimator, self._targets(rows)
+        student_logprob = logp.gather(1, targets)[:, 0]
+        baseline = baseline_from_support(support, scores, estimator)
+        reward = scores.logprobs - student_logprob
+        clipped = _clipped(reward, estimator)
+        rollout = None if sweep.rollout_logprobs is None else sweep.rollout_logprobs[rows]
+        importance = importance_weight(student_logprob, rollout, estimator.importance_sampling_cap)
+        advantage, weights = clipped - baseline, sweep.token_weights[rows]
+        outside = (scores.support_ids != targets).all(-1)
+        sampled, exact = weights * importance * advantage, torch.zeros_like(support)
+        if estimator.divergence == "rao_blackwell":
+            sampled, exact = outside * sampled, weights[:, None] * exact_part(support, scores, baseline, estimator)
+        statistics = {
+            "student_logprob": student_logprob,
+            "teacher_logprob": scores.logprobs,
+            "reward": clipped,
+            "baseline": baseline,
+            "advantage": advantage,
+            "reverse_kl": estimated_kl(reward, support, scores, outside, estimator),
+            "entropy": -row_dot(logp.exp(), logp),
+            **_masses(support, scores, estimator),
+        }
+        return statistics, sampled, exact

@@ -11,18 +11,22 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from vopd_recipes.models.architecture import causal_lm_of, head_module, head_of, hidden_states, scale_logits
 from vopd_recipes.models.attention import packed_arguments
-from vopd_recipes.models.sharding import redirected
+from vopd_recipes.models.sharding import is_sliced, redirected
+from vopd_recipes.models.weights import merging_error
 from vopd_recipes.recipe import RecipeError
 
 # Mean entropy above this share of log V: a model that has learnt nothing, or whose weights were not loaded.
 _UNIFORM_ENTROPY_SHARE = 0.98
 # Relative difference of a token's hidden state, packed and alone: rounding in bfloat16 is some 1%, mixing over 30%.
 _PACKING_TOLERANCE = 0.1
+# Relative to what adapters change, with changes as large as the weights: rounding in bfloat16 is some 1%.
+_MERGING_TOLERANCE = 0.05
 
 
 def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
@@ -103,6 +107,13 @@ def _compare(name: str, label: str, model: nn.Module, own_forward: Callable[...,
     if (ours - logits).abs().max() > 0.02 * logits.abs().max() + 1e-3:
         raise RecipeError(f"{label}: its head is not softcap·tanh(scale·(W h + b)/softcap), which the loss computes")
     _check_packing(label, model, hidden, prompt)
+    if isinstance(model, PeftModel) and not is_sliced(model):
+        error = merging_error(model, lambda: own_forward(input_ids=input_ids, use_cache=False))
+        if not error < _MERGING_TOLERANCE:
+            raise RecipeError(
+                f"{label}: merged into its weights, its adapters do something else ({error:.0%} of what they change), "
+                "and the sampler and whoever loads the result would have another model"
+            )
 
 
 def _check_packing(label: str, model: nn.Module, alone: Tensor, prompt: list[int]) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners import lora
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors import safe_open
@@ -25,7 +26,7 @@ from transformers.utils import cached_file, find_adapter_config_file
 
 from vopd_recipes.models.architecture import causal_lm_of
 from vopd_recipes.models.attention import PACKED_SDPA
-from vopd_recipes.recipe import ModelConfig, RecipeError
+from vopd_recipes.recipe import ModelConfig, RecipeError, one_line
 
 
 def load_tokenizer(config: ModelConfig, teacher: bool = False) -> PreTrainedTokenizerBase:
@@ -44,7 +45,7 @@ def load_tokenizer(config: ModelConfig, teacher: bool = False) -> PreTrainedToke
 def load_student(config: ModelConfig) -> PreTrainedModel | PeftModel:
     """The student: its weights are trained, or LoRA adapters where asked for and nothing else.
 
-    Where `model_name_or_path` holds a LoRA adapter, the base that it names is loaded, and training goes on with it.
+    Where `model_name_or_path` holds a LoRA adapter, the base that it names is loaded, and training continues it.
 
     Raises:
         RecipeError: it cannot be loaded, or an adapter there is not the one that the recipe describes.
@@ -56,9 +57,30 @@ def load_student(config: ModelConfig) -> PreTrainedModel | PeftModel:
     if not config.use_peft:
         return student
     try:
-        return get_peft_model(student, _lora(config), revision=config.model_revision)
+        adapted = get_peft_model(student, _lora(config), revision=config.model_revision)
     except ValueError as error:
-        raise RecipeError(f"lora_target_modules: {' '.join(str(error).split())}") from error
+        raise RecipeError(f"lora_target_modules: {one_line(error)}") from error
+    _check_layers(adapted)
+    return adapted
+
+
+def _check_layers(student: PeftModel) -> None:
+    """Adapters sit where they can be merged into one weight, for the sampler and for whoever loads the result."""
+    head = causal_lm_of(student).get_output_embeddings()
+    for name, module in causal_lm_of(student).named_modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        base = module.get_base_layer()
+        if type(module) not in (lora.Linear, lora.Embedding):
+            raise RecipeError(
+                f"lora_target_modules: {name} is a {type(base).__name__}, whose adapters cannot be merged into it; "
+                "name linear layers or embeddings"
+            )
+        if module is not head and base.weight is getattr(head, "weight", None):
+            raise RecipeError(
+                f"lora_target_modules: {name} shares its weight with the head, which its adapters do not reach; "
+                "leave it out"
+            )
 
 
 def _lora(config: ModelConfig) -> LoraConfig:
@@ -106,6 +128,7 @@ def _load_adapter(config: ModelConfig, folder: Path) -> PeftModel:
     settings.lora_dropout = config.lora_dropout
     student = PeftModel.from_pretrained(base, str(folder), is_trainable=True, config=settings)
     _check_adapter(config, student, settings, expected, folder)
+    _check_layers(student)
     return student
 
 
@@ -193,7 +216,7 @@ def _load_error(config: ModelConfig, teacher: bool, what: str, error: Exception)
     name, revision = _source(config, teacher)
     field = "teacher_model_name_or_path" if teacher else "model_name_or_path"
     at = f", revision {revision}" if revision else ""
-    return RecipeError(f"{field}: cannot load a {what} from {name}{at}: {' '.join(str(error).split())[:600]}")
+    return RecipeError(f"{field}: cannot load a {what} from {name}{at}: {one_line(error, 600)}")
 
 
 def default_attention(dtype: str) -> str:

@@ -2,7 +2,7 @@
 
 The model class itself is built on the meta device, where tensors have a shape and a type and no memory. So nothing is
 estimated: tied heads, biases, norms and adapters are counted because they are there. Configurations come from
-`recipes/model_configs` (no network), from a folder, or from the Hub.
+`model_configs` beside this module (no network), from a folder, or from the Hub.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Trainer
 
 from vopd_recipes.models import PACKED_SDPA
-from vopd_recipes.recipe import RecipeError
+from vopd_recipes.recipe import RecipeError, one_line
 
-MODEL_CONFIGS = Path(__file__).parents[3] / "recipes" / "model_configs"
+MODEL_CONFIGS = Path(__file__).parent / "model_configs"
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def build(architecture: Architecture, config: PreTrainedConfig) -> nn.Module:
         with_adapters: Any = get_peft_model(model, adapters)
         return with_adapters.to(dtype) if architecture.adapters_too else with_adapters
     except ValueError as error:
-        raise RecipeError(f"{architecture.name}: cannot build its model: {' '.join(str(error).split())}") from error
+        raise RecipeError(f"{architecture.name}: cannot build its model: {one_line(error)}") from error
 
 
 @lru_cache(maxsize=64)
@@ -134,5 +134,5 @@ def _read_config(name: str, revision: str | None) -> PreTrainedConfig:
     except Exception as error:  # the Hub's client raises what it likes; each becomes one line
         raise RecipeError(
             f"{name}: no model configuration in {MODEL_CONFIGS.name}/, in a folder of that name or on the Hub: "
-            f"{' '.join(str(error).split())[:300]}"
+            f"{one_line(error, 300)}"
         ) from error

@@ -9,7 +9,7 @@ values: the gradient, the prompts, the optimiser steps, the tokens of a step and
 Where the prompts are not on this machine yet, the paper's count of the same data gives about how many steps.
 
 No weights are read, no GPU is touched and no process group is started, even under a launcher. The network is asked for
-one thing at most: the configuration of a model that `recipes/model_configs` lacks.
+one thing at most: the configuration of a model that `planner/model_configs` lacks.
 """
 
 from __future__ import annotations

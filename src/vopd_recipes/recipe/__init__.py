@@ -7,9 +7,9 @@ and line (`errors`). `launch` makes sure that the processes are as many, and of 
 from typing import TYPE_CHECKING
 
 from vopd_recipes.exports import on_demand
-from vopd_recipes.recipe.errors import RecipeError
+from vopd_recipes.recipe.errors import RecipeError, one_line, one_line_errors
 from vopd_recipes.recipe.hub_ids import is_hub_id
-from vopd_recipes.recipe.text import coerce, describe_type, nearest, read_flags, read_yaml
+from vopd_recipes.recipe.text import check_fields, coerce, nearest, read_fields, read_flags, read_yaml
 
 if TYPE_CHECKING:
     from vopd_recipes.recipe.config import DataConfig, ModelConfig, Recipe, VOPDConfig, describe_fields, load_recipe

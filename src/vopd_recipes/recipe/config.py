@@ -16,17 +16,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, cast, get_type_hints
 
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import SchedulerType
 
-from vopd_recipes.loss import Estimator
-from vopd_recipes.recipe.errors import RecipeError
+from vopd_recipes.loss import METHODS, Estimator, Needs, baselines, default_baseline, divergences
+from vopd_recipes.recipe.errors import RecipeError, one_line
 from vopd_recipes.recipe.hub_ids import is_hub_id
 from vopd_recipes.recipe.launch import introduce_deepspeed, prepare_launch
-from vopd_recipes.recipe.text import coerce, describe_type, nearest, read_flags, read_yaml
+from vopd_recipes.recipe.text import Lines, Word, nearest, read_fields
 
 
 def option(default: Any, help: str) -> Any:
@@ -82,6 +82,7 @@ class DataConfig:
     prompt_template: str | None = option(None, "text in which {column} stands for that column's value")
     chat_template: bool = option(False, "wrap prompts in the tokenizer's chat template")
     chat_template_kwargs: dict[str, Any] = option({}, "passed to the chat template, e.g. {enable_thinking: false}")
+    continue_final_message: bool = option(False, "go on with a last message that is the assistant's")
     max_prompt_length: int = option(1024, "longer prompts are dropped and counted, in tokens")
 
     def __post_init__(self) -> None:
@@ -102,6 +103,10 @@ class DataConfig:
         _require(
             not self.chat_template_kwargs or self.chat_template,
             "chat_template_kwargs has no effect with chat_template: false",
+        )
+        _require(
+            not self.continue_final_message or self.chat_template,
+            "continue_final_message has no effect with chat_template: false",
         )
         for source in self.dataset_mixture or []:
             self._check_source(source)
@@ -158,23 +163,24 @@ _TRACKERS = (*INTEGRATION_TO_CALLBACK, "none", "all")
 class VOPDConfig(TrainingArguments):
     """Estimator, sampling and rollouts, on top of every field of `transformers.TrainingArguments`."""
 
-    divergence: Literal["sampled", "full", "topk"] = option("sampled", "policy gradient, exact KL, or top-k KL")
-    baseline: Literal["none", "constant", "value", "value_topk", "optimal"] | None = option(
-        None, "control variate of divergence: sampled; default: value"
+    divergence: Word = option("sampled", f"one of {', '.join(divergences())}")
+    baseline: Word | None = option(
+        None, f"of a sampled reward: {', '.join(baselines())}; default: value, and optimal or tail of rao_blackwell"
     )
-    baseline_support: Literal["student", "teacher"] = option("student", "whose top k carry value_topk")
-    support_top_k: int = option(20, "k of value_topk and topk")
+    support: Literal["student", "teacher"] = option("student", "whose top k")
+    support_top_k: int = option(20, "k of rao_blackwell, value_topk and topk")
     baseline_constant: float = option(1.0, "value of baseline: constant")
-    reward_clip_lambda: float | None = option(None, "clamp rewards from below at log λ/(1-λ)")
+    jsd_beta: float = option(0.5, "β of divergence: jsd")
+    reward_clip_lambda: float | None = option(None, "clamp sampled rewards from below at log(λ)/(1-λ)")
     importance_sampling_cap: float = option(2.0, "truncate p_train/p_rollout at this")
 
-    max_completion_length: int = option(2048, "sample at most this many tokens")
+    max_completion_length: int = option(2048, "max new tokens of a completion")
     num_generations: int = option(1, "completions per prompt")
     temperature: float = option(1.0, "anything but 1 needs allow_biased_sampling")
     top_p: float = option(1.0, "anything but 1 needs allow_biased_sampling")
     top_k: int = option(0, "0 is off; anything else needs allow_biased_sampling")
     allow_biased_sampling: bool = option(False, "sample from another distribution than the student's")
-    mask_truncated_completions: bool = option(False, "do not train on completions cut at the limit")
+    mask_truncated_completions: bool = option(False, "do not train on truncated completions")
     rollout_backend: Literal["transformers", "vllm"] = option("transformers", "what samples the completions")
     rollout_batch_size: int = option(64, "completions sampled at a time on a device")
     vllm_gpu_memory_utilization: float = option(0.3, "share of the GPU's memory that vLLM may fill while it samples")
@@ -185,6 +191,9 @@ class VOPDConfig(TrainingArguments):
     teacher_backend: Literal["local", "server"] = option("local", "local, or a vLLM server that scores completions")
     teacher_offload: bool = option(False, "keep a local teacher in CPU memory between its turns")
     teacher_server_url: str | None = option(None, "of teacher_backend: server, such as http://node7:8000")
+    teacher_server_scores: Literal["logprobs", "hidden_states"] = option(
+        "logprobs", "k log-probabilities a token, or hidden states, which make every estimator exact"
+    )
     teacher_server_model: str | None = option(None, "name of the model there; default: the only one")
     teacher_server_timeout: float = option(600.0, "seconds to keep trying before the run stops, resumable")
     log_gradient_variance: bool = option(False, "log every estimator's exact gradient variance")
@@ -217,11 +226,14 @@ class VOPDConfig(TrainingArguments):
         _require(self.temperature > 0, f"temperature must be positive, got {self.temperature}")
         _require(0 < self.top_p <= 1, f"top_p must lie in (0, 1], got {self.top_p}")
         _require(self.top_k >= 0, f"top_k must not be negative, got {self.top_k}; 0 is off")
+        if self.baseline is None:
+            known: Needs = "support" if self._knows_logprobs_only else "distribution"
+            self.baseline = cast(Word, default_baseline(self.divergence, known))
+        self.baseline = cast(Word, self.estimator.baseline)
         self._check_unbiased_sampling()
         self._check_trackers()
         self._check_backends()
         self._check_publishing()
-        self.baseline = self.estimator.baseline
         prepare_launch(self)
         super().__post_init__()
         batches: Any = self.accelerator_config
@@ -237,6 +249,10 @@ class VOPDConfig(TrainingArguments):
         _require(self.teacher_server_timeout > 0, "teacher_server_timeout must be positive")
         if self.teacher_backend == "local":
             _require(self.teacher_server_url is None, "teacher_server_url has no effect with teacher_backend: local")
+            _require(
+                self.teacher_server_scores == "logprobs",
+                "teacher_server_scores has no effect with teacher_backend: local",
+            )
             return
         _require(bool(self.teacher_server_url), "teacher_server_url: missing; teacher_backend: server needs it")
         _require(not self.teacher_offload, "teacher_offload has no effect with teacher_backend: server")
@@ -245,16 +261,18 @@ class VOPDConfig(TrainingArguments):
             f"teacher_server_timeout: {self.teacher_server_timeout:g} is not below ddp_timeout: {self.ddp_timeout}, "
             "after which processes that wait for one another are killed; raise ddp_timeout",
         )
+        if not self._knows_logprobs_only:
+            return
         _require(
             not self.log_gradient_variance,
-            "log_gradient_variance: true needs the teacher's whole distribution, which teacher_backend: server lacks",
+            "log_gradient_variance: true needs the teacher's whole distribution, which a server of log-probabilities "
+            "lacks; set teacher_server_scores: hidden_states",
         )
-        known = self.divergence == "sampled" and self.estimator.baseline in ("none", "constant", "value_topk")
         _require(
-            known,
+            self.estimator.method.needs != "distribution",
             f"divergence: {self.divergence}, baseline: {self.estimator.baseline} need the teacher's whole "
-            "distribution, which teacher_backend: server lacks; use divergence: sampled and baseline: none, constant "
-            "or value_topk",
+            f"distribution, which a server of log-probabilities lacks; use {_served()}; or set "
+            "teacher_server_scores: hidden_states",
         )
 
     def _check_publishing(self) -> None:
@@ -285,9 +303,24 @@ class VOPDConfig(TrainingArguments):
             )
 
     @property
+    def _knows_logprobs_only(self) -> bool:
+        return self.teacher_backend == "server" and self.teacher_server_scores == "logprobs"
+
+    @property
     def estimator(self) -> Estimator:
         """The estimator these fields describe."""
         return Estimator(**{item.name: getattr(self, item.name) for item in fields(Estimator)})
+
+
+def _served() -> str:
+    """The recipe's words of every method for which a server's log-probabilities are enough."""
+    words: dict[str, list[str]] = {}
+    for row in METHODS.values():
+        if row.needs != "distribution":
+            words.setdefault(row.divergence, []).append(row.baseline)
+    return ", or ".join(
+        f"divergence: {name} and baseline: {', '.join(some)} or {last}" for name, (*some, last) in words.items()
+    )
 
 
 def _require(condition: bool, message: str) -> None:
@@ -323,8 +356,8 @@ def _plain(value: Any) -> Any:
 
 
 _PARTS = (ModelConfig, DataConfig, VOPDConfig)
-_HINTS = {name: hint for part in _PARTS for name, hint in get_type_hints(part).items()}
 _FIELDS = {item.name: item for part in _PARTS for item in fields(part) if item.init}
+_HINTS = {name: hint for part in _PARTS for name, hint in get_type_hints(part).items() if name in _FIELDS}
 _OWN = {name: None for part in _PARTS for name in part.__annotations__}  # in order of declaration
 
 
@@ -347,28 +380,31 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         RecipeError: anything wrong, in one line.
     """
     path = Path(path)
-    values = {**read_yaml(path, ()), **read_flags(overrides or [], _HINTS)}
-    checked, sources = {}, {}
-    for name, (value, where) in values.items():
-        if name not in _FIELDS:
-            raise RecipeError(f"{where}: unknown field '{name}'{nearest(name, _FIELDS)}")
-        try:
-            checked[name] = coerce(value, _HINTS[name])
-        except TypeError:
-            wanted = describe_type(_HINTS[name])
-            raise RecipeError(f"{where}: {name} must be {wanted}, got {value!r}") from None
-        sources[name] = where
-    model, data, training = (_build(part, checked, sources, path) for part in _PARTS)
+    values, sources = read_fields(path, overrides, _HINTS, _extended)
+    model, data, training = (_build(part, values, sources, path) for part in _PARTS)
     recipe = Recipe(path, model, data, training, sources)
     _check_together(recipe)
     return recipe
 
 
+def _extended(base: Lines, own: Lines) -> Lines:
+    """A baseline belongs to its divergence: a file that changes that and says nothing of a baseline inherits none.
+
+    Flags change the recipe that they are given to, and are refused where the two contradict each other.
+    """
+    before, _ = base.get("divergence", (VOPDConfig.divergence, ""))
+    changed = own.get("divergence", (before, ""))[0] != before
+    return {name: line for name, line in base.items() if not (changed and name == "baseline")} | own
+
+
 def _check_together(recipe: Recipe) -> None:
     """Contradictions between the parts."""
     data, training = recipe.data, recipe.training
-    if training.teacher_backend == "local" and not recipe.model.teacher_model_name_or_path:
-        raise RecipeError(f"{recipe.path}: teacher_model_name_or_path: missing; name a Hub id or a folder")
+    if not recipe.model.teacher_model_name_or_path and (
+        training.teacher_backend == "local" or training.teacher_server_scores == "hidden_states"
+    ):
+        why = "" if training.teacher_backend == "local" else ", whose head reads the server's hidden states"
+        raise RecipeError(f"{recipe.path}: teacher_model_name_or_path: missing; name a Hub id or a folder{why}")
     if training.hub_merge and not recipe.model.use_peft:
         raise RecipeError(
             f"{recipe.sources['hub_merge']}: hub_merge: only a LoRA run can be merged; set use_peft: true"
@@ -386,12 +422,12 @@ def _check_together(recipe: Recipe) -> None:
         raise RecipeError(f"{where}: evaluation needs held-out prompts; set dataset_test_split or test_size")
 
 
-def _build(part: type, checked: dict[str, Any], sources: dict[str, str], path: Path) -> Any:
+def _build(part: type, values: dict[str, Any], sources: dict[str, str], path: Path) -> Any:
     names = {item.name for item in fields(part)}
     try:
-        return part(**{name: value for name, value in checked.items() if name in names})
+        return part(**{name: value for name, value in values.items() if name in names})
     except (ValueError, TypeError, ImportError, OSError) as error:
-        message = " ".join(str(error).split())
+        message = one_line(error)
         mentioned = [sources[name] for name in sources if name in re.findall(r"\w+", message)]
         where = mentioned[0] if mentioned else str(path)
         raise RecipeError(f"{where}: {message}") from error

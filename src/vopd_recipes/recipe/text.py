@@ -7,18 +7,74 @@ its nearest name, and passes `1e-5`, which YAML reads as a string, on as one.
 from __future__ import annotations
 
 import difflib
+import operator
 import types
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 import yaml
 
-from vopd_recipes.recipe.errors import RecipeError
+from vopd_recipes.recipe.errors import RecipeError, one_line
+
+_RENAMED = {"baseline_support": "support"}
+
+Lines = dict[str, tuple[Any, str]]  # field → its value and where that stands: `file:line` or `--field`
+Extend = Callable[[Lines, Lines], Lines]
 
 
-def read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, tuple[Any, str]]:
-    """Fields of a recipe and of what it extends: name → (value, `file:line`)."""
+class Word(str):
+    """A word of a table that the field's owner looks up; `none` may be one, and is not null."""
+
+
+def read_fields(
+    path: Path, overrides: list[str] | None, hints: dict[str, Any], extend: Extend = operator.or_
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """A recipe, what it extends and the flags over both, as typed values.
+
+    Args:
+        path: the YAML file.
+        overrides: command-line words, `--field value …`.
+        hints: name → type of every field there may be.
+        extend: see `read_yaml`.
+
+    Returns:
+        The values that are set, and where each stands.
+
+    Raises:
+        RecipeError: see `check_fields`, and text that is not a recipe's.
+    """
+    return check_fields({**read_yaml(path, (), extend), **read_flags(overrides or [], hints)}, hints)
+
+
+def check_fields(values: Lines, hints: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """The values as the hints' types, and where each stands.
+
+    Raises:
+        RecipeError: an unknown field, with the nearest name, or a value of another type.
+    """
+    checked = {}
+    for name, (value, where) in values.items():
+        if name not in hints:
+            now = _RENAMED.get(name)
+            hint = f"; it is called {now} now" if now in hints else nearest(name, hints)
+            raise RecipeError(f"{where}: unknown field '{name}'{hint}")
+        try:
+            checked[name] = coerce(value, hints[name])
+        except TypeError:
+            raise RecipeError(f"{where}: {name} must be {describe_type(hints[name])}, got {value!r}") from None
+    return checked, {name: where for name, (_, where) in values.items()}
+
+
+def read_yaml(path: Path, seen: tuple[Path, ...], extend: Extend = operator.or_) -> Lines:
+    """Fields of a recipe and of what it extends: name → (value, `file:line`).
+
+    Args:
+        path: the recipe.
+        seen: the files that extend it.
+        extend: what comes of an extended file's fields and those of the file that names it.
+    """
     if path.resolve() in seen:
         raise RecipeError(f"{path}: extends itself, by way of {' → '.join(str(p.name) for p in seen)}")
     try:
@@ -37,17 +93,17 @@ def read_yaml(path: Path, seen: tuple[Path, ...]) -> dict[str, tuple[Any, str]]:
     base = path.parent / extended
     if not base.is_file():
         raise RecipeError(f"{where}: extends: no such file: {base}")
-    return {**read_yaml(base, (*seen, path.resolve())), **own}
+    return extend(read_yaml(base, (*seen, path.resolve()), extend), own)
 
 
-def _mapping(loader: yaml.SafeLoader, path: Path) -> dict[str, tuple[Any, str]]:
+def _mapping(loader: yaml.SafeLoader, path: Path) -> Lines:
     try:
         node = loader.get_single_node()
         if node is None:
             return {}
         if not isinstance(node, yaml.MappingNode):
             raise RecipeError(f"{path}: a recipe is a list of `field: value` lines")
-        values: dict[str, tuple[Any, str]] = {}
+        values: Lines = {}
         for key_node, value_node in node.value:
             where = f"{path}:{key_node.start_mark.line + 1}"
             name = str(loader.construct_object(key_node))
@@ -62,10 +118,10 @@ def _mapping(loader: yaml.SafeLoader, path: Path) -> dict[str, tuple[Any, str]]:
 def _yaml_error(path: Path, error: yaml.YAMLError) -> RecipeError:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
         return RecipeError(f"{path}:{error.problem_mark.line + 1}: not YAML that a recipe may hold: {error.problem}")
-    return RecipeError(f"{path}: {' '.join(str(error).split())}")
+    return RecipeError(f"{path}: {one_line(error)}")
 
 
-def read_flags(words: list[str], hints: dict[str, Any]) -> dict[str, tuple[Any, str]]:
+def read_flags(words: list[str], hints: dict[str, Any]) -> Lines:
     """`--field value`, `--field=value`, `--switch`, `--field a b`: name → (value, `--field`)."""
     values: dict[str, list[str]] = {}
     name = None
@@ -149,6 +205,8 @@ def _coerce_plain(value: Any, kind: type) -> Any:
         return kind(number) if kind is int and isinstance(value, float) else kind(value)
     if _is_enum(kind):
         return kind("no" if value is False else value).value  # YAML reads a bare `no` as false
+    if kind is Word and isinstance(value, str):
+        return value
     if kind in (str, dict) and isinstance(value, kind):
         return value
     raise TypeError
@@ -164,7 +222,7 @@ def describe_type(hint: Any) -> str:
         elif _is_enum(candidate):
             words.append("one of " + ", ".join(str(member.value) for member in candidate))
         else:
-            names = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
+            names = {int: "a whole number", float: "a number", str: "text", Word: "a word", bool: "true or false"}
             words.append(names.get(candidate, "a list" if get_origin(candidate) is list else "a mapping"))
     return " or ".join(dict.fromkeys(words))
 

@@ -1,5 +1,7 @@
 """One HTML page from the files of any runs, readable without a network.
 
-`runs` reads and groups the folders, `charts` draws; `methods`, `results` and `completions` are the page's parts and
-`page` puts them together; `escaping` stands between all of them and whatever a model has written.
+`runs` reads and groups the folders, `charts` draws; `methods`, `run_metrics` and `completions` are the page's parts
+and `page` puts them together; `escaping` stands between all of them and whatever a model has written.
 """
+
+from vopd_recipes.reporting.page import write_report

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vopd_recipes.loss import Estimator
 from vopd_recipes.reporting.elements import cell, key, section
 from vopd_recipes.reporting.escaping import escaped
 from vopd_recipes.reporting.runs import Group, Run, differing_fields
@@ -27,31 +26,6 @@ def teacher_of(group: Group) -> str:
     )
 
 
-_R, _KL, _NABLA = "<i>r</i>(<i>y</i>)", "KL(<i>p</i>‖<i>q</i>)", "∇ log <i>p</i>(<i>y</i>)"
-_KL_BAR = 'KL(<i class="over">p</i>‖<i class="over">q</i>)'
-
-
-def equation(estimator: Estimator) -> str:
-    """The gradient of the loss at a position, as HTML."""
-    if estimator.divergence == "full":
-        return f"∇ {_KL}"
-    if estimator.divergence == "topk":
-        return f"∇ {_KL_BAR} <small>on the student’s top {estimator.support_top_k}</small>"
-    if estimator.baseline == "none":
-        return f"−{_R} {_NABLA}"
-    advantage = {
-        "constant": f"{_R} − {estimator.baseline_constant:g}",
-        "value": f"{_R} + {_KL}",
-        "value_topk": f"{_R} + {_KL_BAR}",
-        "optimal": f"{_R} − E[<i>r s</i>] / E[<i>s</i>]",
-    }[estimator.baseline or "value"]
-    where = {
-        "value_topk": f" <small>on the {estimator.baseline_support}’s top {estimator.support_top_k}</small>",
-        "optimal": " <small><i>s</i> = ‖∇ log <i>p</i>‖²</small>",
-    }.get(estimator.baseline or "", "")
-    return f"−({advantage}) {_NABLA}{where}"
-
-
 def methods(groups: Sequence[Group]) -> str:
     """The part of the page about methods and recipes."""
     cards = "".join(_card(index, group) for index, group in enumerate(groups))
@@ -68,14 +42,14 @@ def _card(index: int, group: Group) -> str:
     facts = {"student": student_of(group), "teacher": teacher_of(group), "prompts": _prompts(recipe)}
     facts |= {
         label: recipe[name]
-        for label, name in (("learning rate", "learning_rate"), ("tokens at most", "max_completion_length"))
+        for label, name in (("learning rate", "learning_rate"), ("max new tokens", "max_completion_length"))
         if recipe.get(name) is not None
     }
     listed = "".join(f"<dt>{escaped(name)}</dt><dd>{escaped(value)}</dd>" for name, value in facts.items())
     runs = "".join(_run(run) for run in group.runs)
     return (
         f"<article><h3>{key(index)}{escaped(group.label)}</h3>"
-        f"<p class=equation>{equation(group.runs[0].estimator)}</p><dl>{listed}</dl>{runs}</article>"
+        f"<p class=equation>{group.runs[0].estimator.html}</p><dl>{listed}</dl>{runs}</article>"
     )
 
 

@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from vopd_recipes.files import RunError, written_whole
+from vopd_recipes.files import RunError, write_text
 from vopd_recipes.reporting.completions import COMPLETIONS, PROMPT_CHARACTERS, PROMPTS, TOKENS, completions
 from vopd_recipes.reporting.escaping import escaped
 from vopd_recipes.reporting.methods import methods, student_of, teacher_of
-from vopd_recipes.reporting.results import curves, results, times, variance
+from vopd_recipes.reporting.run_metrics import curves, results, times, variance
 from vopd_recipes.reporting.runs import Group, group_runs, read_runs
 
 
@@ -30,8 +30,7 @@ def write_report(folders: Sequence[Path], path: Path) -> Path:
     if path.is_dir():
         raise RunError(f"{path}: is a folder; name the file to write")
     page = report_page(folders)
-    with written_whole(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(path, page)
     return path
 
 

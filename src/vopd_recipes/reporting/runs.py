@@ -1,7 +1,7 @@
 """A run's folder becomes a checked record, and records of the same recipe become one method.
 
 Two runs are seeds of one method when their resolved recipes agree in everything but the seed and where the run is
-kept. A run that has not finished is read at its last whole checkpoint.
+kept. A run that has not finished is read at its last complete checkpoint.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from vopd_recipes.files import RECIPE, RunError, last_complete_checkpoint, series
-from vopd_recipes.loss import Estimator, method_of
+from vopd_recipes.loss import Estimator
 
 # Fields that tell seeds of one method apart.
 _SEED_FIELDS = frozenset({"seed", "data_seed", "output_dir", "run_name"})
@@ -32,7 +32,7 @@ class Run:
     Args:
         folder: the run.
         name: what it is called on the page; unique there.
-        state_folder: where its trainer state and tokenizer are: the run, or its last whole checkpoint.
+        state_folder: where its trainer state and tokenizer are: the run, or its last complete checkpoint.
         recipe: the resolved recipe.
         recipe_text: the same as it is on disk.
         environment: versions and hardware; empty where the run has no such file.
@@ -65,7 +65,7 @@ class Run:
     @property
     def method(self) -> str:
         """The estimator's name in the literature."""
-        return method_of({"divergence": self.estimator.divergence, "baseline": self.estimator.baseline})[0]
+        return self.estimator.method.title
 
     def series(self, name: str) -> dict[int, float]:
         """Step → value of a metric, where it is a finite number."""
@@ -131,7 +131,7 @@ def read_run(folder: Path) -> Run:
     state_folder = folder if (folder / "trainer_state.json").is_file() else last_complete_checkpoint(folder)
     if state_folder is None:
         raise RunError(
-            f"{folder}: the run has no trainer_state.json and no whole checkpoint yet; wait for its first one"
+            f"{folder}: the run has no trainer_state.json and no complete checkpoint yet; wait for its first one"
         )
     recipe_text = _text(folder / RECIPE)
     try:
@@ -204,12 +204,9 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     runs = [read_run(folder) for folder in {folder.resolve(): folder for folder in folders}.values()]
     names = [run.name for run in runs]
     return [
-        run if names.count(run.name) == 1 else _renamed(run, "/".join(run.folder.resolve().parts[-2:])) for run in runs
+        run if names.count(run.name) == 1 else replace(run, name="/".join(run.folder.resolve().parts[-2:]))
+        for run in runs
     ]
-
-
-def _renamed(run: Run, name: str) -> Run:
-    return Run(**{**vars(run), "name": name})
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from vopd_recipes.models import FullCopy, base_of, causal_lm_of, end_of_sequence_ids, shards_weights
+from vopd_recipes.models import (
+    FullCopy,
+    base_of,
+    causal_lm_of,
+    checkpoint_weights,
+    end_of_sequence_ids,
+    shards_weights,
+)
 from vopd_recipes.recipe import ModelConfig, VOPDConfig
 from vopd_recipes.rollout.engine import RolloutEngine, Sampling
 from vopd_recipes.rollout.transformers_engine import TransformersRollout
@@ -70,5 +78,6 @@ def build_rollout(
         max_num_seqs=args.rollout_batch_size,
         trust_remote_code=source.trust_remote_code,
         seed=args.seed,
+        as_saved=partial(checkpoint_weights, student),
         progress=progress,
     )

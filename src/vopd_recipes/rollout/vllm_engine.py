@@ -12,20 +12,21 @@ Qwen3) in place of the recipe's, log-probabilities before temperature and trunca
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from transformers.utils.logging import tqdm
 
-from vopd_recipes.recipe import RecipeError, free_port
+from vopd_recipes.models import unsliced
+from vopd_recipes.recipe import RecipeError, free_port, one_line
 from vopd_recipes.rollout.engine import Completion, RolloutFailed, Sampling
+from vopd_recipes.rollout.vllm_start import start_vllm
 
 # Of one request, in the engine that GPUs run.
 _MAX_BIASES = 1024
@@ -49,6 +50,7 @@ class VLLMRollout:
         max_num_seqs: completions sampled at a time by an engine.
         trust_remote_code: run model code that comes with the weights.
         seed: of the engine; each completion has its own.
+        as_saved: gives the student's weights the names and parts that its checkpoint has; default: they have them.
         progress: show a progress bar.
 
     Raises:
@@ -72,37 +74,38 @@ class VLLMRollout:
         max_num_seqs: int = 64,
         trust_remote_code: bool = False,
         seed: int = 0,
+        as_saved: Callable[[Iterable[tuple[str, Tensor]]], Iterator[tuple[str, Tensor]]] = iter,
         progress: bool = False,
     ) -> None:
         self._on_gpu = device.type == "cuda"
         self._eos_token_ids = sorted(eos_token_ids)
         self.sampling = sampling
         self._max_model_len = max_model_len
+        self._as_saved = as_saved
         self._progress = progress
         self._asleep: set[str] = set()  # what has no memory at the moment: weights, kv_cache
         self.stale = False  # the weights of `model` are the student's, until it takes a step
-        _prepare_environment(self._on_gpu)
+        _check_installed()
+        os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # `sync` hands a generator to it, in-process
         self._join_group(tensor_parallel_size)
-        with _single_process_variables(), _as_recipe_error():
-            self._vllm: Any = importlib.import_module("vllm")  # late: it takes ten seconds
-            self._llm = self._vllm.LLM(
+        with _single_process_variables(), _as_recipe_error(), unsliced():
+            self._vllm, self._llm = start_vllm(
+                self._on_gpu,
+                max_model_len,
+                enforce_eager,
                 model=model,
                 revision=revision,
-                skip_tokenizer_init=True,  # token ids go in and come out
-                generation_config="vllm",  # not the checkpoint's
                 logprobs_mode="processed_logprobs",  # of the distribution that was drawn from
                 dtype=dtype,
-                max_model_len=max_model_len,
                 max_num_seqs=max_num_seqs,
                 gpu_memory_utilization=gpu_memory_utilization,
                 tensor_parallel_size=tensor_parallel_size,
                 distributed_executor_backend="external_launcher",
-                enforce_eager=not self._on_gpu if enforce_eager is None else enforce_eager,
                 enable_sleep_mode=self._on_gpu,
                 trust_remote_code=trust_remote_code,
                 seed=seed,
-                **({} if self._on_gpu else prompts_in_one_piece(max_model_len)),
             )
+        self._has_head = all(self._llm.apply_model(_has_head))
         self._bias = _never(range(vocabulary, self._llm.llm_engine.model_config.get_vocab_size()))
         self._sleep()
 
@@ -125,7 +128,7 @@ class VLLMRollout:
         """One completion per prompt, in order. Every process of a tensor-parallel group must call it.
 
         Raises:
-            RolloutFailed: the engine cannot go on, or a prompt leaves no room for the completion.
+            RolloutFailed: the engine cannot continue, or a prompt leaves no room for the completion.
         """
         everyone = self._gather((prompts, seeds))
         all_prompts = [prompt for theirs, _ in everyone for prompt in theirs]
@@ -178,7 +181,8 @@ class VLLMRollout:
         """
         with _as_rollout_failed("vLLM could not take the weights over"):
             self._wake("weights")
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(named_weights)})
+            weights = (pair for pair in self._as_saved(named_weights) if self._has_head or pair[0] != "lm_head.weight")
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
             self._llm.reset_prefix_cache()
         self.stale = False
 
@@ -204,6 +208,11 @@ class VLLMRollout:
         return everyone
 
 
+def _has_head(model: nn.Module) -> bool:
+    """Whether the engine's model wants a tied head beside the embeddings (Qwen3), or has no name for it (Gemma 2)."""
+    return any(name.endswith("lm_head") for name, _ in model.named_modules(remove_duplicate=False))
+
+
 def _completion(output: Any) -> Completion:
     token_ids = list(output.token_ids)
     logprobs = [position[token].logprob for position, token in zip(output.logprobs, token_ids)]
@@ -226,16 +235,8 @@ def _never(token_ids: range) -> dict[int, float] | None:
     return dict.fromkeys(token_ids, float("-inf")) or None
 
 
-def prompts_in_one_piece(max_model_len: int) -> dict[str, Any]:
-    """Settings of an engine on a CPU: a prompt waits rather than be read in pieces.
-
-    vLLM draws a token after each piece and takes the draw back from the request's generator, which a CPU's cannot do.
-    """
-    return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(4096, max_model_len)}
-
-
-def _prepare_environment(on_gpu: bool) -> None:
-    """vLLM reads these when it is imported.
+def _check_installed() -> None:
+    """Refuse to start without it.
 
     Raises:
         RecipeError: it is not installed.
@@ -245,13 +246,6 @@ def _prepare_environment(on_gpu: bool) -> None:
             "rollout_backend: vllm is not installed here; `make install` brings it where there is a build, or use "
             "rollout_backend: transformers"
         )
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine runs in this process
-    os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # a generator is handed to it, within the process
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_FLOAT32_MATMUL_PRECISION", torch.get_float32_matmul_precision())  # else it resets it
-    if not on_gpu:
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
 
 
 @contextmanager
@@ -276,7 +270,7 @@ def _as_recipe_error() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # vLLM raises what it likes; each becomes one line
-        raise RecipeError(f"rollout_backend: vllm does not start with these settings: {_one_line(error)}") from error
+        raise RecipeError(f"rollout_backend: vllm does not start with these settings: {_named(error)}") from error
 
 
 @contextmanager
@@ -284,8 +278,8 @@ def _as_rollout_failed(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise RolloutFailed(f"{what}: {_one_line(error)}") from error
+        raise RolloutFailed(f"{what}: {_named(error)}") from error
 
 
-def _one_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:400]}"
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {one_line(error, 400)}"

@@ -8,7 +8,8 @@ log-probabilities of a few tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from concurrent.futures import Future
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -19,10 +20,10 @@ from vopd_recipes.packing import MicroBatch
 class TeacherView(Protocol):
     """What a teacher says about one micro-batch."""
 
-    def loss(
+    def student_loss(
         self, hidden: Tensor, head: Head, batch: MicroBatch, estimator: Estimator, weights: Tensor, variance: bool
     ) -> tuple[Tensor, TokenStats]:
-        """Loss of the student's completion states [N, H] under its `head`, with token `weights` [N]."""
+        """The student's loss, from its completion states [N, H], its `head` and token `weights` [N]."""
 
 
 class Teacher(Protocol):
@@ -32,3 +33,18 @@ class Teacher(Protocol):
 
     def views(self, batches: Sequence[MicroBatch]) -> list[Callable[[], TeacherView]]:
         """One view per micro-batch, ready or computed when it is called."""
+
+
+class ScoringClient(Protocol):
+    """A connection to a server that scores completions; `server.TeacherServer` is vLLM's.
+
+    Its calls raise `TeacherUnavailable` where the server cannot be had.
+    """
+
+    support_top_k: int  # k, or 0 where the method needs no support
+
+    def confirm(self) -> None:
+        """The model that was checked before training is still there."""
+
+    def submit(self, prompt_ids: list[int], completion_ids: list[int], support: Tensor | None = None) -> Future[Any]:
+        """Ask for the `Scores` of a completion of n tokens, on the teacher's likeliest ids or on these, [n, k]."""

@@ -5,10 +5,10 @@ loss needs. A local teacher answers with hidden states, and its head stays here;
 log-probabilities of a few tokens, requested for the whole window at once: the student trains on the first micro-batch
 as soon as that is scored, and the server goes on with the others meanwhile. A server that is away when a window begins
 costs nothing: every process saves that step and stops. One that goes away later, and for longer than its time-out,
-ends one process inside the step; the launcher ends the others, and the run goes on from the last save. To wait for the
+ends one rank inside the step; the launcher ends the others; the run resumes from the last checkpoint. To wait for the
 whole window first would save those steps, and put the server's seconds beside the student's in every step there is.
 
-A local teacher is laid out like the student: in slices under ZeRO-3 and FSDP2, a copy per process otherwise. With
+A local teacher is laid out like the student: sharded under ZeRO-3 and FSDP2, a copy per process otherwise. With
 `offload` its backbone waits in CPU memory and visits the device once per window, before the student's turn.
 """
 
@@ -59,9 +59,9 @@ class LocalTeacher:
         kind = layout(accelerator)
         if kind == "zero3":
             self._engine = _zero3_engine(model, accelerator, offload)
-            self._offload = False  # DeepSpeed moves slices by itself
+            self._offload = False  # DeepSpeed moves shards by itself
         elif kind.startswith("fsdp"):
-            slice_with_fsdp2(model, offload)
+            shard_with_fsdp2(model, offload)
             self._offload = False
         elif offload:
             head_module(model).to(self._device)
@@ -102,32 +102,26 @@ class LocalView:
     def __init__(self, teacher: LocalTeacher, hidden: Tensor) -> None:
         self._teacher, self._hidden = teacher, hidden
 
-    def loss(
+    def student_loss(
         self, hidden: Tensor, head: Head, batch: MicroBatch, estimator: Estimator, weights: Tensor, variance: bool
     ) -> tuple[Tensor, TokenStats]:
-        """See `TeacherView.loss`."""
+        """See `TeacherView.student_loss`."""
         with self._teacher.head() as teacher:
             return fused_loss(
                 hidden,
-                head.weight,
+                head,
                 self._hidden,
-                teacher.weight,
+                teacher,
                 batch.targets,
                 estimator,
-                student_bias=head.bias,
-                teacher_bias=teacher.bias,
                 token_weights=weights,
                 rollout_logprobs=batch.rollout_logprobs,
-                student_logit_scale=head.logit_scale,
-                teacher_logit_scale=teacher.logit_scale,
-                student_softcap=head.softcap,
-                teacher_softcap=teacher.softcap,
                 gradient_variance=variance,
             )
 
 
-def slice_with_fsdp2(model: nn.Module, offload: bool) -> None:
-    """Slice the weights over all processes, layer by layer; each gathers itself while it runs.
+def shard_with_fsdp2(model: nn.Module, offload: bool) -> None:
+    """Shard the weights over all ranks, layer by layer; each gathers itself while it runs.
 
     Not accelerate's own preparation: that puts the head into one unit with the last norm, and a teacher's head runs
     beside the model, not in it. In the root's unit it is gathered and freed with every forward.
@@ -141,7 +135,7 @@ def slice_with_fsdp2(model: nn.Module, offload: bool) -> None:
 
 
 def _zero3_engine(model: nn.Module, accelerator: Accelerator, offload: bool) -> Any:
-    """Slice the teacher's weights over all processes; its layers gather themselves when they run."""
+    """Shard the teacher's weights over all ranks; its layers gather themselves when they run."""
     import deepspeed  # imported late: it takes seconds
 
     zero: dict[str, Any] = {"stage": 3}

@@ -16,10 +16,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from vopd_recipes.loss import Estimator, Head, Scores, TokenStats, scored_loss, student_support
+from vopd_recipes.loss import Estimator, Head, Scores, TokenStats, logprobs_loss, student_support
 from vopd_recipes.packing import MicroBatch
-from vopd_recipes.teacher.interface import TeacherView
-from vopd_recipes.teacher.server import TeacherServer
+from vopd_recipes.teacher.interface import ScoringClient, TeacherView
 
 
 class ServerTeacher:
@@ -31,10 +30,10 @@ class ServerTeacher:
         estimator: says whose support is asked for.
     """
 
-    def __init__(self, server: TeacherServer, vocabulary: int, estimator: Estimator) -> None:
+    def __init__(self, server: ScoringClient, vocabulary: int, estimator: Estimator) -> None:
         self.server, self.vocabulary = server, vocabulary
         self.k = server.support_top_k
-        self.asks_for_ids = estimator.baseline == "value_topk" and estimator.baseline_support == "student"
+        self.asks_for_ids = estimator.method.needs == "support" and estimator.support == "student"
 
     def views(self, batches: Sequence[MicroBatch]) -> list[Callable[[], TeacherView]]:
         """Scores of the whole window, requested at once; those on the student's support wait for its logits.
@@ -78,10 +77,10 @@ class ServerView:
         self._teacher, self._futures = teacher, futures
         wait(futures or ())
 
-    def loss(
+    def student_loss(
         self, hidden: Tensor, head: Head, batch: MicroBatch, estimator: Estimator, weights: Tensor, variance: bool
     ) -> tuple[Tensor, TokenStats]:
-        """See `TeacherView.loss`; there are no variances without the whole distribution.
+        """See `TeacherView.student_loss`; there are no variances without the whole distribution.
 
         Raises:
             TeacherUnavailable: the server cannot be had.
@@ -91,7 +90,7 @@ class ServerView:
             scores = self._teacher.ask(batch, support)
         else:
             scores = self._teacher.joined(self._futures)
-        return scored_loss(
+        return logprobs_loss(
             hidden,
             head,
             batch.targets,

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from vopd_recipes.files import written_whole
+from vopd_recipes.files import write_text
 
 
 @dataclass(frozen=True)
@@ -93,5 +93,4 @@ def write(folder: Path, train: list[Problem], test: list[Problem]) -> None:
     """`folder/train.jsonl` and `folder/test.jsonl`, each whole or not there."""
     for name, problems in (("train", train), ("test", test)):
         lines = "".join(json.dumps(asdict(problem)) + "\n" for problem in problems)
-        with written_whole(folder / f"{name}.jsonl") as temporary:
-            temporary.write_text(lines, encoding="utf-8")
+        write_text(folder / f"{name}.jsonl", lines)

@@ -8,34 +8,61 @@ because a sharded student has no other; so every process runs as many micro-batc
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from vopd_recipes.grading import MathGrader, grade_choice
+from vopd_recipes.loss import TokenStats
 from vopd_recipes.models import evaluating
-from vopd_recipes.packing import Sample, pack
+from vopd_recipes.packing import MicroBatch, Sample, pack
+from vopd_recipes.recipe import VOPDConfig
+from vopd_recipes.teacher import TeacherView
+from vopd_recipes.training.metrics import StepMetrics
 
-if TYPE_CHECKING:  # the trainer calls this module
-    from vopd_recipes.training.trainer import VOPDTrainer
+
+class Distillation(Protocol):
+    """What of a training run is evaluated: `trainer.VOPDTrainer` is one."""
+
+    args: VOPDConfig
+    accelerator: Accelerator
+    metrics: StepMetrics
+    tokenizer: PreTrainedTokenizerBase
+    answer_format: str
+    model_wrapped: nn.Module
+
+    def sample(self, prompts: list[dict[str, Any]], step: int, generations: int) -> list[Sample]:
+        """The student's completions."""
+
+    def teacher_views(self, batches: list[MicroBatch]) -> list[Callable[[], TeacherView]]:
+        """What the teacher says about each micro-batch."""
+
+    def student_loss(
+        self, model: nn.Module, batch: MicroBatch, view: TeacherView, weights: Tensor, gradient_variance: bool
+    ) -> tuple[Tensor, TokenStats]:
+        """One forward of the wrapped student, with the loss in place of its head."""
 
 
 @torch.no_grad()
-def held_out_values(trainer: VOPDTrainer, rows: list[dict[str, Any]]) -> dict[str, float]:
+def held_out_values(run: Distillation, rows: list[dict[str, Any]]) -> dict[str, float]:
     """`reverse_kl` (nats per token), `completion_length`, `truncated`, `runtime` (seconds), and `accuracy` where
     prompts have answers. Collective.
 
     Args:
-        trainer: whose student samples and whose teacher scores.
+        run: whose student samples and whose teacher scores.
         rows: the prompts, as `prompts.build_prompts` makes them; all of them on every process.
     """
     start = time.perf_counter()
-    accelerator = trainer.accelerator
+    accelerator = run.accelerator
     mine = rows[accelerator.process_index :: accelerator.num_processes]
-    with trainer.metrics.set_aside():
-        samples = trainer.sample(mine, step=-1, generations=1)
-    correct = _grade(trainer, samples, [row["answer"] for row in mine])
-    kl, tokens = _reverse_kl(trainer, samples, largest_share=-(-len(rows) // accelerator.num_processes))
+    with run.metrics.set_aside():
+        samples = run.sample(mine, step=-1, generations=1)
+    correct = _grade(run, samples, [row["answer"] for row in mine])
+    kl, tokens = _reverse_kl(run, samples, largest_share=-(-len(rows) // accelerator.num_processes))
     truncated = sum(not sample.finished for sample in samples)
     local = torch.tensor([kl, tokens, sum(correct), len(correct), len(samples), truncated], dtype=torch.float64)
     totals = accelerator.reduce(local.to(accelerator.device), "sum").tolist()
@@ -49,28 +76,26 @@ def held_out_values(trainer: VOPDTrainer, rows: list[dict[str, Any]]) -> dict[st
     return {**values, "accuracy": right / graded} if graded else values
 
 
-def _reverse_kl(trainer: VOPDTrainer, samples: list[Sample], largest_share: int) -> tuple[float, int]:
+def _reverse_kl(run: Distillation, samples: list[Sample], largest_share: int) -> tuple[float, int]:
     """Summed over this process's tokens, and their number, in as many micro-batches as on every other process."""
     kl, tokens = 0.0, 0
-    with evaluating(trainer.model_wrapped):
-        rows = pack(samples, -(-largest_share // trainer.args.per_device_eval_batch_size))
-        batches = [batch.to(trainer.accelerator.device) for batch in rows]
-        for batch, view in zip(batches, trainer.teacher_views(batches)):
+    with evaluating(run.model_wrapped):
+        rows = pack(samples, -(-largest_share // run.args.per_device_eval_batch_size))
+        batches = [batch.to(run.accelerator.device) for batch in rows]
+        for batch, view in zip(batches, run.teacher_views(batches)):
             weights = torch.zeros_like(batch.rollout_logprobs)
-            _, stats = trainer.student_loss(trainer.model_wrapped, batch, view(), weights, gradient_variance=False)
+            _, stats = run.student_loss(run.model_wrapped, batch, view(), weights, gradient_variance=False)
             kl += stats.reverse_kl.double().sum().item()
             tokens += len(batch.targets)
     return kl, tokens
 
 
-def _grade(trainer: VOPDTrainer, samples: list[Sample], answers: list[str | None]) -> list[bool]:
+def _grade(run: Distillation, samples: list[Sample], answers: list[str | None]) -> list[bool]:
     """Whether each completion with a gold answer is right."""
     with_answer = [(sample, answer) for sample, answer in zip(samples, answers) if answer is not None]
-    texts = [
-        str(trainer.tokenizer.decode(sample.completion_ids, skip_special_tokens=True)) for sample, _ in with_answer
-    ]
+    texts = [str(run.tokenizer.decode(sample.completion_ids, skip_special_tokens=True)) for sample, _ in with_answer]
     golds = [answer for _, answer in with_answer]
-    if trainer.answer_format == "choice":
+    if run.answer_format == "choice":
         return [grade_choice(text, gold).correct for text, gold in zip(texts, golds)]
     with MathGrader() as grader:
         return [grade.correct for grade in grader.grade(texts, golds)]

@@ -60,6 +60,9 @@ class StepMetrics:
             "importance": importance,
             "logprob_gap": (stats.student_logprob - rollout_logprobs).abs(),
         }
+        if stats.support_mass_student is not None and stats.support_mass_teacher is not None:
+            sums["support/mass_student"] = stats.support_mass_student
+            sums["support/mass_teacher"] = stats.support_mass_teacher
         for name, variance in (stats.gradient_variances or {}).items():
             sums[f"gradient_variance/{name}"] = variance
         for name, values in sums.items():
@@ -131,6 +134,7 @@ def _log_line(totals: dict[str, float], largest_importance: float, processes: in
         "completion/length": totals["completion_length"] / completions,
         "completion/truncated": totals["truncated"] / completions,
     }
+    line |= {name: value for name, value in mean.items() if name.startswith("support/")}
     line |= _variances(mean)
     steps = totals["steps"] / processes
     seconds = {name: totals.get(f"time/{name}", 0.0) / processes / steps for name in _TIMES}

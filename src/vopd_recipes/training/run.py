@@ -22,8 +22,7 @@ import yaml
 from accelerate import Accelerator
 
 from vopd_recipes.files import RECIPE, discard_incomplete, plot_training, written_whole
-from vopd_recipes.hub import Publisher, Target
-from vopd_recipes.hub.upload import Pace
+from vopd_recipes.hub import Pace, Publisher, Target
 from vopd_recipes.recipe import DataConfig, Recipe
 from vopd_recipes.training.trainer import VOPDTrainer
 
@@ -109,9 +108,13 @@ def _version(package: str) -> str | None:
 
 
 def _git_revision() -> str | None:
-    """The commit of the recipes' checkout, with a plus sign where it was edited; `None` outside one."""
+    """The commit of the recipes' checkout, with a plus sign where it was edited; `None` outside one.
+
+    An installation may lie in a checkout of something else, whose commit would say nothing.
+    """
     here = Path(__file__).parent
     try:
+        subprocess.run(["git", "ls-files", "--error-unmatch", __file__], cwd=here, capture_output=True, check=True)
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
         edited = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError):

@@ -25,6 +25,7 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import HfHubHTTPError
 
+from vopd_recipes.files import SAME_MEASUREMENT, read_results
 from vopd_recipes.hub.card import Published, model_card
 from vopd_recipes.hub.queue import MAIN
 from vopd_recipes.hub.revisions import CARD, EVAL_RESULTS, licence_of, release_of, remote_files
@@ -33,13 +34,11 @@ from vopd_recipes.recipe import RecipeError, is_hub_id
 
 logger = logging.getLogger(__name__)
 
-# Task → data set that the Hub has registered as a benchmark, its task there, and the name of the file.
-_BENCHMARKS = {"gpqa": ("Idavidrein/gpqa", "diamond", "gpqa")}
+# What the Hub has registered as a benchmark: data set and configuration → its task there, and the name of the file.
+_BENCHMARKS = {("Idavidrein/gpqa", "gpqa_diamond"): ("diamond", "gpqa")}
 _CARD_READS = (
     "recipe.yaml", "environment.json", "trainer_state.json", "adapter_config.json", "plots/training.png",
 )  # fmt: skip
-# What must be equal for two evaluations' tasks to stand in one file.
-_SAME = ("weights_hash", "protocol", "sampling", "backend", "dtype")
 # What must be equal for a task measured again to take the place of the earlier measurement.
 _SIZE = ("n", "problems")
 _ATTEMPTS = 5  # against others who commit at the same time
@@ -72,19 +71,13 @@ class Results:
         return self.path.parent / "details" / f"{task}.parquet"
 
 
-def read_results(path: Path) -> Results:
+def publishable_results(path: Path) -> Results:
     """Read a results file.
 
     Raises:
         RecipeError: it is not one, or not one of a model on the Hub.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        known = content["schema_version"] == 1 and {"model", "revision", "tasks", *_SAME} <= content.keys()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        known = False
-    if not known:
-        raise RecipeError(f"{path}: not a results file of the evaluation (schema_version 1)")
+    content = read_results(path)
     results = Results(path, content)
     if content["revision"] == "local" or not is_hub_id(results.repo_id):
         raise RecipeError(
@@ -94,7 +87,7 @@ def read_results(path: Path) -> Results:
         raise RecipeError(f"{path}: revision {results.revision} cannot name a split; evaluate a branch or tag")
     for task, scores in content["tasks"].items():
         if scores.get("limit") is not None:
-            raise RecipeError(f"{path}: {task} was cut to {scores['limit']} questions; evaluate it without LIMIT")
+            raise RecipeError(f"{path}: {task} was limited to {scores['limit']} questions; evaluate it without LIMIT")
         if not results.details(task).is_file():
             raise RecipeError(f"{path}: {results.details(task)} is missing; evaluate {task} again")
     return results
@@ -163,7 +156,7 @@ def _merged(before: dict[str, Any] | None, new: dict[str, Any], name: str) -> di
     """Both evaluations' tasks; of a task measured twice in the same way, the newer."""
     if before is None:
         return new
-    for field in _SAME:
+    for field in SAME_MEASUREMENT:
         if before[field] != new[field]:
             raise RecipeError(
                 f"{new['model']}: results of {name} are there with {field}: {before[field]}, these have {new[field]}; "
@@ -209,7 +202,7 @@ def _update_model(api: HfApi, repo_id: str, branch: str) -> None:
     remote = remote_files(api, repo_id, parent)
     operations = [
         CommitOperationAdd(f"{EVAL_RESULTS}{file}.yaml", yaml.safe_dump(entry, sort_keys=False).encode())
-        for file, entry in _benchmark_entries(repo_id, own, known.get(own)).items()
+        for file, entry in _benchmark_entries(repo_id, own, known.get(own, {"tasks": {}})).items()
     ]
     if "recipe.yaml" in remote:
         with TemporaryDirectory() as folder:
@@ -233,14 +226,15 @@ def _named(known: dict[str, dict[str, Any]], own: str, branch: str) -> dict[str,
     return {branch if name == own else name: content for name, content in known.items()}
 
 
-def _benchmark_entries(repo_id: str, own: str, results: dict[str, Any] | None) -> dict[str, list[dict[str, Any]]]:
+def _benchmark_entries(repo_id: str, own: str, results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """File → entries, in percent, as the leaderboards of the registered benchmarks have them."""
     entries: dict[str, list[EvalResultEntry]] = {}
-    for task, scores in (results or {"tasks": {}})["tasks"].items():
-        if task in _BENCHMARKS and results is not None:
-            dataset, name, file = _BENCHMARKS[task]
+    for scores in results["tasks"].values():
+        dataset = scores.get("dataset_name"), scores.get("dataset_config")
+        if dataset in _BENCHMARKS:
+            name, file = _BENCHMARKS[dataset]
             entry = EvalResultEntry(
-                dataset_id=dataset,
+                dataset_id=dataset[0],
                 task_id=name,
                 value=round(100 * scores["avg"], 2),
                 source_url=f"https://huggingface.co/datasets/{repo_id}-evals",

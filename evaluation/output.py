@@ -13,29 +13,26 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from evaluation.paper import published_columns
-from evaluation.protocol import read_protocol
 from evaluation.tasks import TASKS
-from vopd_recipes.files import written_whole
-from vopd_recipes.recipe import RecipeError
+from vopd_recipes.files import SAME_MEASUREMENT, SCHEMA_VERSION, title_of, write_text, written_whole
+from vopd_recipes.paper import published_columns, samples_of
 
 if TYPE_CHECKING:  # comparing results needs no lighteval, which takes seconds to import
     from evaluation.suite import Measured
 
 logger = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
-
 # What must be equal for two tasks' numbers to stand in one file.
-_SAME = ("schema_version", "model", "revision", "weights_hash", "protocol", "sampling", "backend", "dtype")
+_SAME = ("schema_version", "model", "revision", *SAME_MEASUREMENT)
 
 DETAILS = pa.schema(
     {
@@ -56,11 +53,6 @@ DETAILS = pa.schema(
 )
 
 
-def folder_of(root: Path, model: str, revision: str) -> Path:
-    """`<root>/<model>/<revision>`, with slashes as two dashes."""
-    return root / model.replace("/", "--") / revision.replace("/", "--")
-
-
 def write_results(folder: Path, about: dict[str, Any], measured: dict[str, Measured], recipe: dict[str, Any]) -> Path:
     """Write results, details and table; the path of `results.json`.
 
@@ -76,11 +68,11 @@ def write_results(folder: Path, about: dict[str, Any], measured: dict[str, Measu
         for name, task in measured.items():
             with written_whole(folder / "details" / f"{name}.parquet") as temporary:
                 pq.write_table(_details(task), temporary, compression="zstd")
-        tasks = {**_tasks_of(path), **{name: task.scores for name, task in measured.items()}}
+        tasks = {**_content_of(path).get("tasks", {}), **{name: task.scores for name, task in measured.items()}}
         ordered = {name: tasks[name] for name in dict.fromkeys([*TASKS, *tasks]) if name in tasks}
         content = {**about, "tasks": ordered}
-        _write_text(path, json.dumps(content, indent=2) + "\n")
-        _write_text(folder / "results.md", table(content, recipe) + "\n")
+        write_text(path, json.dumps(content, indent=2) + "\n")
+        write_text(folder / "results.md", table(content, recipe) + "\n")
     return path
 
 
@@ -139,18 +131,8 @@ def _content_of(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _tasks_of(path: Path) -> dict[str, Any]:
-    found = _content_of(path).get("tasks")
-    return found if isinstance(found, dict) else {}
-
-
 def _alike(content: dict[str, Any], about: dict[str, Any]) -> bool:
     return all(content.get(name) == about[name] for name in _SAME)
-
-
-def _write_text(path: Path, text: str) -> None:
-    with written_whole(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def _details(task: Measured) -> pa.Table:
@@ -176,21 +158,6 @@ def _details(task: Measured) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=DETAILS)
 
 
-def read_results(path: Path) -> dict[str, Any]:
-    """Read a results file.
-
-    Raises:
-        RecipeError: it is none, or of another version.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["schema_version"] == SCHEMA_VERSION and content["tasks"]:
-            return content
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    raise RecipeError(f"COMPARE: {path} is not a results file of `make evaluate` (schema_version {SCHEMA_VERSION})")
-
-
 def table(results: dict[str, Any], recipe: dict[str, Any]) -> str:
     """A Markdown table in percent, with the paper's numbers where it has this model or this pair."""
     tasks: dict[str, dict[str, Any]] = results["tasks"]
@@ -199,13 +166,13 @@ def table(results: dict[str, Any], recipe: dict[str, Any]) -> str:
         f"{results['model']}, {results['revision']} · protocol {results['protocol']} · {results['backend']} "
         f"({results['dtype']}) · weights {results['weights_hash'][:12]}",
         "",
-        "| task | avg@n ± s.e. | pass@n | maj@n | n | problems | answers in form | cut off | tokens per answer |"
+        "| task | avg@n ± s.e. | pass@n | maj@n | n | problems | answers in form | truncated | tokens per answer |"
         + "".join(f" {name} |" for name in columns),
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|" + "--:|" * len(columns),
     ]
     for name, scores in tasks.items():
         cells = [
-            TASKS[name].title if name in TASKS else name,
+            title_of(name, scores),
             f"{100 * scores['avg']:.1f} ± {100 * scores['stderr']:.1f}",
             *(f"{100 * scores[key]:.1f}" for key in ("pass", "maj")),
             str(scores["n"]),
@@ -228,13 +195,12 @@ def _notes(results: dict[str, Any], columns: list[str]) -> list[str]:
         notes.append(
             f"The paper's columns are of its own protocol, `paper`; these numbers are of {results['protocol']}."
         )
-    paper = read_protocol("paper")
-    others = [f"{name} ({scores['n']})" for name, scores in tasks.items() if scores["n"] != paper.samples_of(name)]
+    others = [f"{name} ({scores['n']})" for name, scores in tasks.items() if scores["n"] != samples_of(name)]
     if columns and others:
         notes.append(f"Other numbers of samples than the paper's, on which pass@n depends: {', '.join(others)}.")
     if "paper, OPD" in columns:
         notes.append(
-            "The code that the paper released as OPD has a constant baseline of 1 (here `baseline: constant`); this "
+            "OPD in the authors' released code has a constant baseline of 1 (here `baseline: constant`); this "
             "model was trained without one."
         )
     return [line for note in notes for line in ("", note)]
@@ -263,5 +229,4 @@ def _combined(tasks: dict[str, dict[str, Any]], columns: dict[str, dict[str, str
 def _mean_of(tasks: dict[str, dict[str, Any]], names: tuple[str, ...]) -> dict[str, float] | None:
     if not all(name in tasks for name in names):
         return None
-    mean: Callable[[str], float] = lambda key: sum(tasks[name][key] for name in names) / len(names)  # noqa: E731
-    return {key: mean(key) for key in ("avg", "pass", "maj")}
+    return {key: fmean(tasks[name][key] for name in names) for key in ("avg", "pass", "maj")}

@@ -1,19 +1,27 @@
 """A server's few log-probabilities give the local gradient: scored = dense, fused = dense, and still unbiased."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from vopd_recipes.loss import Estimator, Head, Scores, TokenStats, reference_loss, scored_loss, student_support
-from vopd_recipes.loss.from_logprobs import reference_scored_loss
+from vopd_recipes.loss import Estimator, Head, Scores, TokenStats, logprobs_loss, reference_loss, student_support
+from vopd_recipes.loss.from_logprobs import reference_logprobs_loss
 from vopd_recipes.teacher.server import read_scores
 
 K = 5
 ESTIMATORS = {
     "none": Estimator(baseline="none"),
     "constant": Estimator(baseline="constant"),
-    "teacher": Estimator(baseline="value_topk", support_top_k=K, baseline_support="teacher"),
+    "teacher": Estimator(baseline="value_topk", support_top_k=K, support="teacher"),
     "student": Estimator(baseline="value_topk", support_top_k=K),
-    "clipped": Estimator(baseline="value_topk", support_top_k=K, baseline_support="teacher", reward_clip_lambda=0.3),
+    "clipped": Estimator(baseline="value_topk", support_top_k=K, support="teacher", reward_clip_lambda=0.3),
+    "exact none": Estimator("rao_blackwell", "none", "teacher", K),
+    "exact constant": Estimator("rao_blackwell", "constant", "student", K),
+    "exact value_topk": Estimator("rao_blackwell", "value_topk", "teacher", K),
+    "exact tail": Estimator("rao_blackwell", "tail", "teacher", K),
+    "exact student": Estimator("rao_blackwell", "tail", "student", K),
+    "exact clipped": Estimator("rao_blackwell", "tail", "teacher", K, reward_clip_lambda=0.3),
 }
 FIELDS = ("student_logprob", "teacher_logprob", "reward", "baseline", "advantage", "entropy")
 
@@ -21,7 +29,7 @@ FIELDS = ("student_logprob", "teacher_logprob", "reward", "baseline", "advantage
 def scores_of(student_logits, teacher_logits, targets, estimator: Estimator, k: int = K) -> Scores:
     """What a server would say, from the whole distribution."""
     teacher_logp = teacher_logits.detach().log_softmax(-1)
-    ranked = student_logits.detach() if estimator.baseline_support == "student" else teacher_logp
+    ranked = student_logits.detach() if estimator.support == "student" else teacher_logp
     ids = ranked.topk(k, dim=-1).indices
     return Scores(teacher_logp.gather(1, targets[:, None])[:, 0], ids, teacher_logp.gather(1, ids))
 
@@ -40,14 +48,15 @@ def test_equals_the_local_estimator(logits, name) -> None:
     expected, stats = reference_loss(student, logits[1], targets, estimator, rollout_logprobs=rollout)
     (expected_gradient,) = torch.autograd.grad(expected, student)
     scores = scores_of(*logits, targets, estimator)
-    loss, scored_stats = reference_scored_loss(student, targets, scores, estimator, rollout_logprobs=rollout)
+    loss, scored_stats = reference_logprobs_loss(student, targets, scores, estimator, rollout_logprobs=rollout)
     (gradient,) = torch.autograd.grad(loss, student)
     torch.testing.assert_close(loss, expected, atol=1e-10, rtol=0)
     torch.testing.assert_close(gradient, expected_gradient, atol=1e-10, rtol=0)
     for field in FIELDS:
         torch.testing.assert_close(getattr(scored_stats, field), getattr(stats, field), atol=1e-6, rtol=0)
-    unclipped = stats.student_logprob - stats.teacher_logprob
-    torch.testing.assert_close(scored_stats.reverse_kl, unclipped)
+    if estimator.divergence == "sampled":
+        unclipped = stats.student_logprob - stats.teacher_logprob
+        torch.testing.assert_close(scored_stats.reverse_kl, unclipped)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-5)])
@@ -73,18 +82,18 @@ def test_one_sweep_equals_its_definition(name, case, dtype, tolerance) -> None:
     options = {"rollout_logprobs": -4 + normal(count)}
     if case == "weights":
         options["token_weights"] = torch.rand(count, generator=generator).to(dtype)
-    expected, stats = reference_scored_loss(logits, targets, scores, estimator, **options)
+    expected, stats = reference_logprobs_loss(logits, targets, scores, estimator, **options)
     trained = [tensor for tensor in (hidden, weight, bias) if tensor.requires_grad]
     expected_gradients = torch.autograd.grad(expected, trained, retain_graph=True)
     chunk_size = 5 if case == "ragged" else None
     options |= {"vocabulary": vocabulary, "chunk_size": chunk_size}
-    loss, fused_stats = scored_loss(hidden, head, targets, scores, estimator, **options)
+    loss, fused_stats = logprobs_loss(hidden, head, targets, scores, estimator, **options)
     gradients = torch.autograd.grad(loss, trained)
     torch.testing.assert_close(loss, expected, atol=tolerance, rtol=tolerance)
     for gradient, wanted in zip(gradients, expected_gradients):
         torch.testing.assert_close(gradient, wanted, atol=tolerance, rtol=tolerance)
     for field in TokenStats.__dataclass_fields__:
-        if not field.startswith("gradient"):
+        if not field.startswith("gradient") and getattr(stats, field) is not None:
             torch.testing.assert_close(getattr(fused_stats, field), getattr(stats, field), atol=1e-5, rtol=1e-5)
     assert fused_stats.gradient_variances is None
 
@@ -104,7 +113,7 @@ def mean_gradient(student, teacher_logp, estimator: Estimator, scores_for, vocab
     scores.support_ids[scores.support_ids >= vocabulary] = -1
     weights = torch.ones(vocabulary, dtype=torch.float64)
     head, targets = Head(torch.eye(size, dtype=torch.float64)), torch.arange(vocabulary)
-    loss, _ = scored_loss(hidden, head, targets, scores, estimator, vocabulary=vocabulary, token_weights=weights)
+    loss, _ = logprobs_loss(hidden, head, targets, scores, estimator, vocabulary=vocabulary, token_weights=weights)
     (gradient,) = torch.autograd.grad(loss, hidden)
     return (student[:, :vocabulary].softmax(-1).t() * gradient).sum(0)
 
@@ -131,11 +140,40 @@ def test_the_support_of_an_answer_does_not_depend_on_the_sampled_token(logits, v
         ids = torch.tensor([[token, *row.topk(K).indices.tolist()]])
         return Scores(row[token][None], ids, row[ids])
 
-    for name in ("none", "constant", "teacher"):
+    for name in ("none", "constant", "teacher", "exact none", "exact value_topk", "exact tail"):
         mean = mean_gradient(student, teacher_logp, ESTIMATORS[name], parsed, vocabulary)
         torch.testing.assert_close(mean, expected[0], atol=1e-10, rtol=0)
     biased = mean_gradient(student, teacher_logp, ESTIMATORS["teacher"], careless, vocabulary)
     assert (biased - expected[0]).norm() > 1e-3
+
+
+@pytest.mark.parametrize("support", ["student", "teacher"])
+def test_the_estimated_kl_has_the_exact_ones_mean(logits, support: str) -> None:
+    student, teacher_logp = logits[0][:1], logits[1][:1].log_softmax(-1)
+    p, count = student.softmax(-1)[0], student.shape[1]
+    for name in ("teacher", "exact none"):
+        estimator = replace(ESTIMATORS[name], support=support)
+        rows = [tensor.expand(count, -1) for tensor in (student, teacher_logp)]
+        scores = scores_of(*rows, torch.arange(count), estimator)
+        _, stats = reference_logprobs_loss(rows[0], torch.arange(count), scores, estimator)
+        kl = stats.reverse_kl.double()
+        exact = (p * (student.log_softmax(-1) - teacher_logp)[0]).sum()
+        torch.testing.assert_close((p * kl).sum(), exact, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("logit", [0.0, 60.0, 500.0])
+def test_a_tail_without_mass_is_finite(logit: float) -> None:
+    """All of both models' mass on the support, to rounding and beyond; y inside and outside."""
+    student = torch.zeros(2, 9)
+    student[:, 3] = logit
+    teacher_logp, targets = student.roll(1, dims=1).log_softmax(-1), torch.tensor([3, 7])
+    scores = Scores(teacher_logp.gather(1, targets[:, None])[:, 0], torch.tensor([[3, 4]] * 2), teacher_logp[:, 3:5])
+    for name in ("none", "tail", "value_topk"):
+        hidden = student.clone().requires_grad_()
+        estimator = Estimator("rao_blackwell", name, "teacher", 2)
+        loss, stats = logprobs_loss(hidden, Head(torch.eye(9)), targets, scores, estimator)
+        (gradient,) = torch.autograd.grad(loss, hidden)
+        assert loss.isfinite() and gradient.isfinite().all() and stats.baseline.isfinite().all()
 
 
 def test_the_students_support_is_its_top_k() -> None:
@@ -149,7 +187,7 @@ def test_the_students_support_is_its_top_k() -> None:
 def test_a_second_backward_is_refused() -> None:
     hidden = torch.randn(3, 4, requires_grad=True)
     scores = Scores(torch.zeros(3), torch.zeros(3, 1, dtype=torch.long), torch.zeros(3, 1))
-    loss, _ = scored_loss(hidden, Head(torch.randn(7, 4)), torch.arange(3), scores, ESTIMATORS["none"])
+    loss, _ = logprobs_loss(hidden, Head(torch.randn(7, 4)), torch.arange(3), scores, ESTIMATORS["none"])
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="already used"):
         loss.backward()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
 
-from vopd_recipes.loss import variance_name
+from vopd_recipes.loss import METHODS
 from vopd_recipes.reporting.charts import Band, Line, Points, bar_chart, line_chart, smoothed
 from vopd_recipes.reporting.elements import cell, key, legend, section
 from vopd_recipes.reporting.escaping import escaped
@@ -23,10 +23,6 @@ _PANELS = (
     ("Completion length, tokens", "completion/length", "eval_completion_length", False),
     ("Entropy, nats per token", "entropy", None, False),
 )
-# Names of `gradient_variance/<name>`; `full` and `topk` have none and are left out of the picture.
-_VARIANCES = {
-    "none": "OPD", "constant": "constant", "value": "vOPD", "value_topk": "vOPD top-k", "optimal": "optimal",
-}  # fmt: skip
 
 
 def _percent(value: float) -> str:
@@ -138,18 +134,19 @@ def variance(groups: Sequence[Group]) -> str:
     logged = [(index, group) for index, group in enumerate(groups) if group.runs[0].variance_ratios]
     if not logged:
         return ""
-    names = [name for name in _VARIANCES if any(name in group.runs[0].variance_ratios for _, group in logged)]
-    head = "".join(f"<th class=number>{_VARIANCES[name]}</th>" for name in names)
+    sampled = [row.key for row in METHODS.values() if row.samples and row.compared]  # nothing else has a variance
+    names = [name for name in sampled if any(name in group.runs[0].variance_ratios for _, group in logged)]
+    head = "".join(f"<th class=number>{_title(name)}</th>" for name in names)
     rows = "".join(
         f"<tr><th>{key(index)}{escaped(group.label)}</th>"
         + "".join(
             cell(
-                _VARIANCES[name],
+                _title(name),
                 _mean(
                     [ratios[name] for run in group.runs if name in (ratios := run.variance_ratios)],
                     lambda v: f"{v:.2f}",
                 ),
-                "number last" if name == variance_name(group.runs[0].estimator) else "number",
+                "number last" if name == group.runs[0].estimator.method.key else "number",
             )
             for name in names
         )
@@ -162,9 +159,14 @@ def variance(groups: Sequence[Group]) -> str:
         "OPD’s. In the table both are averaged over the run; bold is the estimator that trained it (OPD full and OPD "
         "top-k sample nothing and have no column)."
     )
-    keys = "".join(f"<span><i class='key v{place}'></i>{_VARIANCES[name]}</span>" for place, name in enumerate(names))
+    keys = "".join(f"<span><i class='key v{place}'></i>{_title(name)}</span>" for place, name in enumerate(names))
     table = f"<table><thead><tr><th>run</th>{head}</tr></thead><tbody>{rows}</tbody></table>"
     return section("Gradient variance", note, f"{table}<div class=legend>{keys}</div><div class=charts>{charts}</div>")
+
+
+def _title(key: str) -> str:
+    """Of the method whose `gradient_variance/<key>` it is."""
+    return next(row.title for row in METHODS.values() if row.key == key)
 
 
 def _variance_chart(group: Group, names: Sequence[str]) -> str:
@@ -173,7 +175,7 @@ def _variance_chart(group: Group, names: Sequence[str]) -> str:
     for place, name in enumerate(names):
         opd, points = run.series("gradient_variance/none"), run.series(f"gradient_variance/{name}")
         points = {step: value / opd[step] for step, value in points.items() if opd.get(step)}
-        lines.append(Line(_VARIANCES[name], smoothed(points, round(len(points) * _TREND)), place, "trend"))
+        lines.append(Line(_title(name), smoothed(points, round(len(points) * _TREND)), place, "trend"))
     return line_chart(f"Variance over OPD’s, tokens of {group.label}", lines).replace(
         "<figure>", "<figure class=variance>"
     )

@@ -31,12 +31,12 @@ from vopd_recipes.data.contamination import Contamination, Question
 from vopd_recipes.data.duplicates import ExactDuplicates, NearDuplicates
 from vopd_recipes.data.language import not_english
 from vopd_recipes.data.lengths import LengthOf, length_of, too_long
-from vopd_recipes.data.origin import Origin, hub_asked_once, is_same, origin_of, pinned, sha256
+from vopd_recipes.data.origin import Origin, hub_asked_once, is_same, origin_of, pinned
 from vopd_recipes.data.recipe import DataRecipe, EvaluationSet, Source
 from vopd_recipes.data.rows import Left, Problem, problem_of, question_of
 from vopd_recipes.data.sources import Numbered, Unreachable, numbered_rows
-from vopd_recipes.files import written_whole
-from vopd_recipes.hub.scrub import scrub
+from vopd_recipes.files import sha256_of, written_whole
+from vopd_recipes.hub import scrub
 from vopd_recipes.recipe import RecipeError
 
 Filter = Callable[[list[Problem]], list[str | None]]
@@ -283,4 +283,4 @@ def _summary(
 
 
 def _facts(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}

@@ -1,0 +1,133 @@
+"""The command that trains: from a recipe to a finished run, or to the line that says why not.
+
+`scripts/run_vopd.py` of a checkout and `python -m vopd_recipes.training` of an installation are both this. The same
+command, started again, resumes an interrupted run. With `--explain [PROCESSES]` it only says what it would do.
+"""
+
+import logging
+import os
+import sys
+from pathlib import Path
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase, set_seed
+
+from vopd_recipes.files import check_same_layout, check_same_recipe, last_complete_checkpoint
+from vopd_recipes.hub import Target, check_write_access
+from vopd_recipes.models import (
+    check_models,
+    check_tokenizers,
+    is_sharded,
+    layout,
+    load_student,
+    load_teacher,
+    load_teacher_head,
+    load_tokenizer,
+    loading_teacher,
+)
+from vopd_recipes.planner.explain import FLAG, explain, take_flag
+from vopd_recipes.prompts import Prompts, build_prompts, read_rows
+from vopd_recipes.recipe import Recipe, RecipeError, describe_fields, load_recipe
+from vopd_recipes.teacher import ServerTeacher, StatesServer, StatesTeacher, Teacher, TeacherServer
+from vopd_recipes.training.run import finish_run, publishing, start_run
+from vopd_recipes.training.trainer import TrainingStopped, VOPDTrainer
+
+USAGE = "usage: accelerate launch scripts/run_vopd.py RECIPE.yaml [--explain [PROCESSES]] [--field value ...]"
+
+
+def train(recipe: Recipe) -> None:
+    """Train a recipe to its end, from its last complete checkpoint if there is one.
+
+    Raises:
+        RecipeError: whatever is wrong with it, before weights are loaded where that can be known.
+        TrainingStopped: the run cannot continue; what it has saved stays.
+    """
+    ################
+    # Prompts, then everything that can be wrong before weights are loaded
+    ################
+    output_dir = Path(str(recipe.training.output_dir))
+    check_same_recipe(output_dir, recipe.resolved())
+    if recipe.training.push_to_hub and int(os.environ.get("RANK", 0)) == 0:
+        check_write_access(Target.of(recipe.resolved()))
+    rows = read_rows(recipe.data, recipe.training.seed)
+    tokenizer = load_tokenizer(recipe.model)
+    local = recipe.training.teacher_backend == "local"
+    if local or recipe.training.teacher_server_scores == "hidden_states":
+        check_tokenizers(tokenizer, load_tokenizer(recipe.model, teacher=True))
+    prompts = build_prompts(rows, recipe.data, tokenizer)
+    server = None if local else _connect_to_teacher(recipe, tokenizer, prompts)
+
+    ################
+    # Models
+    ################
+    set_seed(recipe.training.seed)  # LoRA's initial weights
+    student = load_student(recipe.model)
+    with loading_teacher(recipe.training.teacher_offload):
+        teacher: nn.Module | Teacher = server or load_teacher(recipe.model)
+    if not is_sharded(student):  # else the trainer does, once the shards can be gathered
+        check_models(student, teacher if isinstance(teacher, nn.Module) else None, prompts.train[0]["input_ids"])
+
+    ################
+    # Training
+    ################
+    trainer = VOPDTrainer(
+        student,
+        teacher,
+        recipe.training,
+        processing_class=tokenizer,
+        answer_format=recipe.data.answer_format,
+        model_config=recipe.model,
+        train_dataset=prompts.train,
+        eval_dataset=prompts.test,
+    )
+    start_run(recipe, trainer)
+    named = recipe.training.resume_from_checkpoint
+    checkpoint = Path(named) if named else last_complete_checkpoint(output_dir)
+    if checkpoint:
+        check_same_layout(checkpoint, layout(trainer.accelerator), trainer.accelerator.num_processes)
+    with publishing(recipe, trainer):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        finish_run(trainer)
+
+
+def _connect_to_teacher(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> Teacher:
+    training, estimator = recipe.training, recipe.training.estimator
+    longest = max(len(row["input_ids"]) for rows in (prompts.train, prompts.test) if rows is not None for row in rows)
+    longest += training.max_completion_length
+    place = str(training.teacher_server_url), training.teacher_server_model
+    if training.teacher_server_scores == "hidden_states":
+        head = load_teacher_head(recipe.model)
+        states = StatesServer(*place, head.weight.dtype, training.teacher_server_timeout)
+        states.check(tokenizer, longest, head)
+        return StatesTeacher(states, head)
+    k = estimator.support_top_k if estimator.method.needs == "support" else 0
+    server = TeacherServer(*place, k, training.teacher_server_timeout)
+    teacher = ServerTeacher(server, len(tokenizer), estimator)
+    server.check(tokenizer, longest, teacher.asks_for_ids)
+    return teacher
+
+
+def main(words: list[str] | None = None) -> None:
+    """Do what a command line says, and exit with 2 for a mistake in it, 1 for a run that had to stop.
+
+    Args:
+        words: the recipe and its overrides; default: those of the process.
+    """
+    rank = int(os.environ.get("RANK", 0))
+    logging.basicConfig(level=logging.WARNING if rank else logging.INFO, format="%(message)s")
+    words = sys.argv[1:] if words is None else words
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE, "", "fields of this library (every field of transformers.TrainingArguments works too):", sep="\n")
+        for name, text, default in describe_fields():
+            print(f"  --{name:32}{text} [{default}]")
+        sys.exit(0 if words else 2)
+    try:
+        if FLAG in words:
+            processes, words = take_flag(words)
+            if rank == 0:
+                print(explain(Path(words[0]), words[1:], processes))
+            return
+        train(load_recipe(words[0], words[1:]))
+    except (RecipeError, TrainingStopped) as error:
+        print(f"{f'[rank {rank}] ' if rank else ''}error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, RecipeError) else 1)
