@@ -20,6 +20,7 @@ from evaluation.engines import Engine, Request
 from evaluation.harness import Doc, LightevalModel, ModelConfig, ModelResponse
 from evaluation.protocol import Drawing, Protocol
 from evaluation.responses import Response, ResponseStore, question_key
+from vopd_recipes.prompts import encode_text
 from vopd_recipes.recipe import RecipeError, one_line
 from vopd_recipes.rollout import RolloutFailed
 
@@ -61,7 +62,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, protocol: Protocol, prompt: str) 
         RecipeError: the tokenizer has no chat template, or it cannot render the prompt.
     """
     if not protocol.chat_template:
-        return list(tokenizer(prompt)["input_ids"])
+        return encode_text(prompt, tokenizer)
     if not tokenizer.chat_template:
         raise RecipeError(
             f"protocol {protocol.name} needs a chat template and the model has none; set CHAT_TEMPLATE=0"
@@ -138,7 +139,7 @@ class EvaluatedModel(LightevalModel):
 
         Raises:
             RecipeError: the weights cannot be loaded.
-            RolloutFailed: the engine cannot go on.
+            RolloutFailed: the engine cannot continue.
         """
         asked = [self._asked(doc) for doc in docs]
         different = {(question.key, question.drawing, question.count): question for question in asked}
@@ -188,11 +189,11 @@ class EvaluatedModel(LightevalModel):
 
     def loglikelihood(self, docs: list[Doc]) -> NoReturn:
         """No task here asks for it."""
-        raise NotImplementedError("tasks here are answered in words, not by likelihood")
+        raise NotImplementedError("tasks here are generative, not scored by log-likelihood")
 
     def loglikelihood_rolling(self, docs: list[Doc]) -> NoReturn:
         """No task here asks for it."""
-        raise NotImplementedError("tasks here are answered in words, not by likelihood")
+        raise NotImplementedError("tasks here are generative, not scored by log-likelihood")
 
 
 def _drawn(engine: Engine | None, requests: list[Request]) -> Iterator[list[tuple[Request, Response]]]:
@@ -203,7 +204,7 @@ def _drawn(engine: Engine | None, requests: list[Request]) -> Iterator[list[tupl
     except Exception as error:  # out of memory, a dead engine: engines raise what they like
         reason = f"{type(error).__name__}: {one_line(error, 300)}"
         raise RolloutFailed(
-            f"answers stopped coming: {reason}; those so far are kept, and the same command goes on"
+            f"answers stopped coming: {reason}; those so far are kept, and the same command resumes"
         ) from error
 
 

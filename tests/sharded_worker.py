@@ -22,7 +22,7 @@ from transformers import TrainerCallback
 from vopd_recipes.models import FullCopy, causal_lm_of, full_weights
 from vopd_recipes.packing import pack
 from vopd_recipes.rollout import RolloutFailed
-from vopd_recipes.teacher.local import slice_with_fsdp2
+from vopd_recipes.teacher.local import shard_with_fsdp2
 from vopd_recipes.training import TrainingStopped
 
 
@@ -97,7 +97,7 @@ def fsdp2(trainer) -> dict[str, object]:
     weights = {name: tensor.clone() for name, tensor in full_weights(trainer.student)}
 
     shard(trainer.model)
-    slice_with_fsdp2(trainer.teacher.model, offload=False)
+    shard_with_fsdp2(trainer.teacher.model, offload=False)
     assert all(isinstance(parameter, DTensor) for parameter in trainer.model.parameters())
     assert all(isinstance(parameter, DTensor) for parameter in trainer.teacher.model.parameters())
     sharded_loss, sharded_gradients = loss_and_gradients(trainer, samples)

@@ -251,6 +251,7 @@ def test_wrong_values(tmp_path: Path, lines: str, flags: tuple[str, ...], where:
         ("eval_on_start: true\n", (), "recipe.yaml:7", "evaluation needs held-out prompts"),
         ("", ("--eval_strategy", "steps", "--eval_steps", "2"), "--eval_strategy", "evaluation needs held-out"),
         ("chat_template_kwargs: {a: 1}\n", (), "recipe.yaml:7", "no effect with chat_template: false"),
+        ("continue_final_message: true\n", (), "recipe.yaml:7", "no effect with chat_template: false"),
     ],
 )
 def test_contradictions(tmp_path: Path, lines: str, flags: tuple[str, ...], where: str, says: str) -> None:

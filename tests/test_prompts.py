@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 import pytest
 from datasets import Dataset, DatasetDict
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from vopd_recipes.prompts import Prompts, build_prompts, fill_template, read_rows
@@ -143,6 +144,132 @@ def test_a_special_token_is_not_added_twice(tmp_path: Path, tokenizer: PreTraine
     assert prompts.train[0]["input_ids"] == tokenizer.convert_tokens_to_ids(["a"])
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        r"{prompt} within \boxed{answer}, \boxed{}",  # LaTeX's braces are no columns
+        r"{prompt} as \frac{a}{b} or x^{n}, a_{ij}, \sqrt[n]{x}, \text{cm}",
+        "{prompt} as {} or { x } or {1}",
+    ],
+)
+def test_braces_that_are_no_columns(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, template: str) -> None:
+    prompts = build(write(tmp_path / "p.jsonl", [{"prompt": "1+1?"}]), tokenizer, prompt_template=template)
+    assert prompts.train[0]["prompt"] == template.replace("{prompt}", "1+1?")
+
+
+@pytest.mark.parametrize(
+    ("template", "name"),
+    [
+        ("{problem}", "problem"),
+        (r"{prompt}\n{hnit}", "hnit"),
+        ("{prompt}{typo}", "typo"),
+        (r"\boxed{} {a_b}", "a_b"),
+    ],
+)
+def test_a_template_names_columns_that_are_there(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, template: str, name: str
+) -> None:
+    file = write(tmp_path / "p.jsonl")
+    message = refusal(file, tokenizer, prompt_template=template)
+    assert message.startswith(f"prompt_template: {{{name}}} is no column of {file}")
+    assert "it has prompt, answer, hint" in message
+    assert ("did you mean 'hint'?" in message) == (name == "hnit")
+    mixture = [{"dataset_name": file, "prompt_template": "{hint}"}, {"dataset_name": file, "prompt_template": "{q}"}]
+    assert "{q} is no column" in refusal(None, tokenizer, dataset_mixture=mixture)
+
+
+@pytest.mark.parametrize("null", [None, float("nan")])
+@pytest.mark.parametrize("form", ["p.jsonl", "p.parquet"])
+def test_nulls_never_become_text(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, null: float | None, form: str
+) -> None:
+    file = write(tmp_path / form, [{"prompt": "a", "n": 1.5}, {"prompt": "b", "n": null}])
+    message = refusal(file, tokenizer, prompt_template="{prompt} {n}")
+    assert f"prompt_template: column 'n' of {file}, row 1, is null" in message
+    assert list(build(file, tokenizer, answer_column="n").train["answer"]) == ["1.5", None]
+
+
+def test_parquets_nulls_in_messages(tmp_path: Path, thinking: PreTrainedTokenizerFast) -> None:
+    """A column of structs has every key in every message; the template sees those that were written."""
+    calls = [{"name": "add", "arguments": {"a": 1}}]
+    rows = [
+        {"prompt": [{"role": "user", "content": "hi"}]},
+        {
+            "prompt": [
+                {"role": "user", "content": "1+1?"},
+                {"role": "assistant", "content": None, "tool_calls": calls},
+                {"role": "tool", "content": "2", "name": "add"},
+            ]
+        },
+    ]
+    template = thinking.chat_template
+    thinking.chat_template = "{% for message in messages %}{{ message }}{% endfor %}"
+    try:
+        prompts = build(write(tmp_path / "p.parquet", rows), thinking, chat_template=True)
+        texts = [thinking.decode(ids) for ids in prompts.train["input_ids"]]
+    finally:
+        thinking.chat_template = template
+    assert texts[0] == "{'role': 'user', 'content': 'hi'}"
+    assert texts[1].endswith("{'role': 'tool', 'content': '2', 'name': 'add'}")
+    assert "None" not in "".join(texts)
+
+
+def test_a_last_message_of_the_assistants(tmp_path: Path, thinking: PreTrainedTokenizerFast) -> None:
+    started = [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "It is"}]
+    file = write(tmp_path / "p.jsonl", [{"prompt": started}, {"prompt": started[:1]}])
+    message = refusal(file, thinking, chat_template=True)
+    assert f"'prompt' of {file}, row 0, ends with the assistant's message; set continue_final_message: true" in message
+    prompts = build(file, thinking, chat_template=True, continue_final_message=True)
+    texts = [thinking.decode(ids) for ids in prompts.train["input_ids"]]
+    assert texts == ["<user>1+1?<assistant>It is", "<user>1+1?<assistant>"]
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        ("{{ raise_exception('roles must alternate') }}", "TemplateError: roles must alternate"),
+        ("{{ messages[0].content.no.such }}", "UndefinedError: 'str object' has no attribute 'no'"),
+        ("{% for message in messages %}", "TemplateSyntaxError: Unexpected end of template"),
+    ],
+)
+def test_a_template_that_fails_says_why(tmp_path: Path, template: str, why: str) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = template
+    file = write(tmp_path / "p.jsonl", [{"prompt": "1+1?"}])
+    message = refusal(file, tokenizer, chat_template=True)
+    assert message.startswith(f"chat_template: cannot render '1+1?' (row 0 of {file}): {why}")
+
+
+def with_special_tokens(before: str, behind: str) -> PreTrainedTokenizerFast:
+    """A byte tokenizer that puts these around a text."""
+    tokenizer = byte_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<s>", "additional_special_tokens": ["<x>"]})
+    tokens = [(token, tokenizer.convert_tokens_to_ids(token)) for token in ("<s>", "<x>", tokenizer.eos_token)]
+    backend = tokenizer.backend_tokenizer
+    backend.post_processor = TemplateProcessing(single=f"{before} $A {behind}".strip(), special_tokens=tokens)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token=tokenizer.eos_token)
+
+
+@pytest.mark.parametrize(
+    ("before", "behind", "text", "expected"),
+    [
+        ("<s>", "", "a", "<s>a"),
+        ("<s>", "", "<s>a", "<s>a"),  # rendered before: one BOS all the same
+        ("<s>", "", "<s><s>a", "<s><s>a"),  # both are its author's
+        ("", "", "<s>a", "<s>a"),
+        ("<s> <x>", "", "<s><x>a", "<s><x>a"),
+        ("<s> <x>", "", "<s>a", "<s><x><s>a"),
+        ("", "<|endoftext|>", "a", "a"),
+        ("<s>", "<|endoftext|>", "<s>a", "<s>a"),
+        ("<s>", "<|endoftext|>", "a<|endoftext|>", "<s>a<|endoftext|>"),  # its author's
+    ],
+)
+def test_special_tokens_around_a_text(tmp_path: Path, before: str, behind: str, text: str, expected: str) -> None:
+    tokenizer = with_special_tokens(before, behind)
+    prompts = build(write(tmp_path / "p.jsonl", [{"prompt": text}]), tokenizer)
+    assert tokenizer.decode(prompts.train[0]["input_ids"]) == expected
+
+
 # Mixtures ------------------------------------------------------------------------------------------------------------
 
 
@@ -264,6 +391,10 @@ def test_files_that_are_not_there_or_not_data(
             {"chat_template": True, "prompt_template": "{prompt}!"},
             "which prompt_template cannot fill",
         ),
+        ([[{"role": "user", "content": None}]], {"chat_template": True}, "null as the content of message 0"),
+        ([[{"role": None, "content": "a"}]], {"chat_template": True}, "null as the role of message 0"),
+        ([[{"role": "user", "content": [None]}]], {"chat_template": True}, "null as the content of message 0"),
+        ([[None]], {"chat_template": True}, "row 0, holds '[None]'; expected text or a list of chat messages"),
         (["too long"], {"max_prompt_length": 3}, "no training prompt is within max_prompt_length: 3"),
         (["a"], {"test_size": 1}, "leave none of 1 to train on"),
         (["a", "a"], {"test_size": 1}, "none is left to train on"),

@@ -3,7 +3,8 @@
 One row in, one row out: `input_ids` (what the student continues), `prompt` (the text, for logs), `answer` (text or
 `None`) and `prompt_id`, a number that stays with the row: rollout seeds derive from it, so its completion does not
 depend on which device or micro-batch the prompt lands in. A row that does not fit `max_prompt_length` is dropped
-and counted, not cut: a cut question is another question.
+and counted, not cut: a cut question is another question. What would put other words into a prompt than its author's —
+a column that is not there, a null, a second BOS, an EOS at its end — is refused with row and column, or left out.
 """
 
 from __future__ import annotations
@@ -20,11 +21,20 @@ import datasets
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
-from vopd_recipes.recipe import DataConfig, RecipeError, one_line
+from vopd_recipes.recipe import DataConfig, RecipeError, nearest, one_line
 
 logger = logging.getLogger(__name__)
 
 _READERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+_FEATURES = datasets.Features(
+    prompt=datasets.Value("large_string"),
+    messages=datasets.Value("bool"),
+    answer=datasets.Value("large_string"),
+    source=datasets.Value("int32"),  # which of `DataConfig.sources`, and which of its rows
+    row=datasets.Value("int64"),
+)
+# Braces that LaTeX means: \boxed{answer}, \frac{a}{b}, x^{n}. A \n that YAML left as it stands is no command of its.
+_LATEX = re.compile(r"\\(?![ntr]\{)[a-zA-Z]+\*?(?:\[[^\]]*\])?(?:\{[^{}]*\})+|[\^_]\{[^{}]*\}")
 
 
 @dataclass(frozen=True)
@@ -46,10 +56,10 @@ def read_rows(config: DataConfig, seed: int) -> tuple[Dataset, Dataset | None]:
     """
     train, test = [], []
     for number, source in enumerate(config.sources()):
-        rows = _plain_rows(_load(source, source["dataset_train_split"]), source, config)
+        rows = _plain_rows(_load(source, source["dataset_train_split"]), number, config)
         train.append(_repeat(rows, source["weight"], f"{seed}-{number}"))
         if config.dataset_test_split:
-            test.append(_plain_rows(_load(source, config.dataset_test_split), source, config))
+            test.append(_plain_rows(_load(source, config.dataset_test_split), number, config))
     rows = datasets.concatenate_datasets(train)
     held_out = datasets.concatenate_datasets(test) if test else None
     if config.test_size:
@@ -120,46 +130,91 @@ def _open(path: Path, name: str, configuration: str | None, split: str) -> Datas
     return datasets.load_dataset(name, configuration, split=split)
 
 
-def _plain_rows(rows: Dataset, source: dict[str, Any], config: DataConfig) -> Dataset:
+def _plain_rows(rows: Dataset, number: int, config: DataConfig) -> Dataset:
     """Every source in one form: `prompt` text (messages as JSON) and `answer` text or `None`."""
+    source = config.sources()[number]
     for field in ("prompt_column", "answer_column"):
         column = source[field]
         if column is not None and column not in rows.column_names:
             raise RecipeError(
                 f"{field}: {source['dataset_name']} has no column '{column}'; it has {', '.join(rows.column_names)}"
             )
+    _check_template(source, rows.column_names)
     answers = source["answer_column"]
 
-    def plain(row: dict[str, Any], number: int) -> dict[str, Any]:
+    def plain(row: dict[str, Any], index: int) -> dict[str, Any]:
         prompt = row[source["prompt_column"]]
-        _check_form(prompt, number, source, config)
-        if isinstance(prompt, str) and source["prompt_template"]:
-            prompt = fill_template(source["prompt_template"], {**row, "prompt": prompt})
+        if is_text := isinstance(prompt, str):
+            prompt = _filled(source, {**row, "prompt": prompt}, index)
+        else:
+            where = f"prompt_column: '{source['prompt_column']}' of {source['dataset_name']}, row {index},"
+            prompt = json.dumps(_messages(prompt, where, source, config))
         answer = row[answers] if answers else None
         return {
-            "prompt": prompt if isinstance(prompt, str) else json.dumps(prompt),
-            "messages": not isinstance(prompt, str),
-            "answer": None if answer is None else str(answer),
+            "prompt": prompt,
+            "messages": not is_text,
+            "answer": None if _is_null(answer) else str(answer),
+            "source": number,
+            "row": index,
         }
 
-    features = datasets.Features(
-        prompt=datasets.Value("large_string"), messages=datasets.Value("bool"), answer=datasets.Value("large_string")
-    )
     columns = rows.column_names
-    return rows.map(plain, with_indices=True, remove_columns=columns, features=features, desc="Reading prompts")
+    return rows.map(plain, with_indices=True, remove_columns=columns, features=_FEATURES, desc="Reading prompts")
 
 
-def _check_form(prompt: Any, number: int, source: dict[str, Any], config: DataConfig) -> None:
-    """A prompt is text, or chat messages where the recipe has a chat template."""
-    if isinstance(prompt, str):
-        return
-    where = f"prompt_column: '{source['prompt_column']}' of {source['dataset_name']}, row {number},"
+def _check_template(source: dict[str, Any], columns: list[str]) -> None:
+    """Each {name} of a template is a column, unless LaTeX means its braces."""
+    for name in re.findall(r"\{([^\W\d]\w*)\}", _LATEX.sub("", source["prompt_template"] or "")):
+        if name not in (*columns, "prompt"):
+            raise RecipeError(
+                f"prompt_template: {{{name}}} is no column of {source['dataset_name']}{nearest(name, columns)}; it "
+                f"has {', '.join(columns)}; braces that are to stay as they are have spaces inside: {{ {name} }}"
+            )
+
+
+def _filled(source: dict[str, Any], row: dict[str, Any], index: int) -> str:
+    template = source["prompt_template"]
+    if not template:
+        return row["prompt"]
+    for name in re.findall(r"\{(\w+)\}", template):
+        if name in row and _is_null(row[name]):
+            raise RecipeError(
+                f"prompt_template: column '{name}' of {source['dataset_name']}, row {index}, is null, and {{{name}}} "
+                "needs its text; leave such rows out of the data set"
+            )
+    return fill_template(template, row)
+
+
+def _is_null(value: Any) -> bool:
+    """Also NaN, which is what pandas writes for a number that is not there."""
+    return value is None or value != value
+
+
+def _messages(prompt: Any, where: str, source: dict[str, Any], config: DataConfig) -> list[dict[str, Any]]:
+    """Chat messages that a template can render, without the nulls which parquet fills absent keys with."""
     if not isinstance(prompt, list) or not prompt or not all(isinstance(message, dict) for message in prompt):
         raise RecipeError(f"{where} holds {str(prompt)[:40]!r}; expected text or a list of chat messages")
     if not config.chat_template:
         raise RecipeError(f"{where} holds chat messages; set chat_template: true")
     if source["prompt_template"]:
         raise RecipeError(f"{where} holds chat messages, which prompt_template cannot fill; leave one of them out")
+    messages = _without_nulls(prompt)
+    for number, (before, message) in enumerate(zip(prompt, messages)):
+        absent = [key for key in ("role", "content") if key in before and message.get(key) in (None, [])]
+        if absent and not (absent == ["content"] and message.get("tool_calls")):
+            raise RecipeError(f"{where} has a null as the {absent[0]} of message {number}; leave such rows out")
+    if messages[-1].get("role") == "assistant" and not config.continue_final_message:
+        raise RecipeError(
+            f"{where} ends with the assistant's message; set continue_final_message: true to have the student go on "
+            "with it, or end conversations with the user's"
+        )
+    return messages
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value if item is not None] if isinstance(value, list) else value
 
 
 def fill_template(template: str, row: dict[str, Any]) -> str:
@@ -193,19 +248,42 @@ def _tokenise(rows: Dataset, config: DataConfig, tokenizer: PreTrainedTokenizerB
     def encode(row: dict[str, Any], index: int) -> dict[str, Any]:
         return {"input_ids": _encode(row, config, tokenizer), "prompt_id": index}
 
-    encoded = rows.map(encode, with_indices=True, remove_columns="messages", desc="Tokenising prompts")
+    unused = ["messages", "source", "row"]
+    encoded = rows.map(encode, with_indices=True, remove_columns=unused, desc="Tokenising prompts")
     kept = [i for i, ids in enumerate(encoded["input_ids"]) if 0 < len(ids) <= config.max_prompt_length]
     return encoded.select(kept), len(encoded) - len(kept)
 
 
 def _encode(row: dict[str, Any], config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     if not config.chat_template:
-        return list(tokenizer(row["prompt"])["input_ids"])
+        return encode_text(row["prompt"], tokenizer)
     messages = json.loads(row["prompt"]) if row["messages"] else [{"role": "user", "content": row["prompt"]}]
+    goes_on = messages[-1].get("role") == "assistant"  # `read_rows` has asked for continue_final_message
     try:
         encoded: Any = tokenizer.apply_chat_template(
-            messages, add_generation_prompt=True, return_dict=True, **config.chat_template_kwargs
+            messages,
+            add_generation_prompt=not goes_on,
+            continue_final_message=goes_on,
+            return_dict=True,
+            **config.chat_template_kwargs,
         )
     except Exception as error:  # templates raise what they like, on messages and on their arguments
-        raise RecipeError(f"chat_template: cannot render {row['prompt'][:80]!r}: {error}") from error
+        where = f"row {row['row']} of {config.sources()[row['source']]['dataset_name']}"
+        why = f"{type(error).__name__}: {one_line(error, 300)}"
+        raise RecipeError(f"chat_template: cannot render {row['prompt'][:80]!r} ({where}): {why}") from error
     return list(encoded["input_ids"])
+
+
+def encode_text(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens of a text that is to be continued.
+
+    What the tokenizer puts in front (a BOS) stands there once, also where the text brings its own; what it puts behind
+    (an EOS), which would say that there is nothing to continue, is left out.
+    """
+    whole: list[int] = list(tokenizer(text)["input_ids"])
+    plain: list[int] = list(tokenizer(text, add_special_tokens=False)["input_ids"])
+    for start in range(len(whole) - len(plain) + 1):
+        if whole[start : start + len(plain)] == plain:
+            front = whole[:start]
+            return plain if plain[:start] == front else front + plain
+    return whole

@@ -13,9 +13,9 @@ in total             ½ E‖G - G'‖² over independent draws, with the rollout
                      later gradients are correlated, and a baseline changes that correlation as well.
 
 The first has predictions, as ratios to OPD. *logits*: Σ_t V_t, the closed form with respect to the logits
-(`estimators.py`), as if every layer saw them through the same Jacobian. *head*: Σ_t ‖h_t‖² V_t is exact for the weight
-of the head, h_t its input. *reward*: E[(r - b)²] / E[r²], as if reward and score norm were independent, which is the
-paper's argument (Eq. 11) for the value function as a baseline.
+(`loss/definition.py`), as if every layer saw them through the same Jacobian. *head*: Σ_t ‖h_t‖² V_t is exact for the
+weight of the head, h_t its input. *reward*: E[(r - b)²] / E[r²], as if reward and score norm were independent, which is
+the paper's argument (Eq. 11) for the value function as a baseline.
 
 Bias is ‖E G - E G_full‖² / ‖E G_full‖², means over tokens and contexts, from inner products of different blocks of
 draws: that is unbiased, and so may come out below zero. A sampled estimator's is zero; `topk`'s is not. The difference
@@ -79,7 +79,7 @@ class VarianceStudy:
         errors = {str(name): draw.redrawn[name] - exact for name in SAMPLED}
         sums = {name: error.mean(0) for name, error in errors.items()}
         sums |= {f"own/{name}": draw.own[name] - exact for name in SAMPLED}
-        sums |= {"topk": draw.own["topk"] - exact, "full": exact}
+        sums |= {name: draw.own[name] - exact for name in METHODS if name not in SAMPLED} | {"full": exact}
         for name, error in sums.items():
             if name not in self._blocks:
                 self._blocks[name] = torch.zeros(BLOCKS, *error.shape)

@@ -1,4 +1,4 @@
-"""Which checkpoints are whole, and whether they belong to this recipe.
+"""Which checkpoints are complete, and whether they belong to this recipe.
 
 A checkpoint is many files written one after the other, by many processes; a process killed in between leaves a folder
 that looks like one. So the last thing written into it, after every process has finished, is a marker, and only
@@ -27,14 +27,14 @@ RECIPE = "recipe.yaml"
 # Fields that may change between the two halves of a run: none of them changes an update.
 _HARMLESS = re.compile(
     r"(logging|report|save|eval|push|hub|run_name|project|trackio|disable_tqdm|log_|rollout_batch_size|max_test_prompts)"
-    r"|(output_dir|resume_from_checkpoint)$"  # where it is, and from where it goes on
+    r"|(output_dir|resume_from_checkpoint)$"  # where it is, and what it resumes from
     r"|(teacher_server_(url|timeout)|teacher_offload|gradient_checkpointing|ddp_timeout|dataloader_num_workers)$"
     r"|vllm_(gpu_memory_utilization|max_model_len|enforce_eager)$"  # a server that moved, memory that ran out
 )
 
 
 def mark_complete(checkpoint: Path, layout: str = "none", processes: int = 1) -> None:
-    """Declare a checkpoint whole; the caller has made sure that every process has written its part.
+    """Declare a checkpoint complete; the caller has made sure that every process has written its part.
 
     Args:
         checkpoint: its folder.
@@ -45,10 +45,10 @@ def mark_complete(checkpoint: Path, layout: str = "none", processes: int = 1) ->
 
 
 def check_same_layout(checkpoint: Path, layout: str, processes: int) -> None:
-    """A run goes on with the processes that began it: the optimiser's state and the batches are theirs.
+    """A run resumes with as many processes as began it: the optimiser's state and the batches are theirs.
 
     Raises:
-        RecipeError: the checkpoint is another layout's; the Trainer would go on with a fresh optimiser, or with
+        RecipeError: the checkpoint is another layout's; the Trainer would continue with a fresh optimiser, or with
             other batches.
     """
     marker = checkpoint / MARKER
@@ -64,12 +64,12 @@ def check_same_layout(checkpoint: Path, layout: str, processes: int) -> None:
 
 
 def complete_checkpoints(output_dir: Path) -> list[Path]:
-    """Whole checkpoints, oldest first."""
+    """Complete checkpoints, oldest first."""
     return [path for path in _checkpoints(output_dir) if (path / MARKER).is_file()]
 
 
 def _checkpoints(output_dir: Path) -> list[Path]:
-    """Folders named like the Trainer's checkpoints, whole or not, oldest first."""
+    """Folders named like the Trainer's checkpoints, complete or not, oldest first."""
     found = [
         (int(match[1]), path)
         for path in output_dir.glob("checkpoint-*")
@@ -79,7 +79,7 @@ def _checkpoints(output_dir: Path) -> list[Path]:
 
 
 def last_complete_checkpoint(output_dir: Path) -> Path | None:
-    """The newest whole checkpoint, or `None`."""
+    """The newest complete checkpoint, or `None`."""
     return next(reversed(complete_checkpoints(output_dir)), None)
 
 
@@ -92,16 +92,16 @@ def discard_incomplete(output_dir: Path) -> None:
 
 
 def keep_newest(output_dir: Path, limit: int | None) -> None:
-    """Remove the oldest whole checkpoints beyond `limit`."""
+    """Remove the oldest complete checkpoints beyond `limit`."""
     if limit is None:
         return
     for path in complete_checkpoints(output_dir)[:-limit]:
-        (path / MARKER).unlink()  # first, so that a half-removed folder is not whole either
+        (path / MARKER).unlink()  # first, so that a half-removed folder is not complete either
         shutil.rmtree(path)
 
 
 def check_same_recipe(output_dir: Path, resolved: dict[str, Any]) -> None:
-    """A run may only be continued by the recipe that began it.
+    """A run may only be resumed by the recipe that began it.
 
     Raises:
         RecipeError: `output_dir` holds the checkpoints of a recipe that differs in a field that matters.

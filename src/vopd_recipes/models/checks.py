@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from vopd_recipes.models.architecture import causal_lm_of, head_module, head_of, hidden_states, scale_logits
 from vopd_recipes.models.attention import packed_arguments
-from vopd_recipes.models.sharding import is_sliced, redirected
+from vopd_recipes.models.sharding import is_sharded, redirected
 from vopd_recipes.models.weights import merging_error
 from vopd_recipes.recipe import RecipeError
 
@@ -107,7 +107,7 @@ def _compare(name: str, label: str, model: nn.Module, own_forward: Callable[...,
     if (ours - logits).abs().max() > 0.02 * logits.abs().max() + 1e-3:
         raise RecipeError(f"{label}: its head is not softcap·tanh(scale·(W h + b)/softcap), which the loss computes")
     _check_packing(label, model, hidden, prompt)
-    if isinstance(model, PeftModel) and not is_sliced(model):
+    if isinstance(model, PeftModel) and not is_sharded(model):
         error = merging_error(model, lambda: own_forward(input_ids=input_ids, use_cache=False))
         if not error < _MERGING_TOLERANCE:
             raise RecipeError(

@@ -45,7 +45,7 @@ def load_tokenizer(config: ModelConfig, teacher: bool = False) -> PreTrainedToke
 def load_student(config: ModelConfig) -> PreTrainedModel | PeftModel:
     """The student: its weights are trained, or LoRA adapters where asked for and nothing else.
 
-    Where `model_name_or_path` holds a LoRA adapter, the base that it names is loaded, and training goes on with it.
+    Where `model_name_or_path` holds a LoRA adapter, the base that it names is loaded, and training continues it.
 
     Raises:
         RecipeError: it cannot be loaded, or an adapter there is not the one that the recipe describes.

@@ -22,7 +22,7 @@ from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import SchedulerType
 
-from vopd_recipes.loss import METHODS, Estimator, baselines, default_baseline, divergences
+from vopd_recipes.loss import METHODS, Estimator, Needs, baselines, default_baseline, divergences
 from vopd_recipes.recipe.errors import RecipeError, one_line
 from vopd_recipes.recipe.hub_ids import is_hub_id
 from vopd_recipes.recipe.launch import introduce_deepspeed, prepare_launch
@@ -82,6 +82,7 @@ class DataConfig:
     prompt_template: str | None = option(None, "text in which {column} stands for that column's value")
     chat_template: bool = option(False, "wrap prompts in the tokenizer's chat template")
     chat_template_kwargs: dict[str, Any] = option({}, "passed to the chat template, e.g. {enable_thinking: false}")
+    continue_final_message: bool = option(False, "go on with a last message that is the assistant's")
     max_prompt_length: int = option(1024, "longer prompts are dropped and counted, in tokens")
 
     def __post_init__(self) -> None:
@@ -102,6 +103,10 @@ class DataConfig:
         _require(
             not self.chat_template_kwargs or self.chat_template,
             "chat_template_kwargs has no effect with chat_template: false",
+        )
+        _require(
+            not self.continue_final_message or self.chat_template,
+            "continue_final_message has no effect with chat_template: false",
         )
         for source in self.dataset_mixture or []:
             self._check_source(source)
@@ -169,13 +174,13 @@ class VOPDConfig(TrainingArguments):
     reward_clip_lambda: float | None = option(None, "clamp sampled rewards from below at log(λ)/(1-λ)")
     importance_sampling_cap: float = option(2.0, "truncate p_train/p_rollout at this")
 
-    max_completion_length: int = option(2048, "sample at most this many tokens")
+    max_completion_length: int = option(2048, "max new tokens of a completion")
     num_generations: int = option(1, "completions per prompt")
     temperature: float = option(1.0, "anything but 1 needs allow_biased_sampling")
     top_p: float = option(1.0, "anything but 1 needs allow_biased_sampling")
     top_k: int = option(0, "0 is off; anything else needs allow_biased_sampling")
     allow_biased_sampling: bool = option(False, "sample from another distribution than the student's")
-    mask_truncated_completions: bool = option(False, "do not train on completions cut at the limit")
+    mask_truncated_completions: bool = option(False, "do not train on truncated completions")
     rollout_backend: Literal["transformers", "vllm"] = option("transformers", "what samples the completions")
     rollout_batch_size: int = option(64, "completions sampled at a time on a device")
     vllm_gpu_memory_utilization: float = option(0.3, "share of the GPU's memory that vLLM may fill while it samples")
@@ -186,6 +191,9 @@ class VOPDConfig(TrainingArguments):
     teacher_backend: Literal["local", "server"] = option("local", "local, or a vLLM server that scores completions")
     teacher_offload: bool = option(False, "keep a local teacher in CPU memory between its turns")
     teacher_server_url: str | None = option(None, "of teacher_backend: server, such as http://node7:8000")
+    teacher_server_scores: Literal["logprobs", "hidden_states"] = option(
+        "logprobs", "k log-probabilities a token, or hidden states, which make every estimator exact"
+    )
     teacher_server_model: str | None = option(None, "name of the model there; default: the only one")
     teacher_server_timeout: float = option(600.0, "seconds to keep trying before the run stops, resumable")
     log_gradient_variance: bool = option(False, "log every estimator's exact gradient variance")
@@ -219,8 +227,8 @@ class VOPDConfig(TrainingArguments):
         _require(0 < self.top_p <= 1, f"top_p must lie in (0, 1], got {self.top_p}")
         _require(self.top_k >= 0, f"top_k must not be negative, got {self.top_k}; 0 is off")
         if self.baseline is None:
-            served = self.teacher_backend == "server"
-            self.baseline = cast(Word, default_baseline(self.divergence, "support" if served else "distribution"))
+            known: Needs = "support" if self._knows_logprobs_only else "distribution"
+            self.baseline = cast(Word, default_baseline(self.divergence, known))
         self.baseline = cast(Word, self.estimator.baseline)
         self._check_unbiased_sampling()
         self._check_trackers()
@@ -241,6 +249,10 @@ class VOPDConfig(TrainingArguments):
         _require(self.teacher_server_timeout > 0, "teacher_server_timeout must be positive")
         if self.teacher_backend == "local":
             _require(self.teacher_server_url is None, "teacher_server_url has no effect with teacher_backend: local")
+            _require(
+                self.teacher_server_scores == "logprobs",
+                "teacher_server_scores has no effect with teacher_backend: local",
+            )
             return
         _require(bool(self.teacher_server_url), "teacher_server_url: missing; teacher_backend: server needs it")
         _require(not self.teacher_offload, "teacher_offload has no effect with teacher_backend: server")
@@ -249,14 +261,18 @@ class VOPDConfig(TrainingArguments):
             f"teacher_server_timeout: {self.teacher_server_timeout:g} is not below ddp_timeout: {self.ddp_timeout}, "
             "after which processes that wait for one another are killed; raise ddp_timeout",
         )
+        if not self._knows_logprobs_only:
+            return
         _require(
             not self.log_gradient_variance,
-            "log_gradient_variance: true needs the teacher's whole distribution, which teacher_backend: server lacks",
+            "log_gradient_variance: true needs the teacher's whole distribution, which a server of log-probabilities "
+            "lacks; set teacher_server_scores: hidden_states",
         )
         _require(
             self.estimator.method.needs != "distribution",
             f"divergence: {self.divergence}, baseline: {self.estimator.baseline} need the teacher's whole "
-            f"distribution, which teacher_backend: server lacks; use {_served()}",
+            f"distribution, which a server of log-probabilities lacks; use {_served()}; or set "
+            "teacher_server_scores: hidden_states",
         )
 
     def _check_publishing(self) -> None:
@@ -285,6 +301,10 @@ class VOPDConfig(TrainingArguments):
                 name not in ("wandb", "trackio", "tensorboard") or importlib.util.find_spec(name) is not None,
                 f"report_to: {name} is not installed; pip install {name}, or report_to: none",
             )
+
+    @property
+    def _knows_logprobs_only(self) -> bool:
+        return self.teacher_backend == "server" and self.teacher_server_scores == "logprobs"
 
     @property
     def estimator(self) -> Estimator:
@@ -380,8 +400,11 @@ def _extended(base: Lines, own: Lines) -> Lines:
 def _check_together(recipe: Recipe) -> None:
     """Contradictions between the parts."""
     data, training = recipe.data, recipe.training
-    if training.teacher_backend == "local" and not recipe.model.teacher_model_name_or_path:
-        raise RecipeError(f"{recipe.path}: teacher_model_name_or_path: missing; name a Hub id or a folder")
+    if not recipe.model.teacher_model_name_or_path and (
+        training.teacher_backend == "local" or training.teacher_server_scores == "hidden_states"
+    ):
+        why = "" if training.teacher_backend == "local" else ", whose head reads the server's hidden states"
+        raise RecipeError(f"{recipe.path}: teacher_model_name_or_path: missing; name a Hub id or a folder{why}")
     if training.hub_merge and not recipe.model.use_peft:
         raise RecipeError(
             f"{recipe.sources['hub_merge']}: hub_merge: only a LoRA run can be merged; set use_peft: true"

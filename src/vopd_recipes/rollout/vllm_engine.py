@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, distributed, nn
 from transformers.utils.logging import tqdm
 
-from vopd_recipes.models import unsliced
+from vopd_recipes.models import unsharded
 from vopd_recipes.recipe import RecipeError, free_port, one_line
 from vopd_recipes.rollout.engine import Completion, RolloutFailed, Sampling
 from vopd_recipes.rollout.vllm_start import start_vllm
@@ -88,7 +88,7 @@ class VLLMRollout:
         _check_installed()
         os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # `sync` hands a generator to it, in-process
         self._join_group(tensor_parallel_size)
-        with _single_process_variables(), _as_recipe_error(), unsliced():
+        with _single_process_variables(), _as_recipe_error(), unsharded():
             self._vllm, self._llm = start_vllm(
                 self._on_gpu,
                 max_model_len,
@@ -128,7 +128,7 @@ class VLLMRollout:
         """One completion per prompt, in order. Every process of a tensor-parallel group must call it.
 
         Raises:
-            RolloutFailed: the engine cannot go on, or a prompt leaves no room for the completion.
+            RolloutFailed: the engine cannot continue, or a prompt leaves no room for the completion.
         """
         everyone = self._gather((prompts, seeds))
         all_prompts = [prompt for theirs, _ in everyone for prompt in theirs]
@@ -236,7 +236,7 @@ def _never(token_ids: range) -> dict[int, float] | None:
 
 
 def _check_installed() -> None:
-    """Refuse to go on without it.
+    """Refuse to start without it.
 
     Raises:
         RecipeError: it is not installed.

@@ -1,7 +1,7 @@
 """The command that trains: from a recipe to a finished run, or to the line that says why not.
 
 `scripts/run_vopd.py` of a checkout and `python -m vopd_recipes.training` of an installation are both this. The same
-command, started again, continues a run that was cut off. With `--explain [PROCESSES]` it only says what it would do.
+command, started again, resumes an interrupted run. With `--explain [PROCESSES]` it only says what it would do.
 """
 
 import logging
@@ -9,6 +9,7 @@ import os
 import sys
 from pathlib import Path
 
+from torch import nn
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from vopd_recipes.files import check_same_layout, check_same_recipe, last_complete_checkpoint
@@ -16,17 +17,18 @@ from vopd_recipes.hub import Target, check_write_access
 from vopd_recipes.models import (
     check_models,
     check_tokenizers,
-    is_sliced,
+    is_sharded,
     layout,
     load_student,
     load_teacher,
+    load_teacher_head,
     load_tokenizer,
     loading_teacher,
 )
 from vopd_recipes.planner.explain import FLAG, explain, take_flag
 from vopd_recipes.prompts import Prompts, build_prompts, read_rows
 from vopd_recipes.recipe import Recipe, RecipeError, describe_fields, load_recipe
-from vopd_recipes.teacher import ServerTeacher, TeacherServer
+from vopd_recipes.teacher import ServerTeacher, StatesServer, StatesTeacher, Teacher, TeacherServer
 from vopd_recipes.training.run import finish_run, publishing, start_run
 from vopd_recipes.training.trainer import TrainingStopped, VOPDTrainer
 
@@ -34,11 +36,11 @@ USAGE = "usage: accelerate launch scripts/run_vopd.py RECIPE.yaml [--explain [PR
 
 
 def train(recipe: Recipe) -> None:
-    """Train a recipe to its end, from its last whole checkpoint if there is one.
+    """Train a recipe to its end, from its last complete checkpoint if there is one.
 
     Raises:
         RecipeError: whatever is wrong with it, before weights are loaded where that can be known.
-        TrainingStopped: the run cannot go on; what it has saved stays.
+        TrainingStopped: the run cannot continue; what it has saved stays.
     """
     ################
     # Prompts, then everything that can be wrong before weights are loaded
@@ -50,7 +52,7 @@ def train(recipe: Recipe) -> None:
     rows = read_rows(recipe.data, recipe.training.seed)
     tokenizer = load_tokenizer(recipe.model)
     local = recipe.training.teacher_backend == "local"
-    if local:
+    if local or recipe.training.teacher_server_scores == "hidden_states":
         check_tokenizers(tokenizer, load_tokenizer(recipe.model, teacher=True))
     prompts = build_prompts(rows, recipe.data, tokenizer)
     server = None if local else _connect_to_teacher(recipe, tokenizer, prompts)
@@ -61,10 +63,9 @@ def train(recipe: Recipe) -> None:
     set_seed(recipe.training.seed)  # LoRA's initial weights
     student = load_student(recipe.model)
     with loading_teacher(recipe.training.teacher_offload):
-        teacher = server or load_teacher(recipe.model)
-    if not is_sliced(student):  # else the trainer does, once the slices can be gathered
-        own = None if isinstance(teacher, ServerTeacher) else teacher
-        check_models(student, own, prompts.train[0]["input_ids"])
+        teacher: nn.Module | Teacher = server or load_teacher(recipe.model)
+    if not is_sharded(student):  # else the trainer does, once the shards can be gathered
+        check_models(student, teacher if isinstance(teacher, nn.Module) else None, prompts.train[0]["input_ids"])
 
     ################
     # Training
@@ -89,17 +90,20 @@ def train(recipe: Recipe) -> None:
         finish_run(trainer)
 
 
-def _connect_to_teacher(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> ServerTeacher:
-    training = recipe.training
+def _connect_to_teacher(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> Teacher:
+    training, estimator = recipe.training, recipe.training.estimator
     longest = max(len(row["input_ids"]) for rows in (prompts.train, prompts.test) if rows is not None for row in rows)
-    server = TeacherServer(
-        str(training.teacher_server_url),
-        training.teacher_server_model,
-        training.estimator.support_top_k if training.estimator.method.needs == "support" else 0,
-        training.teacher_server_timeout,
-    )
-    teacher = ServerTeacher(server, len(tokenizer), training.estimator)
-    server.check(tokenizer, longest + training.max_completion_length, teacher.asks_for_ids)
+    longest += training.max_completion_length
+    place = str(training.teacher_server_url), training.teacher_server_model
+    if training.teacher_server_scores == "hidden_states":
+        head = load_teacher_head(recipe.model)
+        states = StatesServer(*place, head.weight.dtype, training.teacher_server_timeout)
+        states.check(tokenizer, longest, head)
+        return StatesTeacher(states, head)
+    k = estimator.support_top_k if estimator.method.needs == "support" else 0
+    server = TeacherServer(*place, k, training.teacher_server_timeout)
+    teacher = ServerTeacher(server, len(tokenizer), estimator)
+    server.check(tokenizer, longest, teacher.asks_for_ids)
     return teacher
 
 

@@ -60,7 +60,7 @@ _LARGEST_GAP = 0.5
 
 
 class TrainingStopped(RuntimeError):
-    """The run cannot go on; one line says at which step, why, and what is left."""
+    """The run cannot continue; one line says at which step, why, and what is left."""
 
 
 class VOPDTrainer(OwnPublishing, Trainer):
@@ -107,7 +107,7 @@ class VOPDTrainer(OwnPublishing, Trainer):
         self.rollout: RolloutEngine = build_rollout(
             args, self.student, self.accelerator, processing_class, self.vocabulary, self._longest_prompt, model_config
         )
-        self._unchecked = layout(self.accelerator) == "zero3"  # loaded in slices, so nobody could check them before
+        self._unchecked = layout(self.accelerator) == "zero3"  # loaded sharded, so nobody could check them before
         self._sampler_checked = False
         self._weights_sampled_with = -1  # the step whose weights the rollout engine has
         self._window: list[Sample] = []  # completions of the current step, until they are written
@@ -229,12 +229,12 @@ class VOPDTrainer(OwnPublishing, Trainer):
         last = last_complete_checkpoint(self.output_dir)
         if step > 0 and self.is_in_train and (last is None or last.name != f"checkpoint-{step}"):
             self._save_checkpoint(self.model_wrapped, trial=None)
-        reason = f"{what}: {failure}" if failure else f"{what} on another process"
+        reason = f"{what}: {failure}" if failure else f"{what} on another rank"
         raise TrainingStopped(self._stopping(reason)) from failure
 
     def _stopping(self, reason: str) -> str:
         last = last_complete_checkpoint(self.output_dir)
-        return f"step {self.state.global_step + 1}: {reason}; the same command goes on from {last or 'the beginning'}"
+        return f"step {self.state.global_step + 1}: {reason}; the same command resumes from {last or 'the beginning'}"
 
     def _is_trained_on(self, sample: Sample) -> bool:
         return sample.finished or not self.args.mask_truncated_completions
