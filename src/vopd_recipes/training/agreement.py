@@ -59,5 +59,6 @@ def first_gap(run: Any, samples: list[Sample]) -> float:
 
 def largest_first_gap(run: Any) -> float:
     """Above this the two are different models: everything in float32, or something rounded."""
-    half = run.accelerator.mixed_precision != "no" or causal_lm_of(run.student).dtype != torch.float32
-    return _LARGEST_ROUNDED if half or run.args.vllm_dtype not in (None, "float32") else _LARGEST_EXACT
+    rounded = run.args.bf16 or run.accelerator.mixed_precision != "no"  # the recipe's, or the launcher's
+    rounded |= causal_lm_of(run.student).dtype != torch.float32 or run.args.vllm_dtype not in (None, "float32")
+    return _LARGEST_ROUNDED if rounded else _LARGEST_EXACT
