@@ -29,7 +29,9 @@ from vopd_recipes.models import (
     PACKED_SDPA,
     base_of,
     causal_lm_of,
+    check_end_tokens,
     check_models,
+    check_prompts,
     check_tokenizers,
     end_of_sequence_ids,
     head_module,
@@ -39,6 +41,7 @@ from vopd_recipes.models import (
     load_teacher,
     load_tokenizer,
     scale_logits,
+    unshared_end,
     vocabulary_of,
 )
 from vopd_recipes.models.loading import default_attention
@@ -320,6 +323,47 @@ def test_end_tokens(pair: tuple[PreTrainedModel, PreTrainedModel], tokenizer: Pr
     endless = tiny.byte_tokenizer()
     endless.eos_token = None
     assert "names an end-of-sequence token" in refusal(end_of_sequence_ids, student, endless)
+
+
+def test_the_teachers_end_token_ends_the_student_too(
+    tiny_pair: TinyPair, pair: tuple[PreTrainedModel, PreTrainedModel], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    student, teacher = pair
+    assert unshared_end(student, tokenizer, teacher, tokenizer) is None
+    teacher.generation_config.eos_token_id = [256, 10]
+    said = unshared_end(student, tokenizer, teacher, tokenizer)
+    assert said is not None and said.endswith("knows nothing of what follows; set eos_token: '+'")
+    told = load_tokenizer(config(tiny_pair, eos_token="+"))
+    assert end_of_sequence_ids(student, told) == {10, 256}  # and its own
+    assert unshared_end(student, told, teacher, tokenizer) is None
+    assert load_tokenizer(config(tiny_pair, eos_token="+"), teacher=True).eos_token_id == 256
+    message = refusal(load_tokenizer, config(tiny_pair, eos_token="<|nothing|>"))
+    assert message == f"eos_token: <|nothing|> is no token of {tiny_pair.student}"
+
+
+def test_an_end_token_that_is_never_drawn(tokenizer: PreTrainedTokenizerFast) -> None:
+    check_end_tokens({10, 256}, tokenizer, 257)
+    message = refusal(check_end_tokens, {10, 256}, tokenizer, 256)
+    assert message.startswith("eos_token: <|endoftext|> (256) is not among the 256 tokens that both models score")
+
+
+def test_prompts_that_a_model_cannot_read(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:
+    """Both have 1024 positions and 264 embeddings; then the teacher fewer positions."""
+    student, teacher = pair
+    prompts = [[1, 2, 3], list(range(200)), [263]]
+    check_prompts(prompts, 824, student, teacher)
+    check_prompts(prompts, 824, student, None)
+    message = refusal(check_prompts, prompts, 825, student, teacher)
+    assert message.startswith(
+        "model_name_or_path: a prompt of 200 tokens and max_completion_length: 825 exceed the 1024"
+    )
+    teacher.config.max_position_embeddings = 220
+    message = refusal(check_prompts, prompts, 21, student, teacher)
+    assert message.startswith(
+        "teacher_model_name_or_path: a prompt of 200 tokens and max_completion_length: 21 exceed"
+    )
+    message = refusal(check_prompts, [*prompts, [264]], 8, student, teacher)
+    assert message.startswith("model_name_or_path: a prompt holds token 264, and the model has embeddings for 264")
 
 
 # Checks before step 1 ------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Before step 1: the two models are understood, agree on their tokens, and the teacher has something to teach.
+"""Before step 1: the two models are understood, and the teacher has something to teach.
 
 On a real prompt, alone and in a packed row, so that a head or layers that do something else than the loss assumes are
 an error at the start and not a quietly different loss.
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from vopd_recipes.models.architecture import causal_lm_of, head_module, head_of, hidden_states, scale_logits
 from vopd_recipes.models.attention import packed_arguments
@@ -27,38 +26,6 @@ _UNIFORM_ENTROPY_SHARE = 0.98
 _PACKING_TOLERANCE = 0.1
 # Relative to what adapters change, with changes as large as the weights: rounding in bfloat16 is some 1%.
 _MERGING_TOLERANCE = 0.05
-
-
-def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
-    """The same id must mean the same text to both models.
-
-    Ids that only one of them names are fine: extra special tokens in the padding of the other's vocabulary.
-
-    Raises:
-        RecipeError: some id differs.
-    """
-    ours = {index: token for token, index in student.get_vocab().items()}
-    theirs = {index: token for token, index in teacher.get_vocab().items()}
-    common = ours.keys() & theirs.keys()
-    differing = sorted(index for index in common if ours[index] != theirs[index])
-    if differing or len(common) < 0.9 * max(len(ours), len(theirs)):
-        example = f"; id {differing[0]} is {ours[differing[0]]!r} and {theirs[differing[0]]!r}" if differing else ""
-        raise RecipeError(
-            f"teacher_model_name_or_path: its tokenizer differs from the student's in "
-            f"{len(differing) + abs(len(ours) - len(theirs))} tokens{example}; on-policy distillation compares token "
-            "by token and needs one vocabulary"
-        )
-
-
-def end_of_sequence_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Every token that ends a completion: the tokenizer's, and those of the model's generation settings."""
-    configured = causal_lm_of(model).generation_config
-    ids = configured.eos_token_id if configured is not None else None
-    ids = ids if isinstance(ids, list) else [ids]
-    found = {index for index in (*ids, tokenizer.eos_token_id) if index is not None}
-    if not found:
-        raise RecipeError("model_name_or_path: neither tokenizer nor model names an end-of-sequence token")
-    return found
 
 
 @torch.no_grad()

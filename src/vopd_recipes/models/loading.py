@@ -30,16 +30,21 @@ from vopd_recipes.recipe import ModelConfig, RecipeError, one_line
 
 
 def load_tokenizer(config: ModelConfig, teacher: bool = False) -> PreTrainedTokenizerBase:
-    """The student's tokenizer, or the teacher's.
+    """The student's tokenizer, which ends texts with the recipe's `eos_token`, or the teacher's.
 
     Raises:
-        RecipeError: there is none at that name, or it cannot be reached.
+        RecipeError: there is none at that name, or it cannot be reached, or it has no such token.
     """
     name, revision = _source(config, teacher)
     try:
-        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=config.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=config.trust_remote_code)
     except Exception as error:  # loaders and remote code raise what they like; each becomes one line
         raise _load_error(config, teacher, "tokenizer", error) from error
+    if config.eos_token is not None and not teacher:
+        if config.eos_token not in tokenizer.get_vocab():
+            raise RecipeError(f"eos_token: {config.eos_token} is no token of {name}")
+        tokenizer.eos_token = config.eos_token
+    return tokenizer
 
 
 def load_student(config: ModelConfig) -> PreTrainedModel | PeftModel:

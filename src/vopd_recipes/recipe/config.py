@@ -47,6 +47,7 @@ class ModelConfig:
     model_revision: str | None = option(None, "branch, tag or commit of the student")
     teacher_model_name_or_path: str | None = option(None, "teacher: Hub id or folder")
     teacher_model_revision: str | None = option(None, "branch, tag or commit of the teacher")
+    eos_token: str | None = option(None, "also ends a completion, and from then on the student: the teacher's, say")
     dtype: _DTYPE = option("float32", "type of the student's weights")
     teacher_dtype: _DTYPE | None = option(None, "the teacher's; default: dtype")
     attn_implementation: str | None = option(None, "default: flash-attention where installed, else packed_sdpa")
