@@ -16,8 +16,11 @@ from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
     Gemma2Config,
+    GPT2Config,
     GraniteConfig,
+    MistralConfig,
     OPTConfig,
+    PhimoeConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -453,6 +456,40 @@ def test_layers_that_cannot_be_packed(
     model = random_model(settings, implementation)
     assert says in refusal(check_models, model, pair[1], PROMPT)
     assert says in refusal(check_models, pair[0], model, PROMPT)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_window_that_only_a_mask_keeps(pair: tuple[PreTrainedModel, PreTrainedModel], which: int) -> None:
+    """PhiMoE's attention knows nothing of its window; Mistral's does. On sequences that exceed it."""
+    phi = PhimoeConfig(**SHAPE, num_local_experts=2, num_experts_per_tok=1, sliding_window=24)
+    models = list(pair)
+    models[which] = random_model(phi)
+    models[which].config.router_jitter_noise = 0.0
+    check_models(*models, PROMPT)  # shorter sequences than the window
+    message = refusal(check_models, *models, PROMPT, 64)
+    assert "its attention has a window that it keeps in a mask alone, and none in a packed row" in message
+    models[which] = random_model(phi, "sdpa")
+    check_models(*models, PROMPT, 64)
+    models[which] = random_model(MistralConfig(**SHAPE, sliding_window=24))
+    check_models(*models, PROMPT, 64)
+
+
+def test_the_student_has_no_dropout_unless_asked_for(tiny_pair: TinyPair, tmp_path: Path) -> None:
+    """GPT-2's configuration has 0.1 in three places, which moved its log-probabilities by 1.1 nats."""
+    folder = tmp_path / "gpt2"
+    settings = GPT2Config(vocab_size=264, n_positions=64, n_embd=32, n_layer=2, n_head=2, eos_token_id=256)
+    random_model(settings, "eager").save_pretrained(folder)
+    fields = {"model_name_or_path": str(folder), "attn_implementation": "sdpa"}
+    student = load_student(config(tiny_pair, **fields))
+    assert {module.p for module in student.modules() if isinstance(module, nn.Dropout)} == {0.0}
+    check_models(student, None, PROMPT)
+    adapted = load_student(config(tiny_pair, **fields, use_peft=True, lora_dropout=0.5))
+    check_models(adapted, None, PROMPT)  # said, not refused
+    kept = load_student(config(tiny_pair, **fields, dropout=True))
+    assert {module.p for module in kept.modules() if isinstance(module, nn.Dropout)} == {0.1}
+    check_models(kept, None, PROMPT)
+    student.transformer.h[1].mlp.dropout.p = 0.1
+    assert "compute something else while it trains" in refusal(check_models, student, None, PROMPT)
 
 
 def test_a_prompt_of_one_token_and_modes(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:

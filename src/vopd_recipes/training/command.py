@@ -69,12 +69,14 @@ def train(recipe: Recipe) -> None:
     with loading_teacher(recipe.training.teacher_offload):
         teacher: nn.Module | Teacher = server or load_teacher(recipe.model)
     own = teacher if isinstance(teacher, nn.Module) else None
-    every_prompt = (row["input_ids"] for rows in (prompts.train, prompts.test) if rows is not None for row in rows)
-    check_prompts(every_prompt, recipe.training.max_completion_length, student, own)
+    every = [row["input_ids"] for rows in (prompts.train, prompts.test) if rows is not None for row in rows]
+    check_prompts(every, recipe.training.max_completion_length, student, own)
     if own and teacher_tokenizer and (notice := unshared_end(student, tokenizer, own, teacher_tokenizer)):
         logging.warning(notice)
     if not is_sharded(student):  # else the trainer does, once the shards can be gathered
-        check_models(student, own, prompts.train[0]["input_ids"])
+        check_models(student, own, every[0], max(map(len, every)) + recipe.training.max_completion_length)
+    if recipe.model.use_peft and recipe.model.lora_dropout:
+        logging.warning("lora_dropout: %g: the student trains with it and samples without", recipe.model.lora_dropout)
 
     ################
     # Training

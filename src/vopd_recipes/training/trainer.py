@@ -169,7 +169,8 @@ class VOPDTrainer(OwnPublishing, Trainer):
         """
         if self._unchecked:
             local = self.teacher.model if isinstance(self.teacher, LocalTeacher) else None
-            check_models(self.student, local, self.train_dataset[0]["input_ids"])  # type: ignore[index]
+            longest = self._longest_prompt() + self.args.max_completion_length
+            check_models(self.student, local, self.train_dataset[0]["input_ids"], longest)  # type: ignore[index]
             self._unchecked = False
         rows = [(row, generation) for row in prompts for generation in range(generations)]
         seeds = [rollout_seed(self.args.seed, step, row["prompt_id"], generation) for row, generation in rows]
