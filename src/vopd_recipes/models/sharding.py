@@ -60,7 +60,7 @@ def loading_teacher(offload: bool) -> Iterator[None]:
 
 
 @contextmanager
-def unsliced() -> Iterator[None]:
+def unsharded() -> Iterator[None]:
     """What transformers builds in the block is whole, under ZeRO-3 as well."""
     if not hf_deepspeed.is_deepspeed_zero3_enabled():
         yield
