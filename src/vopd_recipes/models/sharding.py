@@ -60,8 +60,22 @@ def loading_teacher(offload: bool) -> Iterator[None]:
 
 
 @contextmanager
-def unsliced() -> Iterator[None]:
+def unsharded() -> Iterator[None]:
     """What transformers builds in the block is whole, under ZeRO-3 as well."""
+    if not hf_deepspeed.is_deepspeed_zero3_enabled():
+        yield
+        return
+    ours: Any = hf_deepspeed._hf_deepspeed_config_weak_ref()  # type: ignore[misc]  # set: it was just asked
+    hf_deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        hf_deepspeed.set_hf_deepspeed_config(ours)
+
+
+@contextmanager
+def making_whole_models() -> Iterator[None]:
+    """Models that are made in the block are whole; under ZeRO-3 they would be sharded while they are made."""
     if not hf_deepspeed.is_deepspeed_zero3_enabled():
         yield
         return

@@ -47,14 +47,16 @@ class ModelConfig:
     model_revision: str | None = option(None, "branch, tag or commit of the student")
     teacher_model_name_or_path: str | None = option(None, "teacher: Hub id or folder")
     teacher_model_revision: str | None = option(None, "branch, tag or commit of the teacher")
+    eos_token: str | None = option(None, "also ends a completion, and from then on the student: the teacher's, say")
     dtype: _DTYPE = option("float32", "type of the student's weights")
     teacher_dtype: _DTYPE | None = option(None, "the teacher's; default: dtype")
     attn_implementation: str | None = option(None, "default: flash-attention where installed, else packed_sdpa")
     trust_remote_code: bool = option(False, "run model code that comes with the weights")
+    dropout: bool = option(False, "keep the dropout of the student's configuration, which its sampler lacks")
     use_peft: bool = option(False, "train LoRA adapters instead of all weights")
     lora_r: int = option(64, "rank of the adapters")
     lora_alpha: int = option(128, "their scale is lora_alpha / lora_r")
-    lora_dropout: float = option(0.0, "dropout on the adapters' input")
+    lora_dropout: float = option(0.0, "dropout on the adapters' input, which the sampler lacks")
     lora_target_modules: list[str] | str = option("all-linear", "module names, or all-linear")
 
     def __post_init__(self) -> None:

@@ -13,6 +13,7 @@ from vopd_recipes.models import (
     FullCopy,
     base_of,
     causal_lm_of,
+    check_end_tokens,
     checkpoint_weights,
     end_of_sequence_ids,
     shards_weights,
@@ -44,9 +45,10 @@ def build_rollout(
         source: where vLLM loads the student from.
 
     Raises:
-        RecipeError: vLLM is not installed, or cannot be started with these settings.
+        RecipeError: an end token is never drawn, or vLLM is not installed, or cannot be started with these settings.
     """
     eos_token_ids = end_of_sequence_ids(student, tokenizer)
+    check_end_tokens(eos_token_ids, tokenizer, vocabulary)
     sampling = Sampling(args.temperature, args.top_p, args.top_k)
     progress = accelerator.is_local_main_process and not args.disable_tqdm
     if args.rollout_backend == "transformers":

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, distributed, nn
 from transformers.utils.logging import tqdm
 
-from vopd_recipes.models import unsliced
+from vopd_recipes.models import unsharded
 from vopd_recipes.recipe import RecipeError, free_port, one_line
 from vopd_recipes.rollout.engine import Completion, RolloutFailed, Sampling
 from vopd_recipes.rollout.vllm_start import start_vllm
@@ -88,7 +88,7 @@ class VLLMRollout:
         _check_installed()
         os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # `sync` hands a generator to it, in-process
         self._join_group(tensor_parallel_size)
-        with _single_process_variables(), _as_recipe_error(), unsliced():
+        with _single_process_variables(), _as_recipe_error(), unsharded():
             self._vllm, self._llm = start_vllm(
                 self._on_gpu,
                 max_model_len,

@@ -16,6 +16,7 @@ from vopd_recipes.files import check_same_layout, check_same_recipe, last_comple
 from vopd_recipes.hub import Target, check_write_access
 from vopd_recipes.models import (
     check_models,
+    check_prompts,
     check_tokenizers,
     is_sharded,
     layout,
@@ -24,6 +25,7 @@ from vopd_recipes.models import (
     load_teacher_head,
     load_tokenizer,
     loading_teacher,
+    unshared_end,
 )
 from vopd_recipes.planner.explain import FLAG, explain, take_flag
 from vopd_recipes.prompts import Prompts, build_prompts, read_rows
@@ -52,8 +54,10 @@ def train(recipe: Recipe) -> None:
     rows = read_rows(recipe.data, recipe.training.seed)
     tokenizer = load_tokenizer(recipe.model)
     local = recipe.training.teacher_backend == "local"
+    teacher_tokenizer = None
     if local or recipe.training.teacher_server_scores == "hidden_states":
-        check_tokenizers(tokenizer, load_tokenizer(recipe.model, teacher=True))
+        teacher_tokenizer = load_tokenizer(recipe.model, teacher=True)
+        check_tokenizers(tokenizer, teacher_tokenizer)
     prompts = build_prompts(rows, recipe.data, tokenizer)
     server = None if local else _connect_to_teacher(recipe, tokenizer, prompts)
 
@@ -64,8 +68,15 @@ def train(recipe: Recipe) -> None:
     student = load_student(recipe.model)
     with loading_teacher(recipe.training.teacher_offload):
         teacher: nn.Module | Teacher = server or load_teacher(recipe.model)
+    own = teacher if isinstance(teacher, nn.Module) else None
+    every = [row["input_ids"] for rows in (prompts.train, prompts.test) if rows is not None for row in rows]
+    check_prompts(every, recipe.training.max_completion_length, student, own)
+    if own and teacher_tokenizer and (notice := unshared_end(student, tokenizer, own, teacher_tokenizer)):
+        logging.warning(notice)
     if not is_sharded(student):  # else the trainer does, once the shards can be gathered
-        check_models(student, teacher if isinstance(teacher, nn.Module) else None, prompts.train[0]["input_ids"])
+        check_models(student, own, every[0], max(map(len, every)) + recipe.training.max_completion_length)
+    if recipe.model.use_peft and recipe.model.lora_dropout:
+        logging.warning("lora_dropout: %g: the student trains with it and samples without", recipe.model.lora_dropout)
 
     ################
     # Training
