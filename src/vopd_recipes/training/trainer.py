@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedTokenizerBase
 
 from vopd_recipes.files import (
     RECORDED,
@@ -51,6 +51,7 @@ from vopd_recipes.packing import MicroBatch, Sample, pack
 from vopd_recipes.recipe import ModelConfig, VOPDConfig, check_launch
 from vopd_recipes.rollout import RolloutEngine, RolloutFailed, build_rollout, rollout_seed
 from vopd_recipes.teacher import LocalTeacher, Teacher, TeacherUnavailable, TeacherView
+from vopd_recipes.training.bookkeeping import Bookkeeping
 from vopd_recipes.training.held_out import held_out_values
 from vopd_recipes.training.metrics import StepMetrics
 
@@ -62,7 +63,7 @@ class TrainingStopped(RuntimeError):
     """The run cannot go on; one line says at which step, why, and what is left."""
 
 
-class VOPDTrainer(OwnPublishing, Trainer):
+class VOPDTrainer(OwnPublishing, Bookkeeping):
     """On-policy distillation of `model` from `teacher`.
 
     Args:
@@ -346,11 +347,6 @@ class VOPDTrainer(OwnPublishing, Trainer):
                 f"completions is not the student; compare rollout_backend: transformers; last good checkpoint: "
                 f"{last_complete_checkpoint(self.output_dir) or 'none'}"
             )
-
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """6 · tokens · parameters outside the embeddings, of the packed row."""
-        parameters = causal_lm_of(self.student).num_parameters(exclude_embeddings=True)
-        return 6 * inputs["micro_batch"].input_ids.numel() * parameters
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Under ZeRO-1 and 2 the weights are whole, and DeepSpeed's copy of them has lost which are tied."""
