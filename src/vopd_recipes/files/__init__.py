@@ -8,6 +8,7 @@ from vopd_recipes.files.checkpoints import (
     RECIPE,
     check_same_layout,
     check_same_recipe,
+    checkpoint_to_resume,
     complete_checkpoints,
     discard_incomplete,
     keep_newest,

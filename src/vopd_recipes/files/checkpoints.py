@@ -27,7 +27,7 @@ RECIPE = "recipe.yaml"
 # Fields that may change between the two halves of a run: none of them changes an update.
 _HARMLESS = re.compile(
     r"(logging|report|save|eval|push|hub|run_name|project|trackio|disable_tqdm|log_|rollout_batch_size|max_test_prompts)"
-    r"|(output_dir|resume_from_checkpoint)$"  # where it is, and from where it goes on
+    r"|(output_dir|resume_from_checkpoint|resume_only_model)$"  # where it is, and from where it goes on
     r"|(teacher_server_(url|timeout)|teacher_offload|gradient_checkpointing|ddp_timeout|dataloader_num_workers)$"
     r"|vllm_(gpu_memory_utilization|max_model_len|enforce_eager)$"  # a server that moved, memory that ran out
 )
@@ -44,6 +44,38 @@ def mark_complete(checkpoint: Path, layout: str = "none", processes: int = 1) ->
     write_text(checkpoint / MARKER, json.dumps({"layout": layout, "processes": processes}) + "\n")
 
 
+# What holds the optimiser's state: of one process or DDP, of FSDP (a file or a folder), of DeepSpeed.
+_OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_0", "latest")
+
+
+def checkpoint_to_resume(output_dir: Path, named: str | None, only_model: bool) -> Path | None:
+    """Where a run goes on: from the checkpoint that is named, else from its last whole one, `None` where it begins.
+
+    Args:
+        output_dir: the run's folder.
+        named: the recipe's `resume_from_checkpoint`.
+        only_model: its `resume_only_model`: a checkpoint without an optimiser will do.
+
+    Raises:
+        RecipeError: what is named is no checkpoint, or the optimiser's state is missing and would start anew.
+    """
+    checkpoint = Path(named) if named else last_complete_checkpoint(output_dir)
+    if checkpoint is None:
+        return None
+    if not (checkpoint / "trainer_state.json").is_file():
+        what = "no checkpoint, it has no trainer_state.json" if checkpoint.is_dir() else "no such folder"
+        raise RecipeError(
+            f"resume_from_checkpoint: {checkpoint}: {what}; leave it out, and a run goes on from the last whole "
+            f"checkpoint in {output_dir}"
+        )
+    if not only_model and not any((checkpoint / name).exists() for name in _OPTIMIZER):
+        raise RecipeError(
+            f"{checkpoint}: holds no optimiser (save_only_model), so moments and learning rate would start anew; set "
+            "resume_only_model: true to go on like that, or name another output_dir"
+        )
+    return checkpoint
+
+
 def check_same_layout(checkpoint: Path, layout: str, processes: int) -> None:
     """A run goes on with the processes that began it: the optimiser's state and the batches are theirs.
 
@@ -51,6 +83,11 @@ def check_same_layout(checkpoint: Path, layout: str, processes: int) -> None:
         RecipeError: the checkpoint is another layout's; the Trainer would go on with a fresh optimiser, or with
             other batches.
     """
+    if layout.startswith("zero") and not (checkpoint / "latest").is_file():
+        raise RecipeError(
+            f"{checkpoint}: holds no optimiser, without which DeepSpeed does not go on; begin anew in another "
+            f"output_dir with model_name_or_path: {checkpoint}"
+        )
     marker = checkpoint / MARKER
     if not marker.is_file():  # named by resume_from_checkpoint, of whatever origin
         return

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from vopd_recipes.files import check_same_layout, check_same_recipe, last_complete_checkpoint
+from vopd_recipes.files import check_same_layout, check_same_recipe, checkpoint_to_resume
 from vopd_recipes.hub import Target, check_write_access
 from vopd_recipes.models import (
     check_models,
@@ -25,7 +25,7 @@ from vopd_recipes.models import (
 )
 from vopd_recipes.planner.explain import FLAG, explain, take_flag
 from vopd_recipes.prompts import Prompts, build_prompts, read_rows
-from vopd_recipes.recipe import Recipe, RecipeError, describe_fields, load_recipe
+from vopd_recipes.recipe import Recipe, RecipeError, VOPDConfig, describe_fields, load_recipe
 from vopd_recipes.teacher import ServerTeacher, TeacherServer
 from vopd_recipes.training.run import finish_run, publishing, start_run
 from vopd_recipes.training.trainer import TrainingStopped, VOPDTrainer
@@ -45,6 +45,9 @@ def train(recipe: Recipe) -> None:
     ################
     output_dir = Path(str(recipe.training.output_dir))
     check_same_recipe(output_dir, recipe.resolved())
+    checkpoint = checkpoint_to_resume(
+        output_dir, recipe.training.resume_from_checkpoint, recipe.training.resume_only_model
+    )
     if recipe.training.push_to_hub and int(os.environ.get("RANK", 0)) == 0:
         check_write_access(Target.of(recipe.resolved()))
     rows = read_rows(recipe.data, recipe.training.seed)
@@ -53,6 +56,7 @@ def train(recipe: Recipe) -> None:
     if local:
         check_tokenizers(tokenizer, load_tokenizer(recipe.model, teacher=True))
     prompts = build_prompts(rows, recipe.data, tokenizer)
+    _check_batches(recipe.training, len(prompts.train))
     server = None if local else _connect_to_teacher(recipe, tokenizer, prompts)
 
     ################
@@ -80,13 +84,20 @@ def train(recipe: Recipe) -> None:
         eval_dataset=prompts.test,
     )
     start_run(recipe, trainer)
-    named = recipe.training.resume_from_checkpoint
-    checkpoint = Path(named) if named else last_complete_checkpoint(output_dir)
     if checkpoint:
         check_same_layout(checkpoint, layout(trainer.accelerator), trainer.accelerator.num_processes)
     with publishing(recipe, trainer):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finish_run(trainer)
+
+
+def _check_batches(training: VOPDConfig, prompts: int) -> None:
+    batch = training.per_device_train_batch_size * training.world_size
+    if training.dataloader_drop_last and prompts < batch:
+        raise RecipeError(
+            f"dataloader_drop_last: true leaves none of {prompts} prompts: a batch has per_device_train_batch_size × "
+            f"processes = {batch}; set it to false, or lower per_device_train_batch_size"
+        )
 
 
 def _connect_to_teacher(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> ServerTeacher:
