@@ -9,10 +9,12 @@ a column that is not there, a null, a second BOS, an EOS at its end — is refus
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import random
 import re
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,14 @@ def build_prompts(
             "%d of %d prompts are empty or over %d tokens: dropped", dropped, len(rows[0]), config.max_prompt_length
         )
     return Prompts(train, test, dropped)
+
+
+def content_hashes(train: Dataset) -> dict[str, str]:
+    """SHA-256 of each source's training rows, prompts and answers in their order; the keys are `source`'s numbers."""
+    hashes: dict[str, Any] = defaultdict(hashlib.sha256)
+    for source, prompt, answer in zip(train["source"], train["prompt"], train["answer"]):
+        hashes[str(source)].update(json.dumps([prompt, answer]).encode() + b"\n")
+    return {source: found.hexdigest() for source, found in hashes.items()}
 
 
 def _load(source: dict[str, Any], split: str) -> Dataset:
