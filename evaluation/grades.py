@@ -80,11 +80,12 @@ class TaskGrades(SampleLevelComputation):
     def _grade(self, said: list[tuple[str, dict[str, Any]]]) -> list[Grade]:
         if self._kind == "choice":
             return [grade_choice(text, asked["gold"], asked["letters"]) for text, asked in said]
-        return self._grader.grade([text for text, _ in said], [asked["gold"] for _, asked in said])
+        texts, asked = [text for text, _ in said], [about for _, about in said]
+        return self._grader.grade(texts, [one["gold"] for one in asked], [one["question"] for one in asked])
 
 
 def _as_said(response: Answers) -> list[str]:
-    """Every sample, after the `<think>` that the template put into the prompt: reasoning that was cut is no answer."""
+    """Every sample, after the `<think>` that the template put into the prompt: truncated reasoning is no answer."""
     return [f"<think>{text}" for text in response.text] if response.opens_thinking else response.text
 
 

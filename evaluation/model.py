@@ -139,7 +139,7 @@ class EvaluatedModel(LightevalModel):
 
         Raises:
             RecipeError: the weights cannot be loaded.
-            RolloutFailed: the engine cannot go on.
+            RolloutFailed: the engine cannot continue.
         """
         asked = [self._asked(doc) for doc in docs]
         different = {(question.key, question.drawing, question.count): question for question in asked}
@@ -189,11 +189,11 @@ class EvaluatedModel(LightevalModel):
 
     def loglikelihood(self, docs: list[Doc]) -> NoReturn:
         """No task here asks for it."""
-        raise NotImplementedError("tasks here are answered in words, not by likelihood")
+        raise NotImplementedError("tasks here are generative, not scored by log-likelihood")
 
     def loglikelihood_rolling(self, docs: list[Doc]) -> NoReturn:
         """No task here asks for it."""
-        raise NotImplementedError("tasks here are answered in words, not by likelihood")
+        raise NotImplementedError("tasks here are generative, not scored by log-likelihood")
 
 
 def _drawn(engine: Engine | None, requests: list[Request]) -> Iterator[list[tuple[Request, Response]]]:
@@ -204,7 +204,7 @@ def _drawn(engine: Engine | None, requests: list[Request]) -> Iterator[list[tupl
     except Exception as error:  # out of memory, a dead engine: engines raise what they like
         reason = f"{type(error).__name__}: {one_line(error, 300)}"
         raise RolloutFailed(
-            f"answers stopped coming: {reason}; those so far are kept, and the same command goes on"
+            f"answers stopped coming: {reason}; those so far are kept, and the same command resumes"
         ) from error
 
 

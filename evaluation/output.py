@@ -166,7 +166,7 @@ def table(results: dict[str, Any], recipe: dict[str, Any]) -> str:
         f"{results['model']}, {results['revision']} · protocol {results['protocol']} · {results['backend']} "
         f"({results['dtype']}) · weights {results['weights_hash'][:12]}",
         "",
-        "| task | avg@n ± s.e. | pass@n | maj@n | n | problems | answers in form | cut off | tokens per answer |"
+        "| task | avg@n ± s.e. | pass@n | maj@n | n | problems | answers in form | truncated | tokens per answer |"
         + "".join(f" {name} |" for name in columns),
         "|---|--:|--:|--:|--:|--:|--:|--:|--:|" + "--:|" * len(columns),
     ]
@@ -200,7 +200,7 @@ def _notes(results: dict[str, Any], columns: list[str]) -> list[str]:
         notes.append(f"Other numbers of samples than the paper's, on which pass@n depends: {', '.join(others)}.")
     if "paper, OPD" in columns:
         notes.append(
-            "The code that the paper released as OPD has a constant baseline of 1 (here `baseline: constant`); this "
+            "OPD in the authors' released code has a constant baseline of 1 (here `baseline: constant`); this "
             "model was trained without one."
         )
     return [line for note in notes for line in ("", note)]

@@ -74,6 +74,6 @@ def push(path: Path) -> bool:
     except RecipeError as error:
         print(f"error: {error}", file=sys.stderr)
     except Exception as error:  # the Hub's client raises many kinds
-        again = f"the results are in {path}, `python scripts/publish.py {path}` goes on"
+        again = f"the results are in {path}, `python scripts/publish.py {path}` resumes the push"
         print(f"error: PUSH: {reason(error)}; {again}", file=sys.stderr)
     return False

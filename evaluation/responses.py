@@ -1,4 +1,4 @@
-"""Answers that were given, kept as they come: a killed evaluation goes on where it was.
+"""Answers that were given, kept as they come: a killed evaluation resumes where it was.
 
 One file of JSON lines per (weights, way of drawing): `<weights hash>/<hash of the drawing>.jsonl`. A line is one
 batch, so that a line which a kill cut short loses the whole batch, and the batch is drawn again as it was.

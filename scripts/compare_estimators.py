@@ -1,6 +1,6 @@
 """Train every estimator with several seeds and compare: `python scripts/compare_estimators.py RECIPE [--field value]`.
 
-The same command, started again, goes on; with everything trained it only compares. Fields of the recipe can be
+The same command, started again, resumes; with everything trained it only compares. Fields of the recipe can be
 overridden as in scripts/run_vopd.py.
 """
 
@@ -44,7 +44,7 @@ def main() -> int:
                 print(f"error: {run.folder.name}: {reason} (log: {run.log})", file=sys.stderr)
             print(write_comparison([run for run in runs if run.done], output, words.target))
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on", file=sys.stderr)
+        print("interrupted: the same command resumes", file=sys.stderr)
         return 130
     return 1 if failed else 0
 

@@ -1,7 +1,7 @@
 """Publish what a run has saved, or an evaluation's results: `python scripts/publish.py RUN_DIR | results.json`.
 
 A run goes where its recipe says (`hub_model_id`, `hub_private_repo`, `hub_merge`) or where the flags say: every whole
-checkpoint becomes a branch, the final model `main`. Doing it twice is harmless; cut off, the same command goes on.
+checkpoint becomes a branch, the final model `main`. Doing it twice is harmless; interrupted, the same command resumes.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def target_of(words: argparse.Namespace) -> Target:
 def end(error: Exception) -> None:
     """One line and an exit status: 1 if the same command may do it later, 2 if not; a bug keeps its traceback."""
     if hub_is_away(error):
-        print(f"error: the Hub is away ({reason(error)}); the same command goes on", file=sys.stderr)
+        print(f"error: the Hub is away ({reason(error)}); the same command resumes", file=sys.stderr)
         sys.exit(1)
     if not isinstance(error, (RecipeError, HFValidationError, OSError, yaml.YAMLError)):
         raise error

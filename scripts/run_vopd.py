@@ -1,6 +1,6 @@
 """Distil a student on its own samples: `accelerate launch scripts/run_vopd.py RECIPE.yaml [--field value …]`.
 
-The same command, started again, continues a run that was cut off. With `--explain [PROCESSES]` it only says what it
+The same command, started again, resumes an interrupted run. With `--explain [PROCESSES]` it only says what it
 would do.
 """
 

@@ -37,7 +37,7 @@ def main() -> None:
         print(f"{revision}: evaluating", flush=True)
         command = ["make", "evaluate", f"MODEL={words.repo_id}", f"REVISION={revision}", *words.words]
         if subprocess.run(command, cwd=ROOT).returncode:
-            raise RecipeError(f"{revision}: the evaluation failed; the reason stands above, the same command goes on")
+            raise RecipeError(f"{revision}: the evaluation failed; the reason stands above, the same command resumes")
 
     evals = evals_of(words.words)
     results = sweep_steps(hub_client(60.0), words.repo_id, evals, evaluate)

@@ -22,7 +22,7 @@ from transformers import TrainerCallback
 from vopd_recipes.models import FullCopy, causal_lm_of, full_weights
 from vopd_recipes.packing import pack
 from vopd_recipes.rollout import RolloutFailed
-from vopd_recipes.teacher.local import slice_with_fsdp2
+from vopd_recipes.teacher.local import shard_with_fsdp2
 from vopd_recipes.training import TrainingStopped
 
 
@@ -87,7 +87,7 @@ def zero3(trainer) -> dict[str, object]:
 
 
 def fsdp2(trainer) -> dict[str, object]:
-    """One update's loss and gradients, and the weights, whole and in slices."""
+    """One update's loss and gradients, and the weights, whole and sharded."""
     with torch.no_grad():  # LoRA's B begins at zero, where merging would change nothing
         for name, parameter in trainer.model.named_parameters():
             if ".lora_B." in name:
@@ -97,7 +97,7 @@ def fsdp2(trainer) -> dict[str, object]:
     weights = {name: tensor.clone() for name, tensor in full_weights(trainer.student)}
 
     shard(trainer.model)
-    slice_with_fsdp2(trainer.teacher.model, offload=False)
+    shard_with_fsdp2(trainer.teacher.model, offload=False)
     assert all(isinstance(parameter, DTensor) for parameter in trainer.model.parameters())
     assert all(isinstance(parameter, DTensor) for parameter in trainer.teacher.model.parameters())
     sharded_loss, sharded_gradients = loss_and_gradients(trainer, samples)

@@ -17,14 +17,15 @@ from vopd_recipes.recipe import free_port
 class VLLMServer:
     """`python -m vllm.entrypoints.openai.api_server` on a CPU; can be killed and started again on its port."""
 
-    def __init__(self, model: Path, log: Path, *flags: str) -> None:
+    def __init__(self, model: Path, log: Path, *flags: str, pooling: bool = False) -> None:
+        kind = ["--runner", "pooling", "--convert", "embed", "--pooler-config.task", "token_embed"]
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = log
         self._words = [
             sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model), "--host", "127.0.0.1",
             "--port", str(self.port), "--enforce-eager", "--dtype", "float32", "--served-model-name", "teacher",
-            "--max-model-len", "256", "--max-logprobs", "20", *flags,
+            "--max-model-len", "256", *(kind if pooling else ["--max-logprobs", "20"]), *flags,
         ]  # fmt: skip
         self._process: subprocess.Popen | None = None
 
@@ -58,7 +59,7 @@ Answer = tuple[int, dict[str, str], object]
 
 
 class Recorded:
-    """Answers each request with what `reply(path, body, number)` gives: status, headers, JSON, or text as it is."""
+    """Answers each request with what `reply(path, body, number)` gives: status, headers, JSON, or text or bytes."""
 
     def __init__(self, reply: Callable[[str, dict, int], Answer]) -> None:
         requests: list[tuple[str, dict]] = []
@@ -71,7 +72,9 @@ class Recorded:
                 if status == 0:  # hang up
                     self.connection.close()
                     return
-                data = (content if isinstance(content, str) else json.dumps(content)).encode()
+                data = content if isinstance(content, bytes) else str(content).encode()
+                if not isinstance(content, bytes | str):
+                    data = json.dumps(content).encode()
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)

@@ -93,6 +93,179 @@ f\text{ is odd} @ f \text{ is odd}
 1.5\% @ 0.015
 -6.3 \times 10^{4}\, \text{J/mol} @ -6.3e4
 [0, 1.5 \times 10^{-3}] @ [0,0.0015]
+m + n = 204 @ 204
+\angle ABC = 120^\circ @ 120
+\angle ABC = 120^\circ @ 120^\circ
+\cos A = \frac{1}{3} @ \frac13
+\Delta E = 12.4 @ 12.4
+10p+q = 204 @ 204
+P(X = 2) = \frac{3}{8} @ \frac38
+|AB| = 5 @ 5
+\frac{AB}{CD} = \frac{2}{3} @ \frac23
+x^2 + y^2 = 25 @ 25
+5 = x @ 5
+x = \frac{10}{2} = 5 @ 5
+2^5 = 32 @ 32
+\log_2 x = 3 @ 3
+\sin 2\theta = \frac12 @ \frac12
+\text{Area} = 12 @ 12
+\text{Number of ways} = 12 @ 12
+[ABC] = 12 @ 12
+a_{10}=55 @ 55
+\tan\theta = 2 @ 2
+f(x) = x^2+1 @ x^2+1
+(x,y) = (1,2) @ (1,2)
+3\sqrt{13} \approx 10.82 @ 3\sqrt{13}
+3\sqrt{13} \approx 10.82 @ 10.82
+d = 3\sqrt{13} ≈ 10.82 @ 3\sqrt{13}
+\frac{1}{3} \approx 0.333 @ \frac13
+\frac{1}{3} = 0.333 @ \frac13
+2\pi \approx 6.28 \text{ cm} @ 2\pi
+e^2 \approx 7.389 @ e^2
+4.5e33 \frac{\text{erg}}{\text{s}} @ 4.5e33
+4.5 \times 10^{33}\frac{\text{erg}}{\text{s}} @ 4.5e33
+12 \mu\text{m} @ 12
+12\ \mu m @ 12
+1.5\,\Omega @ 1.5
+3.2 M_\odot @ 3.2
+3.2\,M_{\odot} @ 3.2
+5.1\ \mathring{A} @ 5.1
+5.1 Å @ 5.1
+12 microns @ 12
+12 \text{ microns} @ 12
+12\ \mu\text{m} @ 12\text{ microns}
+4.5×10³³ @ 4.5e33
+√51 @ \sqrt{51}
+2√13 @ 2\sqrt{13}
+2*pi @ 2\pi
+10 000 @ 10000
+\[5\] @ 5
+**5** @ 5
+5, @ 5
+5. @ 5
+1/2. @ \frac12
+x² + 1 @ x^2+1
+y' + ry - rx(t) = 0 @ y^{\prime}+r y-r x(t)=0
+y^\prime + r y = r x(t) @ y^{\prime}+r y-r x(t)=0
+\frac{dy}{dt} + r y = r x(t) @ y^{\prime}+r y-r x(t)=0
+\dot{x} = kx - a @ \frac{d x}{d t}=k x-a
+\frac{dx}{dt} - kx = -a @ \frac{d x}{d t}=k x-a
+kx-a @ \frac{d x}{d t}=k x-a
+\hbar\omega(v+1/2) @ \hbar \omega(v+1 / 2)
+\hbar\omega(v+\frac12)-\frac{E_0^2 e^2}{2m\omega^2} @ \hbar \omega(v+1 / 2)-\frac{E_{0}^{2} e^{2}}{2 m \omega^{2}}
+\text{MR} = \text{SRMC} @ MR=SRMC
+SRMC = MR @ MR=SRMC
+\frac{\lambda_{red}}{\sqrt{2}} @ \lambda_{\text {red}} / \sqrt{2}
+\frac{\lambda_\text{red}}{\sqrt{2}} @ \lambda_{\text {red}} / \sqrt{2}
+\frac{2A(1-i)}{3} e^{it} @ \frac{4 A}{3+3 i} e^{i t}
+\frac{(1-i)e^{2it}}{4} @ \frac{e^{2 i t}}{(2+2 i)}
+m\dot v + bv = f @ m \frac{d v}{d t}+b v=f
+\frac{dv}{dt} + \frac{b}{m} v = \frac{f}{m} @ m \frac{d v}{d t}+b v=f
+f = m\frac{dv}{dt}+bv @ m \frac{d v}{d t}+b v=f
+L C \frac{d^2 v_o}{dt^2} + v_o = v_i @ \frac{d^{2} v_{o}}{d t^{2}}+\frac{v_{o}}{L C}=\frac{v_{i}}{L C}
+-2 \le x \le 7 @ x \in [-2,7]
+[-2,7] @ x \in [-2,7]
+7 \ge x \ge -2 @ x \in [-2,7]
+12:00 @ 12:00
+1:03 PM @ \text{1:03 PM}
+1:03 \text{ p.m.} @ \text{1:03 PM}
+1\!:\!03 \text{ p.m.} @ 1:03\text{ pm}
+2:3 @ 4:6
+\frac{2}{3} @ 2:3
+\bigl(3, \frac{\pi}{2}\bigr) @ \left( 3, \frac{\pi}{2} \right)
+\bigl[0,1\bigr) @ [0,1)
+(52)_8 @ 52_8
+\text{52}_8 @ 52_8
+52_{\text{8}} @ 52_8
+3, 5, and 7 @ 3, 5, 7
+3 and 5 @ 3,5
+3, 5\text{, and }7 @ 7,5,3
+x = 1 \text{ or } x = -2 @ 1,-2
+x=1, x=-2 @ -2,1
+x < 2 \text{ or } x > 3 @ (-\infty,2)\cup(3,\infty)
+(-\infty,2)\cup(3,\infty) @ x<2 \text{ or } x>3
+\{x \mid x > 2\} @ (2,\infty)
+x \ne 3 @ (-\infty,3)\cup(3,\infty)
+12,000,085 @ 12,\!000,\!085
+10{,}000 @ 10,000
+115,000 @ \$115,000
+2007 + \frac{\pi}{2} @ 2007 + \frac\pi 2
+11,111,111,100 @ 11,\! 111,\! 111,\! 100
+3, 105, 210 @ 210, 105, 3
+(a+5)(b+2) @ (b+2)(a+5)
+\sqrt{a}\sqrt{b} @ \sqrt{ab}
+2r\sqrt{\pi G\rho} @ \sqrt{4\pi G \rho r^2}
+\frac{1}{2}(e^{at}+e^{-at}) @ \frac{1}{2}(\exp{a*t} + \exp{-a*t})
+\cosh(at) @ \frac{1}{2}(\exp{a*t} + \exp{-a*t})
+\cos (\omega t)+\frac{\dot{x}_{0}}{\omega} \sin (\omega t) @ \cos (\omega t)+\dot{x}_{0} \sin (\omega t) / \omega
+5x - 7y + 11z = -4 @ 5x - 7y + 11z + 4 = 0
+10x - 14y + 22z + 8 = 0 @ 5x - 7y + 11z + 4 = 0
+y - 3 = 2x @ y = 2x + 3
+\text{no solution} @ \text{No solution}
+MR @ \text{MR}
+2\text{ and }3 @ 2,3
+\text{two lines} @ \text{two lines}
+1 - \sqrt{19}, 1 + \sqrt{19} @ 1 \pm \sqrt{19}
+\$18.90 @ 18.90
+18.9\text{ dollars} @ \$18.90
+\frac{1}{2}mv^2 @ \frac{mv^2}{2}
+v_{\mathrm{max}} = 3 @ 3
+\text{E} @ E
+3\text{ and }-3 @ \pm 3
+(2,\infty) @ x>2
+3 < x @ x > 3
+0.5 @ 1:2
+6.4 \times 10^{-3} \text{ mol L}^{-1} @ 6.4e-3
+50.7\ \text{kJ/mol} @ 50.7
+1.07 \times 10^{16}\ \text{s}^{-1} @ 1.07e16
+0.8 \text{ or } 80\% @ 0.8
+|2a|+1 @ 2|a|+1
+\frac\pi2 @ \frac{\pi}{2}
+\frac{\pi}2 @ \frac\pi{2}
+\frac{270}7 @ \frac{270}{7}
+54 gallons @ 54\text{ gallons}
+18 right triangles @ 18
+√{1−\zeta^{2}} @ \sqrt{1-\zeta^2}
+12 gm @ 12 \text{ gm}
+2X_d = 250 - 2.5P @ X_{d}=125-1.25 P
+P = 100 - 0.8X_d @ X_{d}=125-1.25 P
+125 - 1.25P @ X_{d}=125-1.25 P
+\text{Area} = 5 \text{ cm}^2 @ 5
+2x + 3 @ y = 2x + 3
+\boxed{5} @ 5
+x = 5 \text{ and } y = 3 @ x=5,y=3
+x = 5, y = 3 @ (5,3)
+n = 5 \pm \sqrt{2} @ 5+\sqrt2, 5-\sqrt2
+\frac{-1 \pm \sqrt{5}}{2} @ \frac{-1+\sqrt5}{2}, \frac{-1-\sqrt5}{2}
+1,234,567 @ 1234567
+\frac{x+1}{2} @ 0.5x+0.5
+0.5(x+1) @ \frac{x+1}{2}
+\left\{ 1, 2, 3 \right\} @ 1,2,3
+A = 3, B = 4 @ A=3,B=4
+3.0 \times 10^8 \ \mathrm{m/s} @ 3e8
+\text{yes} @ \text{Yes}
+12\text{ p.m.} @ 12\text{ pm}
+\log_2 8 @ 3
+\sum_{i=1}^{3} i @ 6
+\int_0^1 x dx @ \frac12
+\mathbb{R} @ (-\infty,\infty)
+(-\infty, \infty) @ \mathbb{R}
+x=\frac{\pi}{4}+k\pi @ \frac{\pi}{4}+k\pi
+e^{i\pi/3} @ \frac12+\frac{\sqrt3}{2}i
+6:5 @ \frac65
+|x-3| < 2 @ |x-3|<2
+\sin^2 x @ 1-\cos^2 x
+\tan x @ \frac{\sin x}{\cos x}
+5 \text{ cm} @ 5 cm
+5 = 5 @ 5
+\ddot{x} + x = 0 @ x'' + x = 0
+\frac{d^2x}{dt^2} = -x @ x''+x=0
+0.1 M_\odot @ 0.1
+x > 2 \text{ and } x < 3 @ (2,3)
+x \le 7 \text{ and } x \ge -2 @ x \in [-2,7]
+\{x : 1 < x < 2\} @ (1,2)
+\{x \in \mathbb{R} \mid x \ne 3\} @ (-\infty,3)\cup(3,\infty)
+\{2,1\} @ 1,2
 """.strip("\n").splitlines()
 
 WRONG = r"""
@@ -143,6 +316,123 @@ E_1 @ E_2
 2x @ 2\times10^{0}
 k=5 @ n=5
 \frac{1}{0} @ 0
+2x=7 @ 27
+2x=7 @ \frac72
+1+n=3 @ 4
+1+n=3 @ 3
+-x = 5 @ 5
+5x - 7y + 11z + 4 = 0 @ 0
+2x+3y=6 @ 6
+x-5=0 @ 0
+x = \frac{10}{2} = 6 @ 6
+3\sqrt{13} \approx 10.82 @ 10.83
+3\sqrt{13} \approx 12.82 @ 12.82
+\frac{1}{3} = 0.4 @ 0.4
+12\ \mu\text{m} @ 12\text{ m}
+\frac{dx}{dt}=a-kx @ \frac{d x}{d t}=k x-a
+\frac{dx}{dt}=kx+a @ \frac{d x}{d t}=k x-a
+\hbar\omega(v+\frac12)+\frac{E_0^2 e^2}{2m\omega^2} @ \hbar \omega(v+1 / 2)-\frac{E_{0}^{2} e^{2}}{2 m \omega^{2}}
+MR = LRMC @ MR=SRMC
+\frac{\lambda_{blue}}{\sqrt{2}} @ \lambda_{\text {red}} / \sqrt{2}
+\frac{(1+i)e^{2it}}{4} @ \frac{e^{2 i t}}{(2+2 i)}
+bv=f @ m \frac{d v}{d t}+b v=f
+m\frac{dv}{dt}-bv=f @ m \frac{d v}{d t}+b v=f
+x \in [0,1] @ x \in [-2,7]
+-2 < x \le 7 @ x \in [-2,7]
+x \in (-2,7] @ x \in [-2,7]
+x \in \mathbb{R} @ x \in [-2,7]
+(-2,1) @ -2,1
+-2,1 @ (-2,1)
+1:00 @ 12:00
+1:03 \text{ a.m.} @ \text{1:03 PM}
+(53)_8 @ 52_8
+3, 5, and 8 @ 3, 5, 7
+x = 1 \text{ or } y = -3 @ 1,-2
+x \le 2 @ (-\infty,2)
+3,105,210 @ 3, 105, 21
+50\% @ 50
+x @ |x|
+x+1 @ |x|+1
+f(x+1) @ f(x)+1
+5x - 7y + 11z - 4 = 0 @ 5x - 7y + 11z + 4 = 0
+x^2 = 5x @ x=5
+x=5 @ x^2=5x
+\frac10 @ \frac20
+\emptyset @ 0
+m_{1} @ m_2
+3 > x @ x > 3
+y @ |y|
+2a+1 @ |2a|+1
+\frac{dM}{dt}=\frac{10^{5} L_{\odot}}{0.007 c^{2} M_{\odot}^{6}} M^{6} @ SRMC=LRMC
+\frac{dM}{dt}=5 @ SRMC=LRMC
+a=b @ SRMC=LRMC
+MR=LRMC @ SRMC=LRMC
+5 dozen @ 5
+7 or 8 @ 7
+3 \sin x @ 3
+P = 100 + 0.8X_d @ X_{d}=125-1.25 P
+A = 4, B = 3 @ A=3,B=4
+x=3 @ x=-3
+x>3 @ x\ge 3
+3,4 @ 3,4,5
+k\pi @ \pi
+\text{Monday} @ \text{Tuesday}
+C @ \text{(D)}
+i @ 1
+2i @ 2
+e^{-i\pi/3} @ \frac12+\frac{\sqrt3}{2}i
+12:05 @ \frac{12}{5}
+\{1\} @ 2
+x_1 @ x_2
+5x @ 5
+5 x @ 5
+5 m @ 5 s
+3 \text{ or } 5 @ 3
+3 \text{ and } 5 @ 5
+\text{no solution} @ 0
+x=1,2 @ 2
+1 @ 1,2
+5 = 5 @ 6
+4 = 5 @ 5
+4 \approx 5 @ 5
+1 \approx 2 \approx 3 @ 3
+2 \approx 3 @ 3
+x + 1 @ x
+a^2 = b^2 @ a=b
+y = 3x @ y = 2x + 3
+y = -2x @ y = 2x
+2y = 3x + 3 @ y = 2x+3
+z = 2x+3 @ y=2x+3
+\frac{dx}{dt} = kx @ \frac{dy}{dt}=ky
+\frac{dy}{dx} = y @ \frac{dy}{dt}=y
+x'' + x = 0 @ x' + x = 0
+\frac{d^2x}{dt^2} = x @ x''+x=0
+[0,1] @ [0,1)
+x \ge 0 @ x > 0
+x \ge 0 @ (0,\infty)
+x<2 \text{ and } x>3 @ (2,3)
+(-\infty,2) @ (-\infty,2)\cup(3,\infty)
+50 @ 50\%
+\mu m @ m
+3\Omega @ 3\Omega_0
+10,00 @ 1000
+\sqrt{5}1 @ \sqrt{51}
+1 000 @ 1,0
+100 200 @ 300
+c/2 @ \frac12
+v_1 @ v_2
+f'(x) @ f(x)
+L_1 @ L_2
+M_\odot @ L_\odot
+e @ 2.7
+12:30\text{ pm} @ 12:03\text{ pm}
+\{1,2\} @ (1,2)
+m+n=5 @ 204
+\text{odd} @ \text{even}
+2^5 = 33 @ 33
+10\% @ 10
+x > 2 \text{ or } x < 3 @ (2,3)
+(1,2) @ \{1,2\}
 """.strip("\n").splitlines()
 
 
@@ -175,6 +465,48 @@ def test_numbers_are_settled_here() -> None:
     assert quick_verdict(r"4.5 \times 10^{33}", "4.5000000000000000001e33") is False
     assert quick_verdict("1e-300", "2e-300") is False
     assert quick_verdict("x+1", "1+x") is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold", "question", "right"),
+    [
+        (r"10\%", "10", "What percent of the balls are red?", True),
+        (r"10\text{ percent}", "10", "Find the percentage of red balls.", True),
+        ("10 percent", "10", "What is the probability, to the nearest percent?", True),
+        ("10%", "10", "By what percent did it grow?", True),
+        (r"x = 12.5\%", "12.5", "Express it as a percent.", True),
+        (r"10\%", "10", "How many balls are red?", False),
+        (r"10\%", "10", "10 percent of the balls are red. How many are blue?", False),
+        (r"11\%", "10", "What percent of the balls are red?", False),
+        (r"10\%", r"10\%", "What percent of the balls are red?", True),
+    ],
+)
+def test_percent_where_the_question_asks_for_it(
+    answer: str, gold: str, question: str, right: bool, grader: MathGrader
+) -> None:
+    (grade,) = grader.grade([f"\\boxed{{{answer}}}"], [gold], [question])
+    assert grade.correct == right and grade.extracted == answer
+
+
+@pytest.mark.parametrize(
+    ("completion", "gold", "right"),
+    [
+        (r"They are $\boxed{1}$ and $\boxed{-2}$.", "1,-2", True),
+        (r"$x=\boxed{-2}$ or $x=\boxed{1}$", "1,-2", True),
+        (r"\boxed{3}, \boxed{5}, and \boxed{7}", "3, 5, 7", True),
+        (r"\boxed{1+\sqrt{19}} and \boxed{1-\sqrt{19}}", r"1 \pm \sqrt{19}", True),
+        ("First \\boxed{1}.\n\nThen \\boxed{-2}.", "1,-2", False),
+        (r"\boxed{1}, or rather \boxed{1}, and \boxed{-2}", "1,-2", False),
+        (r"They are \boxed{1} and \boxed{-3}.", "1,-2", False),
+        (r"They are \boxed{1} and \boxed{2}.", "2", True),
+        (r"They are \boxed{1} and \boxed{2}.", "12", False),
+        (r"\boxed{5} and then \boxed{1,-2}", "1,-2", True),
+    ],
+)
+def test_several_boxes_are_a_list_where_the_gold_answer_is_one(
+    completion: str, gold: str, right: bool, grader: MathGrader
+) -> None:
+    assert grader.grade([completion], [gold])[0].correct == right
 
 
 @pytest.mark.parametrize(
@@ -211,6 +543,31 @@ def test_what_a_vote_counts(answer: str, key: object) -> None:
         "/s ",
         "{",
         "\\",
+        "=",
+        "x=",
+        "a+",
+        r"\approx",
+        "<",
+        "x<1,",
+        r"\text{ or }",
+        "and ",
+        r"\mu",
+        r"\frac{",
+        r"\frac{dx}{d",
+        r"M_\odot",
+        "x_",
+        "x_{",
+        "x'",
+        "1 000",
+        "√",
+        "**",
+        "⁰₁",
+        r"\{x|",
+        r"\over",
+        "[",
+        ":",
+        ",",
+        ". ",
     ],
 )
 def test_reading_takes_no_time(unit: str) -> None:

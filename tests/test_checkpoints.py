@@ -155,7 +155,7 @@ def test_a_checkpoint_without_its_optimiser_only_where_asked_for(tmp_path: Path,
         with pytest.raises(RecipeError, match="holds no optimiser .* set resume_only_model: true"):
             checkpoint_to_resume(tmp_path, named, only_model=False)
         assert checkpoint_to_resume(tmp_path, named, only_model=True) == checkpoint
-    with pytest.raises(RecipeError, match="DeepSpeed does not go on; .* with model_name_or_path"):
+    with pytest.raises(RecipeError, match="DeepSpeed does not resume; .* with model_name_or_path"):
         check_same_layout(checkpoint, "zero3", 1)
     (checkpoint / state).parent.mkdir(exist_ok=True)
     (checkpoint / state).write_bytes(b"state")

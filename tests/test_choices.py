@@ -44,6 +44,22 @@ from vopd_recipes.grading.grader import extract_choice
         "[C]",
         "The answer is C. A is wrong.",
         "The answer is C, and A is wrong.",
+        "The correct answer to the question is option C.",
+        "The answer to this question is C",
+        "So the right answer for the second part is (C).",
+        r"\boxed{\text{Option C}}",
+        r"\boxed{\text{Option } C}",
+        r"\boxed{Option (C)}",
+        r"\boxed{\textbf{Choice C}}",
+        r"\boxed{\text{Answer: C}}",
+        "C\n\nThe calendar says so.",
+        "**C**\n\nOf the four, only this one holds. A is a Monday.",
+        "(c)\nbecause it is so",
+        "If the answer is A, then 2 = 3, which is impossible. So the answer is C.",
+        "The answer is C. If the answer is A, then 2 = 3, which is impossible.",
+        "If it rains, the answer is C.",
+        "If x is 2, then the correct answer is C",
+        "The answer would be A if x were 2. Here the answer is C.",
     ],
 )
 def test_c_is_chosen(text: str) -> None:
@@ -65,6 +81,15 @@ def test_c_is_chosen(text: str) -> None:
         "Answer: a prime number",
         "answer = a + b",
         "Could C be right?",
+        "If the answer is A, then 2 = 3, which is impossible.",
+        "Suppose that the correct answer is B; then it rains.",
+        "Assume option A is correct. Then it rains.",
+        "I do not know whether the answer is B",
+        "The answer would be A if x were 2.",
+        r"\boxed{\text{Option C or D}}",
+        r"\boxed{\text{Answers}}",
+        "The answer to A is not known",
+        "A\nB\nnobody knows which",
     ],
 )
 def test_nothing_is_chosen(text: str) -> None:
@@ -72,7 +97,18 @@ def test_nothing_is_chosen(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "unit", ["A. x\n", "option A is ", "<answer>", "A or ", "correct option is ", "answer = ", '{"choice":"A"']
+    "unit",
+    [
+        "A. x\n",
+        "option A is ",
+        "<answer>",
+        "A or ",
+        "correct option is ",
+        "answer = ",
+        "answer to ",
+        "if the ",
+        '{"choice":"A"',
+    ],
 )
 def test_extraction_is_linear(unit: str) -> None:
     text = unit * (100_000 // len(unit))

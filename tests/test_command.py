@@ -87,7 +87,7 @@ def test_a_run_goes_on_over_the_prompts_that_it_began_with(
     files[1].write_text("".join(json.dumps(row) + "\n\n" for row in rows))  # the same rows, written again
     with caplog.at_level(logging.INFO, "vopd_recipes"):
         train(load_recipe(recipe))
-    assert f"goes on from {folder / 'checkpoint-1'}, after step 1" in caplog.text
+    assert f"resuming from {folder / 'checkpoint-1'}, after step 1" in caplog.text
     for name, tensor in load_file(folder / "model.safetensors").items():
         assert tensor.equal(expected[name]), name
 

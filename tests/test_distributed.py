@@ -140,8 +140,8 @@ def test_weights_that_do_not_arrive_stop_every_process(write_recipe, tmp_path) -
     messages = on_two_processes("failing_sync", recipe, tmp_path / "seen.json")["messages"]
     checkpoint = tmp_path / "run" / "checkpoint-1"
     assert messages == [
-        f"step 2: sampling failed: no room; the same command goes on from {checkpoint}",
-        f"step 2: sampling failed on another process; the same command goes on from {checkpoint}",
+        f"step 2: sampling failed: no room; the same command resumes from {checkpoint}",
+        f"step 2: sampling failed on another rank; the same command resumes from {checkpoint}",
     ]
 
 

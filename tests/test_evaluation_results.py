@@ -134,7 +134,7 @@ def test_what_keeps_numbers_from_the_papers_is_said(tmp_path: Path) -> None:
     content = json.loads(write(tmp_path, {"amc23": [True] * 4}).read_text())
     content["tasks"]["amc23"]["n"] = 32
     assert notes(content, {}) == ""
-    assert "the paper released as OPD has a constant baseline of 1" in notes(content, OPD)
+    assert "OPD in the authors' released code has a constant baseline of 1" in notes(content, OPD)
     vopd = {**OPD, "baseline": "value"}
     assert notes(content, vopd) == ""
     content["tasks"]["amc23"] |= {"n": 2, "limit": 4}

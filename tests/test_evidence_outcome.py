@@ -18,19 +18,21 @@ from transformers import AutoModelForCausalLM, TrainerState
 from vopd_recipes.evidence import baselines
 from vopd_recipes.evidence.baselines import measure_baselines, write_baselines
 from vopd_recipes.evidence.execution import execute, locked
+from vopd_recipes.evidence.gradients import SAMPLED
 from vopd_recipes.evidence.intervals import interval, paired
 from vopd_recipes.evidence.measurement import freeze
 from vopd_recipes.evidence.outcome import Run, check_runs, compared, plan
 from vopd_recipes.evidence.outcome_plots import plot_curves, shared_curves
 from vopd_recipes.evidence.outcome_report import write_comparison
 from vopd_recipes.files import history_of, mark_complete, series
-from vopd_recipes.loss import Estimator, reference_loss
+from vopd_recipes.loss import Estimator, TokenStats, reference_loss
 from vopd_recipes.models import load_student, load_teacher, load_tokenizer
 from vopd_recipes.prompts import build_prompts, read_rows
 from vopd_recipes.recipe import RecipeError, load_recipe
 from vopd_recipes.training import VOPDTrainer, finish_run
 
 ROOT = Path(__file__).parents[1]
+MASSES = ("mass_student", "mass_teacher")
 
 
 def test_intervals_are_students() -> None:
@@ -337,7 +339,7 @@ def test_an_interrupt_ends_the_runs(write_recipe, tmp_path: Path, way: signal.Si
     process.send_signal(way)
     _, printed = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "interrupted: the same command goes on" in printed and "Traceback" not in printed
+    assert "interrupted: the same command resumes" in printed and "Traceback" not in printed
     with locked(output):  # which every run holds while it lives
         assert not (output / "opd-seed1.log").exists()
 
@@ -371,6 +373,11 @@ def test_baseline_errors_are_those_of_the_dense_definition(write_recipe, tiny_pa
 
     def oracle(estimator: Estimator) -> tuple[torch.Tensor, torch.Tensor]:
         """Baselines and rewards of every token."""
+        parts = dense(estimator)
+        return torch.cat([part.baseline for part in parts]), torch.cat([part.reward for part in parts])
+
+    def dense(estimator: Estimator) -> list[TokenStats]:
+        """Of every micro-batch."""
         parts = []
         frozen = freeze(recipe, None, 8)
         for batch in frozen.micro_batches(0) + frozen.micro_batches(1):
@@ -380,7 +387,7 @@ def test_baseline_errors_are_those_of_the_dense_definition(write_recipe, tiny_pa
             parts.append(
                 reference_loss(*(part[batch.completion_positions] for part in logits), batch.targets, estimator)[1]
             )
-        return torch.cat([part.baseline for part in parts]), torch.cat([part.reward for part in parts])
+        return parts
 
     value, reward = oracle(Estimator())
     assert (found["tokens"], found["completions"]) == (len(value), 16)
@@ -397,6 +404,15 @@ def test_baseline_errors_are_those_of_the_dense_definition(write_recipe, tiny_pa
     ratio = ((reward - value).square().sum() / reward.square().sum()).item()
     assert found["squared_ratio"]["value"] == pytest.approx(ratio, rel=1e-3)
     assert found["squared_ratio"]["low"] < ratio < found["squared_ratio"]["high"]
-    assert f"over {len(value)} tokens of 16 completions" in write_baselines(found, tmp_path)
+    for support, k in (("student", 5), ("teacher", 20)):
+        parts = dense(Estimator("rao_blackwell", support=support, support_top_k=k))
+        measured = {name: ratio["value"] for name, ratio in found["variances"][support][k].items()}
+        masses = {name: torch.cat([getattr(part, f"support_{name}") for part in parts]).mean() for name in MASSES}
+        sums = {name: sum(part.gradient_variances[name].sum() for part in parts) for name in SAMPLED}
+        expected = masses | {name: total / sums["none"] for name, total in sums.items()}
+        assert measured == pytest.approx({name: float(ratio) for name, ratio in expected.items()}, rel=1e-3)
+    text = write_baselines(found, tmp_path)
+    assert f"over {len(value)} tokens of 16 completions" in text
+    assert all(text.count(f"| `{name}` |") == 1 for name in SAMPLED + MASSES)
     assert (tmp_path / "baselines.png").read_bytes()[:4] == b"\x89PNG"
     assert "rewards" not in json.loads((tmp_path / "baselines.json").read_text())

@@ -16,6 +16,7 @@ from vopd_recipes.evidence.measurement import check_measurable, load_checkpoint,
 from vopd_recipes.evidence.projection import Projection, layer_type, trained_leaves
 from vopd_recipes.evidence.variance import VarianceStudy, bootstrap, summarize
 from vopd_recipes.evidence.variance_report import variance_table
+from vopd_recipes.loss import METHODS as TABLE
 from vopd_recipes.loss import Estimator, reference_loss
 from vopd_recipes.models import load_student, load_teacher
 from vopd_recipes.packing import Sample, pack
@@ -108,8 +109,8 @@ def test_a_gradient_is_the_dense_one_whatever_the_micro_batches(write_recipe, ti
     names = ("teacher_model_name_or_path", "model_name_or_path") if swapped else ("unused", "unused")
     fields = dict(zip(names, (str(tiny_pair.student), str(tiny_pair.teacher)))) if swapped else {}
     probe, student, teacher, samples = probe_and_batch(write_recipe, **fields)
-    baseline = name if name in SAMPLED else "none"
-    estimator = Estimator("sampled" if name in SAMPLED else name, baseline, support_top_k=3)
+    (row,) = (row for row in TABLE.values() if row.key == name)
+    estimator = Estimator(row.divergence, row.baseline, support_top_k=3)
     tokens = sum(len(sample.completion_ids) for sample in samples)
     loss = 0.0
     for sample in samples:

@@ -243,7 +243,7 @@ def test_two_pushes_at_the_same_time_lose_no_row(hub, api, published, tmp_path, 
         ({"revision": "local"}, "is no model on the Hub"),
         ({"revision": "refs/pr/1"}, "cannot name a split"),
         ({"tasks": {"amc23": {}}}, "amc23.parquet is missing; evaluate amc23 again"),
-        ({"tasks": {"math500": {"limit": 10}}}, "math500 was cut to 10 questions; evaluate it without LIMIT"),
+        ({"tasks": {"math500": {"limit": 10}}}, "math500 was limited to 10 questions; evaluate it without LIMIT"),
     ],
 )
 def test_what_is_no_publishable_results_file(tmp_path, change, message):

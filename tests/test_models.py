@@ -16,8 +16,11 @@ from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
     Gemma2Config,
+    GPT2Config,
     GraniteConfig,
+    MistralConfig,
     OPTConfig,
+    PhimoeConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -29,7 +32,9 @@ from vopd_recipes.models import (
     PACKED_SDPA,
     base_of,
     causal_lm_of,
+    check_end_tokens,
     check_models,
+    check_prompts,
     check_tokenizers,
     end_of_sequence_ids,
     head_module,
@@ -39,6 +44,7 @@ from vopd_recipes.models import (
     load_teacher,
     load_tokenizer,
     scale_logits,
+    unshared_end,
     vocabulary_of,
 )
 from vopd_recipes.models.loading import default_attention
@@ -186,6 +192,15 @@ def test_an_adapted_head_is_refused(tiny_pair: TinyPair) -> None:
     assert "leave lm_head out of lora_target_modules" in refusal(head_of, student)
 
 
+def test_an_adapted_embedding_that_is_the_head_is_refused(tiny_pair: TinyPair) -> None:
+    settings = config(tiny_pair, use_peft=True, lora_target_modules=["q_proj", "embed_tokens"])
+    message = refusal(load_student, settings)
+    assert message.startswith("lora_target_modules: model.embed_tokens shares its weight with the head")
+    untied = config(tiny_pair, model_name_or_path=str(tiny_pair.teacher), use_peft=True)
+    untied.lora_target_modules = ["q_proj", "embed_tokens"]
+    check_models(load_student(untied), None, PROMPT)
+
+
 def trained_adapter(pair: TinyPair, folder: Path, **fields: object) -> PeftModel:
     """A student whose adapter has moved, saved to a folder."""
     student = load_student(config(pair, use_peft=True, lora_r=4, lora_alpha=8, **fields))
@@ -313,6 +328,47 @@ def test_end_tokens(pair: tuple[PreTrainedModel, PreTrainedModel], tokenizer: Pr
     assert "names an end-of-sequence token" in refusal(end_of_sequence_ids, student, endless)
 
 
+def test_the_teachers_end_token_ends_the_student_too(
+    tiny_pair: TinyPair, pair: tuple[PreTrainedModel, PreTrainedModel], tokenizer: PreTrainedTokenizerFast
+) -> None:
+    student, teacher = pair
+    assert unshared_end(student, tokenizer, teacher, tokenizer) is None
+    teacher.generation_config.eos_token_id = [256, 10]
+    said = unshared_end(student, tokenizer, teacher, tokenizer)
+    assert said is not None and said.endswith("knows nothing of what follows; set eos_token: '+'")
+    told = load_tokenizer(config(tiny_pair, eos_token="+"))
+    assert end_of_sequence_ids(student, told) == {10, 256}  # and its own
+    assert unshared_end(student, told, teacher, tokenizer) is None
+    assert load_tokenizer(config(tiny_pair, eos_token="+"), teacher=True).eos_token_id == 256
+    message = refusal(load_tokenizer, config(tiny_pair, eos_token="<|nothing|>"))
+    assert message == f"eos_token: <|nothing|> is no token of {tiny_pair.student}"
+
+
+def test_an_end_token_that_is_never_drawn(tokenizer: PreTrainedTokenizerFast) -> None:
+    check_end_tokens({10, 256}, tokenizer, 257)
+    message = refusal(check_end_tokens, {10, 256}, tokenizer, 256)
+    assert message.startswith("eos_token: <|endoftext|> (256) is not among the 256 tokens that both models score")
+
+
+def test_prompts_that_a_model_cannot_read(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:
+    """Both have 1024 positions and 264 embeddings; then the teacher fewer positions."""
+    student, teacher = pair
+    prompts = [[1, 2, 3], list(range(200)), [263]]
+    check_prompts(prompts, 824, student, teacher)
+    check_prompts(prompts, 824, student, None)
+    message = refusal(check_prompts, prompts, 825, student, teacher)
+    assert message.startswith(
+        "model_name_or_path: a prompt of 200 tokens and max_completion_length: 825 exceed the 1024"
+    )
+    teacher.config.max_position_embeddings = 220
+    message = refusal(check_prompts, prompts, 21, student, teacher)
+    assert message.startswith(
+        "teacher_model_name_or_path: a prompt of 200 tokens and max_completion_length: 21 exceed"
+    )
+    message = refusal(check_prompts, [*prompts, [264]], 8, student, teacher)
+    assert message.startswith("model_name_or_path: a prompt holds token 264, and the model has embeddings for 264")
+
+
 # Checks before step 1 ------------------------------------------------------------------------------------------------
 
 SHAPE = {
@@ -400,6 +456,40 @@ def test_layers_that_cannot_be_packed(
     model = random_model(settings, implementation)
     assert says in refusal(check_models, model, pair[1], PROMPT)
     assert says in refusal(check_models, pair[0], model, PROMPT)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_window_that_only_a_mask_keeps(pair: tuple[PreTrainedModel, PreTrainedModel], which: int) -> None:
+    """PhiMoE's attention knows nothing of its window; Mistral's does. On sequences that exceed it."""
+    phi = PhimoeConfig(**SHAPE, num_local_experts=2, num_experts_per_tok=1, sliding_window=24)
+    models = list(pair)
+    models[which] = random_model(phi)
+    models[which].config.router_jitter_noise = 0.0
+    check_models(*models, PROMPT)  # shorter sequences than the window
+    message = refusal(check_models, *models, PROMPT, 64)
+    assert "its attention has a window that it keeps in a mask alone, and none in a packed row" in message
+    models[which] = random_model(phi, "sdpa")
+    check_models(*models, PROMPT, 64)
+    models[which] = random_model(MistralConfig(**SHAPE, sliding_window=24))
+    check_models(*models, PROMPT, 64)
+
+
+def test_the_student_has_no_dropout_unless_asked_for(tiny_pair: TinyPair, tmp_path: Path) -> None:
+    """GPT-2's configuration has 0.1 in three places, which moved its log-probabilities by 1.1 nats."""
+    folder = tmp_path / "gpt2"
+    settings = GPT2Config(vocab_size=264, n_positions=64, n_embd=32, n_layer=2, n_head=2, eos_token_id=256)
+    random_model(settings, "eager").save_pretrained(folder)
+    fields = {"model_name_or_path": str(folder), "attn_implementation": "sdpa"}
+    student = load_student(config(tiny_pair, **fields))
+    assert {module.p for module in student.modules() if isinstance(module, nn.Dropout)} == {0.0}
+    check_models(student, None, PROMPT)
+    adapted = load_student(config(tiny_pair, **fields, use_peft=True, lora_dropout=0.5))
+    check_models(adapted, None, PROMPT)  # said, not refused
+    kept = load_student(config(tiny_pair, **fields, dropout=True))
+    assert {module.p for module in kept.modules() if isinstance(module, nn.Dropout)} == {0.1}
+    check_models(kept, None, PROMPT)
+    student.transformer.h[1].mlp.dropout.p = 0.1
+    assert "compute something else while it trains" in refusal(check_models, student, None, PROMPT)
 
 
 def test_a_prompt_of_one_token_and_modes(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:

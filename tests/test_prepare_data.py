@@ -108,6 +108,50 @@ def test_answers_after_hashes(tmp_path: Path) -> None:
     assert summary["rows_removed"]["unverifiable"] == 1
 
 
+VERIFIABLE = r"""
+12,\!000,\!085
+\$115,000
+2007 + \frac\pi 2
+\text{Saturday}
+\text{E}
+\text{odd}
+\text{1:03 PM}
+10{,}000
+\mbox{four}
+\text{two lines}
+\text{Softball, Kickball, Picnic}
+\text{June 20}
+\frac{9}{2}\text{ hours}.
+\begin{pmatrix} 1 & -1 \\ 1 & \phantom -1 \end{pmatrix}
+(-\infty, \tfrac12] \cup [\tfrac34, \infty)
+x \in [-2,7]
+y^{\prime}+r y-r x(t)=0
+""".strip().splitlines()
+UNVERIFIABLE = ["no such thing", r"\frac{1}{", r"see the \text{figure}", "the set of all primes", r"\begin{array}"]
+
+
+def test_which_answers_can_be_verified(tmp_path: Path) -> None:
+    """A comparison of strings may decide; broken TeX and free prose cannot be verified."""
+    rows = [{"prompt": f"What is number {n}?", "answer": answer} for n, answer in enumerate(VERIFIABLE + UNVERIFIABLE)]
+    summary = prepare(recipe_of(tmp_path, rows))
+    removed = [json.loads(line) for line in (tmp_path / "made" / "removed.jsonl").read_text().splitlines()]
+    assert [rows[row["row"]]["answer"] for row in removed] == UNVERIFIABLE
+    assert summary["rows_removed"]["unverifiable"] == len(UNVERIFIABLE) and summary["unverifiable_kept"] == 0
+
+
+def test_rows_without_an_answer_may_be_kept(tmp_path: Path) -> None:
+    answers: list[Any] = ["5", "no such thing", None, "", ["a list"]]
+    rows: list[Any] = [{"prompt": f"What is number {n}?", "answer": answer} for n, answer in enumerate(answers)]
+    rows += [{"prompt": "Prove it."}, {"prompt": None, "answer": "5"}, b"{\n"]
+    summary = prepare(recipe_of(tmp_path, rows, keep_unverifiable=True, near_duplicate_similarity=None))
+    made = pq.read_table(tmp_path / "made" / "train.parquet")
+    assert made["answer"].to_pylist() == ["5", "no such thing", None, None, None, None]
+    assert made["prompt"].to_pylist()[-1] == "Prove it."
+    assert summary["rows_removed"] == dict.fromkeys(preparation.FILTERS, 0) | {"malformed": 2}
+    assert summary["unverifiable_kept"] == 5
+    assert "5 rows without an answer" in (tmp_path / "made" / "README.md").read_text(encoding="utf-8")
+
+
 def test_numbers_are_written_out(tmp_path: Path) -> None:
     numbers = [1e16, 1e-05, 2.5, 7.0, -3, 10**20, 123456789.123]
     rows = [{"prompt": f"How many are {n} apples?", "answer": number} for n, number in enumerate(numbers)]

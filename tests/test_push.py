@@ -91,7 +91,7 @@ def test_a_failed_push_hides_neither_failures_nor_the_comparison(hub, tiny_pair,
     cut = hub.fail("PUT /lfs", 50, status=403)
     assert main(words) == 1
     said = capsys.readouterr().err
-    assert "error: PUSH: " in said and "goes on" in said and "/lfs/" not in said, said
+    assert "error: PUSH: " in said and "resumes the push" in said and "/lfs/" not in said, said
     cut.count = 0
     hub.fail("POST .*datasets/.*/commit/", 1, status=500)
     assert main([*words, "--tasks", "arithmetic,nosuch", "--compare", str(path)]) == 1

@@ -34,7 +34,9 @@ SCRIPT = ROOT / "scripts" / "run_vopd.py"
 
 # What a recipe's sizes and machine become here; everything else is its own.
 SCALED_DOWN: dict[str, Any] = {
-    "use_cpu": True, "deepspeed": None, "rollout_backend": "transformers", "report_to": "none", "disable_tqdm": True,
+    "use_cpu": True, "deepspeed": None, "teacher_backend": "local", "teacher_server_url": None,
+    "teacher_server_scores": "logprobs", "teacher_dtype": None,
+    "rollout_backend": "transformers", "report_to": "none", "disable_tqdm": True,
     "max_prompt_length": 256, "max_completion_length": 4, "rollout_batch_size": 4, "max_test_prompts": 2,
     "max_steps": 2, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2,
     "eval_on_start": False, "eval_strategy": "steps", "eval_steps": 2, "save_steps": 1,
@@ -45,11 +47,17 @@ METHODS = {
     "vopd": {"divergence": "sampled", "baseline": "value"},
     "vopd_topk": {"divergence": "sampled", "baseline": "value_topk"},
     "vopd_optimal": {"divergence": "sampled", "baseline": "optimal"},
+    "vopd_rao_blackwell": {"divergence": "rao_blackwell", "baseline": "optimal"},
     "opd": {"divergence": "sampled", "baseline": "none"},
     "opd_full": {"divergence": "full", "baseline": "none"},
     "opd_topk": {"divergence": "topk", "baseline": "none"},
+    "vopd_from_32b_server": {"divergence": "rao_blackwell", "baseline": "tail", "support": "teacher"},
 }
-OF_THE_PAIR = {"teacher_model_name_or_path", "deepspeed", "gradient_accumulation_steps"}
+OF_EVERY_PAIR = {name for name in METHODS if "_from_" not in name}
+OF_THE_PAIR = {
+    "teacher_model_name_or_path", "teacher_dtype", "deepspeed", "gradient_accumulation_steps",
+    "teacher_backend", "teacher_server_url", "teacher_server_scores",
+}  # fmt: skip
 
 # The paper's setting, sections 4 and B: what its pairs' recipes must not drift from.
 PAPERS_SETTING: dict[str, Any] = {
@@ -183,13 +191,15 @@ def test_the_plain_command(tmp_path: Path, prompts: Path, pair_of: Callable[[Rec
 
 def test_recipes_are_found() -> None:
     """Every file is one of a pair's, or is named as something else."""
-    assert len(BASES) >= 8 and len(RECIPES) >= 6 * len(BASES)
+    assert len(BASES) >= 8 and len(RECIPES) >= len(OF_EVERY_PAIR) * len(BASES)
     assert {Path(name).parent.name for name in RECIPES} == {Path(name).parent.name for name in BASES}
 
 
 @pytest.mark.parametrize("base", BASES)
 def test_every_pair_has_every_method(base: str) -> None:
-    assert {path.stem for path in Path(base).parent.glob("*.yaml")} >= METHODS.keys()
+    assert {path.stem for path in Path(base).parent.glob("*.yaml")} >= {
+        name for name in METHODS if "_from_" not in name
+    }
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -197,7 +207,7 @@ def test_a_recipe_does_what_its_name_says(name: str) -> None:
     """A variant is its pair's `vopd.yaml` but for the method, the folder, and a teacher with what that one needs."""
     path = Path(name)
     base, own = resolved(str(path.with_name("vopd.yaml"))), resolved(name)
-    method = METHODS[path.stem.split("_from_")[0]]
+    method = METHODS.get(path.stem) or METHODS[path.stem.split("_from_")[0]]
     assert {field: own[field] for field in method} == method
     differing = {field for field in {*base, *own} if base.get(field) != own.get(field)}
     if path.stem == "vopd":
@@ -206,7 +216,7 @@ def test_a_recipe_does_what_its_name_says(name: str) -> None:
     assert written["extends"] == "vopd.yaml"
     dropped = {"baseline"} if "divergence" in written else set()  # another divergence inherits none
     assert written.keys() == {"extends", *differing} - dropped  # no line that changes nothing
-    changed = {field for field in method if method[field] != METHODS["vopd"][field]}
+    changed = {field for field in method if method[field] != base[field]}
     assert differing == {*changed, "output_dir"} | (differing & OF_THE_PAIR if "_from_" in path.stem else set())
 
 

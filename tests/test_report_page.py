@@ -226,7 +226,7 @@ def test_every_estimator_has_its_equation(fields: dict[str, Any], expected: str)
 
 
 @pytest.fixture
-def nine(runs: dict[str, Path], tmp_path: Path) -> list[Path]:
+def compared_runs(runs: dict[str, Path], tmp_path: Path) -> list[Path]:
     """A run of every method that is compared: copies of real ones, under recipes of their own."""
     folders = []
     for place, method in enumerate(compared().values()):
@@ -237,11 +237,11 @@ def nine(runs: dict[str, Path], tmp_path: Path) -> list[Path]:
     return folders
 
 
-def test_every_one_of_many_methods_is_quoted(nine: list[Path]) -> None:
-    groups = group_runs(read_runs(nine))
-    assert len(groups) == len(compared()) == 9
+def test_every_one_of_many_methods_is_quoted(compared_runs: list[Path]) -> None:
+    groups = group_runs(read_runs(compared_runs))
+    assert len(groups) == len(compared()) == 11
     for _, written in completions.choose_completions(groups):
-        assert {each.group for each in written} == set(range(9))
+        assert {each.group for each in written} == set(range(11))
         assert [(each.step, each.group) for each in written] == sorted((each.step, each.group) for each in written)
 
 
@@ -265,8 +265,8 @@ def test_bold_is_the_estimator_that_trained(runs: dict[str, Path], copied: Calla
         assert bold not in report_page([run])
 
 
-def test_many_recipes_are_told_apart_line_by_line(nine: list[Path]) -> None:
-    page = report_page(nine)
+def test_many_recipes_are_told_apart_line_by_line(compared_runs: list[Path]) -> None:
+    page = report_page(compared_runs)
     assert ("divergence", "full") in Outline(page).cells
     assert ("baseline", "optimal") in Outline(page).cells
     assert "<thead><tr><th>method</th>" in page
@@ -499,7 +499,7 @@ def test_an_unfinished_run_is_read_at_its_last_whole_checkpoint(copied: Callable
     assert "unfinished: step 2 of 4" in page
     assert {int(step) for step in re.findall(r"</b> step (\d+) ", page)} <= {1, 2}
     (run / "checkpoint-2" / "complete").unlink()
-    with pytest.raises(RunError, match="no trainer_state.json and no whole checkpoint yet"):
+    with pytest.raises(RunError, match="no trainer_state.json and no complete checkpoint yet"):
         report_page([run])
 
 
@@ -650,9 +650,9 @@ def test_a_browser_shows_it_whole(browser: Any, runs: dict[str, Path], tmp_path:
     assert all(250 < shown < width - 40 for shown in browser.execute_script(widths))  # beside or below each other
 
 
-def test_a_browser_breaks_no_word_of_many_methods(browser: Any, nine: list[Path], tmp_path: Path) -> None:
-    """Nine columns broke the words of what differs: a field's name stands on one line, and so does a value."""
-    show(browser, write_report(nine, tmp_path / "report.html"), 1280)
+def test_a_browser_breaks_no_word_of_many_methods(browser: Any, compared_runs: list[Path], tmp_path: Path) -> None:
+    """Many columns broke the words of what differs: a field's name stands on one line, and so does a value."""
+    show(browser, write_report(compared_runs, tmp_path / "report.html"), 1280)
     assert browser.execute_script(SIDEWAYS) == 0
     lines = browser.execute_script(
         "const height = one => one.getBoundingClientRect().height / parseFloat(getComputedStyle(one).lineHeight);"

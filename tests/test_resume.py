@@ -66,7 +66,7 @@ def test_killed_and_resumed_equals_undisturbed(recipe, tmp_path):
     (half / "trainer_state.json").write_text("{}")  # a higher number that is not whole
     output = finish(start(recipe, folder))
     assert "checkpoint-99 was not written to its end: removed" in output and not half.exists()
-    assert f"goes on from {folder / 'checkpoint-6'}, after step 6" in output
+    assert f"resuming from {folder / 'checkpoint-6'}, after step 6" in output
 
     expected = load_file(tmp_path / "undisturbed" / "adapter_model.safetensors")
     resumed = load_file(folder / "adapter_model.safetensors")

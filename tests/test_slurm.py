@@ -21,14 +21,21 @@ echo "$@" >>"$LOG/scontrol"
 exit 0
 """
 SRUN = """#!/bin/bash
-printf '%s\\n' "$@" >"$LOG/srun"
+last=1
+for word in "$@"; do [[ $word == --nodes=* ]] && last=$((${word#*=} - 1)); done
+[[ " $* " == *" --nodelist="* ]] && printf '%s\\n' "$@" >"$LOG/teacher" || printf '%s\\n' "$@" >"$LOG/srun"
 while [[ $1 == --* ]]; do shift; done
-for node in 0 1; do SLURM_NODEID=$node "$@" || exit $?; done
+for node in $(seq 0 $last); do SLURM_NODEID=$node "$@" || exit $?; done
 """
 ACCELERATE = """#!/bin/bash
 printf '%s\\n' "$@" >"$LOG/node-$SLURM_NODEID"
 echo "$OMP_NUM_THREADS" >"$LOG/threads"
 eval "${BEHAVIOUR:-true}"
+"""
+
+CURL = """#!/bin/bash
+echo "${@: -1}" >>"$LOG/curl"
+[[ $(wc -l <"$LOG/curl") -ge 2 ]]
 """
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -38,7 +45,10 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 def checkout(tmp_path: Path) -> Path:
     """What the script needs of a checkout, and the stand-ins."""
     folder = tmp_path / "check out"  # a path with a space in it
-    for name, text in (("bin/scontrol", SCONTROL), ("bin/srun", SRUN), (".venv/bin/accelerate", ACCELERATE)):
+    stand_ins = {
+        "bin/scontrol": SCONTROL, "bin/srun": SRUN, "bin/curl": CURL, ".venv/bin/accelerate": ACCELERATE
+    }  # fmt: skip
+    for name, text in stand_ins.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
@@ -108,6 +118,28 @@ def test_every_launcher_has_the_nodes_cores(submit: Run, checkout: Path, cores: 
     assert (checkout / "log" / "threads").read_text().strip() == threads
 
 
+def test_the_last_node_serves_the_teacher_and_the_others_train(submit: Run, checkout: Path) -> None:
+    """Nine seconds: the script asks every five whether the server is there."""
+    done = submit("mine.yaml", TEACHER_SERVER="sleep 8;", TEACHER_PORT="9001")
+    assert done.returncode == 0, done.stderr
+    served = (checkout / "log" / "teacher").read_text().split("\n")
+    assert {"--nodes=1", "--nodelist=beta"} < set(served) and "exec sleep 8; --port 9001" in served
+    asked = (checkout / "log" / "curl").read_text().split()
+    assert asked == ["http://beta:9001/v1/models"] * 2  # it was not there at first
+    launch = (checkout / "log" / "node-0").read_text().split("\n")
+    assert launch[launch.index("--num_machines") + 1 : launch.index("--num_machines") + 4 : 2] == ["1", "8"]
+    assert launch[-3:-1] == ["--teacher_server_url", "http://beta:9001"]
+    assert {"--nodes=1", "--exclude=beta"} < set((checkout / "log" / "srun").read_text().split("\n"))
+    assert not (checkout / "log" / "node-1").exists()
+
+
+def test_a_teacher_that_ends_is_not_waited_for(submit: Run, checkout: Path) -> None:
+    (checkout / "bin" / "curl").write_text("#!/bin/bash\nexit 7\n")
+    done = submit("mine.yaml", TEACHER_SERVER="false;")
+    assert done.returncode == 2 and "the teacher's server has ended" in done.stderr
+    assert not list((checkout / "log").glob("node-*"))
+
+
 def test_a_failure_is_passed_on_and_not_requeued(submit: Run, checkout: Path) -> None:
     done = submit("mine.yaml", BEHAVIOUR="exit 3")
     assert done.returncode == 3
@@ -132,6 +164,7 @@ def test_the_signal_before_the_time_limit_requeues_the_job_once(submit: Run, che
         (["mine.yaml"], {"SLURM_JOB_ID": ""}, "sbatch --nodes=N"),
         (["mine.yaml"], {"ACCELERATE_CONFIG": "absent.yaml"}, "ACCELERATE_CONFIG: no such file"),
         (["mine.yaml"], {"GPUS_PER_NODE": "eight"}, "GPUS_PER_NODE must be a whole number"),
+        (["mine.yaml"], {"TEACHER_SERVER": "vllm serve x", "SLURM_NNODES": "1"}, "takes a node of its own"),
         (["mine.yaml"], {"VENV": "absent"}, "no accelerate in absent/bin"),
         (["mine.yaml"], {"SLURM_SUBMIT_DIR": "/"}, "not the checkout"),
     ],

@@ -154,7 +154,7 @@ def test_two_processes_equal_one(server: VLLMServer, write_recipe, tmp_path) -> 
 def test_a_failure_inside_a_step_stops_every_process(write_recipe, recorded, tmp_path) -> None:
     """One process's last micro-batch is never scored: the others, in their backward, do not wait for ddp_timeout.
 
-    The same command goes on from the last save, and ends with the weights of a run that nothing happened to.
+    The same command resumes from the last checkpoint, and ends with the weights of a run that nothing happened to.
     """
     answers, scored, healthy = _recorded_teacher(fail_after=10**6), [], threading.Event()
 
@@ -175,7 +175,7 @@ def test_a_failure_inside_a_step_stops_every_process(write_recipe, recorded, tmp
     assert done.returncode == 1
     (line,) = [line for line in done.stderr.splitlines() if "error: step" in line]
     assert "error: step 3: the teacher failed: " in line
-    assert line.endswith(f"the same command goes on from {tmp_path / 'run' / 'checkpoint-2'}")
+    assert line.endswith(f"the same command resumes from {tmp_path / 'run' / 'checkpoint-2'}")
     healthy.set()
     resumed = launch(recipe, tmp_path / "run", processes=2)
     undisturbed = launch(recipe, tmp_path / "undisturbed", processes=2)
@@ -213,7 +213,7 @@ def test_a_server_that_stays_away_stops_the_run_with_a_checkpoint(tiny_pair, wri
     assert done.returncode == 1, done.stderr[-2000:]
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert line.startswith("error: step 3: the teacher failed: no answer from http://127.0.0.1:")
-    assert line.endswith(f"the same command goes on from {tmp_path / 'run' / 'checkpoint-2'}")
+    assert line.endswith(f"the same command resumes from {tmp_path / 'run' / 'checkpoint-2'}")
 
 
 def _recorded_teacher(fail_after: int):

@@ -1,5 +1,6 @@
 """The loop by its numbers: packed = one at a time, any split = one update, equal models = nothing to learn."""
 
+import copy
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -390,6 +391,24 @@ def test_a_teacher_that_visits_gives_the_same_losses(write_recipe, tmp_path):
             parts = [line[f"time/{name}"] for name in ("teacher", "student", "optimizer")]
             assert min(parts) > 0 and sum(parts) == pytest.approx(line["time/train"])
     assert lines[0] == lines[1]
+
+
+def test_a_sampler_that_is_a_little_off_does_not_begin(write_recipe):
+    """0.03 nats: far below what rounding to bfloat16 does to a token, and another model in float32."""
+    for dtype, starts in (("float32", False), ("bfloat16", True)):
+        trainer = build(write_recipe(dtype=dtype, max_steps=1))
+        other = copy.deepcopy(trainer.student).eval()
+        with torch.no_grad():
+            other.model.layers[1].mlp.down_proj.weight.mul_(1.02)
+        trainer.rollout = TransformersRollout(lambda m=other: m, {256}, trainer.vocabulary, Sampling(), batch_size=8)
+        if starts:
+            trainer.train()
+            assert 1e-3 < log_lines(trainer)[0]["rollout/logprob_gap"] < 0.05
+            continue
+        with pytest.raises(TrainingStopped, match="step 1: rollout/logprob_gap is 0.0.* nats per token") as stopped:
+            trainer.train()
+        assert trainer.state.global_step == 0
+        assert str(stopped.value).endswith("resumes from the beginning")
 
 
 def test_a_sampler_that_is_not_the_student_stops_the_run(write_recipe):

@@ -53,6 +53,7 @@ def engine() -> VLLMRollout:
     rollout._on_gpu, rollout._llm, rollout._asleep, rollout.stale = True, Recorded(), set(), False
     rollout._members, rollout._position, rollout._max_model_len = [0], 0, 64
     rollout._bias, rollout._eos_token_ids, rollout._progress = None, [7], False
+    rollout._as_saved, rollout._has_head = iter, True
     rollout._vllm = SimpleNamespace(SamplingParams=lambda **fields: fields)
     rollout.sampling = Sampling()
     rollout._sleep()

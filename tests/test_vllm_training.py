@@ -92,7 +92,7 @@ def test_an_engine_that_dies_leaves_a_checkpoint_to_go_on_from(recipe, reference
     assert done.returncode == 1, done.stderr[-3000:]
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert line.startswith("error: step 3: sampling failed: vLLM could not ")
-    assert line.endswith(f"the same command goes on from {tmp_path / 'run' / 'checkpoint-2'}")
+    assert line.endswith(f"the same command resumes from {tmp_path / 'run' / 'checkpoint-2'}")
     resumed = launch(broken, tmp_path / "run")
     for name, tensor in resumed.weights.items():
         assert torch.equal(tensor, reference.weights[name]), name

@@ -5,26 +5,77 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TinyPair
+from conftest import TinyPair, sharpened
 from launching import REPOSITORY, on_two_processes
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
+from transformers import (
+    ApertusConfig,
+    AutoModelForCausalLM,
+    Ernie4_5_MoeConfig,
+    Gemma2Config,
+    Glm4MoeConfig,
+    GPT2Config,
+    MixtralConfig,
+    Olmo3Config,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 
-from vopd_recipes.models import FullCopy, full_weights
+from vopd_recipes.models import FullCopy, check_models, checkpoint_weights, full_weights
+from vopd_recipes.models.weights import merging_error
+from vopd_recipes.recipe import RecipeError
+
+# Small enough for a test, and of the shapes that vLLM's kernels for CPUs take.
+SHAPE = {
+    "vocab_size": 264, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 128, "pad_token_id": 0, "bos_token_id": 1,
+    "eos_token_id": 256,
+}  # fmt: skip
+APERTUS = ApertusConfig(**SHAPE, tie_word_embeddings=False)
+GLM4_MOE = Glm4MoeConfig(
+    **SHAPE, moe_intermediate_size=32, n_routed_experts=4, num_experts_per_tok=2, first_k_dense_replace=1, n_group=1,
+    topk_group=1, tie_word_embeddings=False,
+)  # fmt: skip
+
+
+MIXTURES = (
+    MixtralConfig(**SHAPE, num_local_experts=4, num_experts_per_tok=2),
+    Qwen3MoeConfig(**SHAPE, moe_intermediate_size=32, num_experts=4, num_experts_per_tok=2),
+    Ernie4_5_MoeConfig(
+        **SHAPE, moe_intermediate_size=32, moe_num_experts=4, moe_k=2, moe_num_shared_experts=1,
+        moe_layer_start_index=1,
+    ),
+)  # fmt: skip
+OLMO3 = Olmo3Config(**SHAPE)
+FAMILIES = {
+    "mixtral": MIXTURES[0],  # first: vLLM wants it so
+    "gemma2": Gemma2Config(**SHAPE, query_pre_attn_scalar=32, attn_implementation="eager"),
+    "apertus": APERTUS,
+}
+
+
+def random_model(settings: PreTrainedConfig) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return sharpened(AutoModelForCausalLM.from_config(settings), factor=4)
 
 
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
 
 
-def with_adapters(model: PreTrainedModel, **settings: object) -> PeftModel:
+def with_adapters(model: PreTrainedModel, std: float = 0.1, **settings: object) -> PeftModel:
     """LoRA whose B is not zero, as it is after a step."""
-    config = LoraConfig(r=4, lora_alpha=12, target_modules="all-linear", task_type="CAUSAL_LM", **settings)
+    settings = {"target_modules": "all-linear", **settings}
+    config = LoraConfig(r=4, lora_alpha=12, task_type="CAUSAL_LM", **settings)
     adapted = get_peft_model(model, config)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
-            if ".lora_B." in name:
-                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
+            if ".lora_B." in name or ".lora_embedding_B." in name:
+                parameter.normal_(std=std, generator=torch.Generator().manual_seed(0))
     return adapted
 
 
@@ -83,6 +134,76 @@ def test_a_full_copy_has_weights_between_fill_and_release(tiny_pair: TinyPair) -
         assert not torch.equal(full.model(ids).logits, student(ids).logits)  # a copy, not a view
     full.release()
     assert sum(parameter.numel() for parameter in full.model.parameters()) == 0
+
+
+@pytest.mark.parametrize("settings", [APERTUS, GLM4_MOE], ids=lambda settings: settings.model_type)
+def test_buffers_of_the_checkpoint_are_handed_over(settings: PreTrainedConfig) -> None:
+    """Apertus keeps an activation's constant in one, GLM-4's router the bias by which it chooses experts."""
+    student = random_model(settings)
+    buffers = {name: buffer for name, buffer in student.named_buffers() if name in student.state_dict()}
+    assert buffers
+    for buffer in buffers.values():
+        buffer.copy_(torch.rand(buffer.shape, generator=torch.Generator().manual_seed(0)))
+    for model in (student, with_adapters(student)):
+        weights = {name: tensor.clone() for name, tensor in full_weights(model)}
+        assert all(torch.equal(weights[name], buffer) for name, buffer in buffers.items())
+    plain = random_model(settings)
+    full = FullCopy(plain, torch.device("cpu"))
+    plain.load_state_dict({name: tensor + 0.01 for name, tensor in plain.state_dict().items()})
+    full.fill(full_weights(plain))
+    ids = torch.arange(40, 60)[None]
+    with torch.no_grad():
+        assert torch.equal(full.model(ids).logits, plain(ids).logits)
+
+
+GPT2 = GPT2Config(vocab_size=264, n_positions=128, n_embd=64, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=256)
+UNTIED = Qwen3Config(**SHAPE, tie_word_embeddings=False)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("settings", "targets"), [(GPT2, ["c_attn", "c_proj", "c_fc"]), (UNTIED, ["embed_tokens", "q_proj"])]
+)
+def test_merged_weights_are_the_adapted_model(
+    settings: PreTrainedConfig, targets: list[str], dtype: torch.dtype
+) -> None:
+    """Conv1D and embeddings hold the transpose of what a linear layer does."""
+    plain = random_model(settings).to(dtype)
+    adapted = with_adapters(copy.deepcopy(plain), target_modules=targets).eval()
+    weights = {name: tensor.clone() for name, tensor in full_weights(adapted)}
+    ids = torch.arange(40, 60)[None]
+    with torch.no_grad():
+        expected, before = adapted(ids).logits, plain(ids).logits
+        plain.load_state_dict(weights)
+        error = (plain(ids).logits - expected).float().norm() / (before - expected).float().norm()
+    assert error < (0.1 if dtype == torch.bfloat16 else 1e-5)
+    at_the_start = with_adapters(random_model(settings).to(dtype), std=0, target_modules=targets).eval()
+    state = copy.deepcopy(at_the_start.state_dict())
+    assert merging_error(at_the_start, lambda: at_the_start(ids)) < (0.03 if dtype == torch.bfloat16 else 1e-5)
+    assert all(torch.equal(state[name], tensor) for name, tensor in at_the_start.state_dict().items())
+
+
+def test_a_layer_that_is_merged_wrongly_is_found() -> None:
+    adapted = with_adapters(random_model(UNTIED), std=0).eval()
+    check_models(adapted, None, list(range(40, 60)))
+    layer = next(module for module in adapted.modules() if isinstance(module, LoraLayer))
+    layer.forward = lambda x: layer.base_layer(x) - layer.lora_B["default"](layer.lora_A["default"](x))
+    with pytest.raises(RecipeError, match=r"student \w+: merged into its weights, its adapters do something else"):
+        check_models(adapted, None, list(range(40, 60)))
+
+
+@pytest.mark.parametrize("settings", [*MIXTURES, GLM4_MOE], ids=lambda settings: settings.model_type)
+def test_experts_leave_under_the_names_of_the_file(settings: PreTrainedConfig, tmp_path: Path) -> None:
+    """Fused while they are trained, one by one in a checkpoint, and to the bit what `save_pretrained` writes."""
+    random_model(settings).save_pretrained(tmp_path)
+    student = load(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert any(".experts.3." in name for name in saved)
+    assert not any(".experts.3." in name for name, _ in full_weights(student))
+    sent = dict(checkpoint_weights(student, full_weights(student)))
+    assert sent.keys() - saved.keys() <= {"lm_head.weight"}  # a tied head comes twice
+    for name, tensor in saved.items():
+        assert torch.equal(sent[name], tensor), name
 
 
 @pytest.mark.slow

@@ -43,7 +43,7 @@ def engine_of(architecture: Architecture, stage: int, half: bool) -> tuple[Any, 
             "stage3_param_persistence_threshold": 10 * architecture.config.hidden_size,
         },
     }
-    loading = HfDeepSpeedConfig(config)  # as in training, a ZeRO-3 model is sliced while it is built
+    loading = HfDeepSpeedConfig(config)  # as in training, a ZeRO-3 model is sharded while it is built
     model: Any = build(architecture, architecture.config)
     del loading
     decayed = set(Trainer.get_decay_parameter_names(None, model))  # type: ignore[arg-type]

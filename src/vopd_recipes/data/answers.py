@@ -2,9 +2,10 @@ r"""Has a row an answer that a completion can be graded against?
 
 Asked of `vopd_recipes.grading` itself: a completion that gives the gold answer must be right. In mathematics it is
 given with a space in front (`\quad`), because equal text is right without being read, and the question is whether
-math-verify can read it. Numbers and fractions of numbers need no asking. Prose parses too, as a product of its
-letters, and is refused before: two words in a row (`no solution`), a unit apart, are no answer that another wording
-could equal.
+math-verify can read it. Numbers and fractions of numbers need no asking, nor does what its author marked as words
+(`\text{Saturday}`, `\text{1:03 PM}`): a comparison of strings decides there. Other prose parses too, as a product of
+its letters, and is refused before: two words in a row (`no solution`), a unit apart, are no answer that another
+wording could equal.
 An answer over 1,000 characters is refused, however it is made: the grader compares it as text only.
 """
 
@@ -25,6 +26,7 @@ _PLAIN = re.compile(
 _COMMAND = re.compile(r"\\(?:text|mathrm|textbf|mbox)\s*\{[^{}]*\}|\\[A-Za-z]+")
 _PROSE = re.compile(r"[^\W\d_]{2,}\s+[^\W\d_]{2,}")
 _CHOICE_LINE = re.compile(r"^[ \t(*]{0,4}([A-Z])[.):]", re.MULTILINE)
+_MARKED = re.compile(r"\\(?:text(?:bf|rm|it)?|math(?:rm|bf)|mbox)\s*\{[^\W_][\w ,.:;'()-]{0,60}\}")
 _LONGEST = 1000  # characters
 _REMEMBERED = 100_000
 
@@ -72,6 +74,8 @@ class AnswerCheck:
     def _verdict(self, gold: str, key: bytes | None) -> str | None:
         if len(gold) > _LONGEST:
             return f"an answer over {_LONGEST:,} characters"
+        if not gold:
+            return "no answer"
         return None if key is None or self._known[key] else "math-verify cannot read the answer"
 
 
@@ -80,7 +84,7 @@ def _key(gold: str) -> bytes:
 
 
 def _needs_asking(gold: str) -> bool:
-    return len(gold) <= _LONGEST and not _PLAIN.fullmatch(gold)
+    return 0 < len(gold) <= _LONGEST and not _PLAIN.fullmatch(gold) and not _MARKED.fullmatch(gold)
 
 
 def _may_be_mathematics(gold: str) -> bool:

@@ -66,6 +66,8 @@ def _answers(answer_format: str) -> str:
 def _removed(summary: dict[str, Any]) -> list[str]:
     lines = ["| filter | rows | what |", "|---|--:|---|"]
     lines += [f"| {name} | {count:,} | {_WHAT[name]} |" for name, count in summary["rows_removed"].items()]
+    if kept := summary["unverifiable_kept"]:
+        lines.append(f"\n{kept:,} rows without an answer that grading can compare passed that filter: see the recipe.")
     if known := summary["duplicates_with_another_answer"]:
         lines.append(f"\n{known:,} of the duplicates have another answer than the row that stayed.")
     return [*lines, ""]

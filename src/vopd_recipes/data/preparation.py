@@ -56,6 +56,7 @@ class Counts:
 
     read: int = 0
     written: int = 0
+    unverifiable: int = 0  # and kept
     removed: Counter[str] = field(default_factory=Counter)  # filter → rows
     malformed: Counter[str] = field(default_factory=Counter)  # reason → rows
     characters: int = 0
@@ -185,7 +186,10 @@ def _write(rows: Iterator[Numbered], recipe: DataRecipe, filters: list[tuple[str
     ):
         for batch in _batches(rows, recipe, counts, removed):
             for name, judge in filters:
-                batch = _judged(batch, name, judge, counts, removed)
+                if name == "unverifiable" and recipe.keep_unverifiable:
+                    counts.unverifiable += sum(why is not None for why in judge(batch))
+                else:
+                    batch = _judged(batch, name, judge, counts, removed)
             waiting += batch
             size += sum(map(_size, batch))
             if len(waiting) >= _GROUP_ROWS or size >= _GROUP_CHARACTERS:
@@ -237,11 +241,12 @@ def _leave(number: int, left: Left, counts: Counts, removed: TextIO) -> None:
 
 def _write_group(table: pq.ParquetWriter, problems: list[Problem], counts: Counts) -> None:
     if problems:
-        columns = [[problem.prompt for problem in problems], [problem.answer for problem in problems]]
+        prompts = [problem.prompt for problem in problems]
+        columns = [prompts, [problem.answer or None for problem in problems]]
         table.write_table(pa.table(columns, schema=_SCHEMA), row_group_size=len(problems))
         counts.written += len(problems)
-        counts.characters += sum(map(len, columns[0]))
-        counts.longest = max(counts.longest, *map(len, columns[0]))
+        counts.characters += sum(map(len, prompts))
+        counts.longest = max(counts.longest, *map(len, prompts))
 
 
 def _nothing_left(recipe: DataRecipe, counts: Counts) -> str:
@@ -268,6 +273,7 @@ def _summary(
         "rows_read": counts.read,
         "rows_removed": {name: counts.removed[name] for name in FILTERS},
         "rows_written": counts.written,
+        "unverifiable_kept": counts.unverifiable,
         "malformed": dict(sorted(counts.malformed.items())),
         "duplicates_with_another_answer": contradictions,
         "evaluation_sets": sets,

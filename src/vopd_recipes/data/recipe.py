@@ -72,6 +72,7 @@ class DataRecipe(Source):
         answer_format: `math` is compared as LaTeX, `choice` is a letter.
         answer_in: where the answer stands in its column: `plain` all of it, `boxed` in its last box, `hashes` after
             the last ####; `index`: it is the number of a choice, from 0.
+        keep_unverifiable: keep rows without an answer that grading can compare; distillation needs none.
         language: `english` leaves rows of other languages out.
         tokenizer_name_or_path: Hub id or folder; counts `max_prompt_length`.
         max_prompt_length: in tokens of that tokenizer, in characters without one; of the prompt without a template.
@@ -85,6 +86,7 @@ class DataRecipe(Source):
     answer_column: str = "answer"
     answer_format: Literal["math", "choice"] = "math"
     answer_in: Literal["plain", "boxed", "hashes", "index"] = "plain"
+    keep_unverifiable: bool = False
     language: Literal["english"] | None = None
     tokenizer_name_or_path: str | None = None
     max_prompt_length: int | None = None

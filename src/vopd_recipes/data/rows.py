@@ -38,7 +38,7 @@ class Problem:
     Args:
         number: of the row in its source, from 0.
         prompt: as the model reads it, choices included, without a template.
-        answer: LaTeX, or a letter.
+        answer: LaTeX, or a letter; empty where the recipe keeps rows without one.
         letters: of the choices, where the row lists them.
     """
 
@@ -61,14 +61,17 @@ def problem_of(number: int, row: Row | Left, recipe: DataRecipe) -> Problem | Le
     """The problem that a row states, or why it states none."""
     if isinstance(row, Left):
         return row
+    prompt = letters = ""
     try:
         prompt, letters = _question(row, recipe)
         column = "answerKey" if recipe.source == "sciknoweval" else recipe.answer_column
         answer = _answer(_field(row, column), column)
     except _Malformed as error:
+        if prompt and recipe.keep_unverifiable:
+            return Problem(number, prompt, "", letters)
         return Left("malformed", str(error))
     found = answer_in(answer, recipe.answer_in, letters)
-    if not found:
+    if not found and not recipe.keep_unverifiable:
         return Left("unverifiable", f"no answer in '{column}'")
     return Problem(number, prompt, bare(found) if recipe.answer_format == "math" else letter(found), letters)
 

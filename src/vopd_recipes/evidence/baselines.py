@@ -1,8 +1,10 @@
-"""How near a top-k baseline comes to the value function, and what a baseline does to the reward.
+"""How near a top-k baseline comes to the value function, and what is left of reward and variance under each baseline.
 
 On tokens that a frozen student sampled: the mean of |b̂_k − V| over positions for growing k (the paper's Figure 2),
 where V = −KL(p‖q) over the whole vocabulary and b̂_k = −KL(p̄‖q̄) on k tokens, the student's likeliest or the teacher's;
-and how rewards r and advantages r − V are distributed over the same tokens (its Figure 3).
+and how rewards r and advantages r − V are distributed over the same tokens (its Figure 3). On the same tokens too, the
+exact variance of the logit gradient over OPD's, Σ_t V_t / Σ_t V_t(OPD), of every method that samples, with the k
+likeliest tokens of either model for its support; and both models' mass on those.
 
 Tokens of one completion are alike: where the student has lost its way, V is large to the end. A few such completions
 among hundreds move every mean, so several draws are taken, and intervals are of a bootstrap over whole completions.
@@ -11,24 +13,28 @@ among hundreds move every mean, so several draws are taken, and intervals are of
 from __future__ import annotations
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vopd_recipes.evidence.gradients import SAMPLED
 from vopd_recipes.evidence.intervals import with_interval
 from vopd_recipes.evidence.measurement import check_measurable, freeze
 from vopd_recipes.evidence.variance import Measured, bootstrap
 from vopd_recipes.files import finish_axis, markdown_table, new_figure, save_figure, write_text
-from vopd_recipes.loss import Estimator, baseline_value, value_on_support
+from vopd_recipes.loss import Estimator, Support, baseline_value, fused_loss, value_on_support
 from vopd_recipes.models import completion_states, head_of, scale_logits
 from vopd_recipes.packing import MicroBatch
 from vopd_recipes.recipe import Recipe, RecipeError
 
 _KS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
 _ROWS = 256  # positions whose [rows, V] distributions are held at a time
-_SUPPORTS = (("student", "the student's top k"), ("teacher", "the teacher's top k"))
+_SUPPORTS: tuple[tuple[Support, str], ...] = (("student", "the student's top k"), ("teacher", "the teacher's top k"))
+_VARIANCE_KS = (5, 20, 100)
+_MASSES = ("mass_student", "mass_teacher")
 
 
 def measure_baselines(recipe: Recipe, checkpoint: Path | None, prompts: int, draws: int = 4) -> dict[str, Any]:
@@ -42,8 +48,9 @@ def measure_baselines(recipe: Recipe, checkpoint: Path | None, prompts: int, dra
 
     Returns:
         `tokens` and `completions`; `value`, the mean of |V|; `errors`, support → [[k, mean |b̂_k − V|], …];
-        `squared_ratio`, E[(r − V)²] / E[r²], the paper's argument for V as a baseline; each of the three a number
-        with its 95 % interval. `largest_share`: of Σ|V|, in the hundredth of the completions that have most;
+        `squared_ratio`, E[(r − V)²] / E[r²], the paper's argument for V as a baseline; `variances`, support → k →
+        key of a method → variance over OPD's, and both masses; each of the four with its 95 % interval.
+        `largest_share`: of Σ|V|, in the hundredth of the completions that have most;
         `rewards` and `advantages` of every token. In nats.
 
     Raises:
@@ -59,10 +66,15 @@ def measure_baselines(recipe: Recipe, checkpoint: Path | None, prompts: int, dra
     lengths = [len(sample.completion_ids) for batch in batches for sample in batch.samples]
     value, reward = joined.pop("value"), joined.pop("reward")
     squares = {"advantage": (reward - value).square(), "reward": reward.square()}
+    variances: dict[str, Any] = {support: {k: {} for k in _VARIANCE_KS} for support, _ in _SUPPORTS}
+    for (support, _), k, name in product(_SUPPORTS, _VARIANCE_KS, _MASSES + SAMPLED):
+        below = torch.ones_like(value) if name in _MASSES else joined[f"none/{support}/{k}"]
+        variances[support][k][name] = vars(_mean(joined[f"{name}/{support}/{k}"], below, lengths))
     errors: dict[str, list[Any]] = {name: [] for name, _ in _SUPPORTS}
     for name, baseline in joined.items():
-        support, k = name.split("/")
-        errors[support].append([int(k), vars(_mean((baseline - value).abs(), torch.ones_like(value), lengths))])
+        kind, of, k_text = name.split("/")
+        if kind == "baseline":
+            errors[of].append([int(k_text), vars(_mean((baseline - value).abs(), torch.ones_like(value), lengths))])
     return {
         "recipe": str(recipe.path),
         "student": str(checkpoint or recipe.model.model_name_or_path),
@@ -71,6 +83,7 @@ def measure_baselines(recipe: Recipe, checkpoint: Path | None, prompts: int, dra
         "tokens": len(value),
         "value": vars(_mean(value.abs(), torch.ones_like(value), lengths)),
         "errors": errors,
+        "variances": variances,
         "squared_ratio": vars(_mean(squares["advantage"], squares["reward"], lengths)),
         "largest_share": _largest_share(value, lengths),
         "rewards": reward.tolist(),
@@ -95,7 +108,7 @@ def _largest_share(value: Tensor, lengths: list[int]) -> float:
 
 @torch.no_grad()
 def _positions(student: nn.Module, teacher: nn.Module, batch: MicroBatch) -> dict[str, Tensor]:
-    """`value`, `reward` and `<support>/<k>` of each position of a micro-batch: [N] each."""
+    """`value`, `reward`, `baseline/<support>/<k>` and `_variances` of each position of a micro-batch: [N] each."""
     found: dict[str, list[Tensor]] = {}
     states = [completion_states(model, batch) for model in (student, teacher)]
     for first in range(0, len(batch.targets), _ROWS):
@@ -112,10 +125,23 @@ def _positions(student: nn.Module, teacher: nn.Module, batch: MicroBatch) -> dic
             likeliest = ranked.topk(ks[-1], dim=-1).indices  # sorted: the first k are the k likeliest
             ours, theirs = logp.gather(1, likeliest), teacher_logp.gather(1, likeliest)
             for k in ks:
-                values[f"{support}/{k}"] = value_on_support(ours[:, :k], theirs[:, :k], Estimator())
+                values[f"baseline/{support}/{k}"] = value_on_support(ours[:, :k], theirs[:, :k], Estimator())
         for name, part in values.items():
             found.setdefault(name, []).append(part)
-    return {name: torch.cat(parts) for name, parts in found.items()}
+    return {name: torch.cat(parts) for name, parts in found.items()} | _variances(student, teacher, states, batch)
+
+
+def _variances(student: nn.Module, teacher: nn.Module, states: list[Tensor], batch: MicroBatch) -> dict[str, Tensor]:
+    """`<key of a method>/<support>/<k>`, its exact variance, and `<mass>/<support>/<k>` of each position: [N] each."""
+    heads = [head_of(model) for model in (student, teacher)]
+    ours, theirs = (hidden.to(head.weight.dtype) for hidden, head in zip(states, heads))
+    found: dict[str, Tensor] = {}
+    for (support, _), k in product(_SUPPORTS, _VARIANCE_KS):
+        estimator = Estimator("rao_blackwell", support=support, support_top_k=k)
+        _, stats = fused_loss(ours, heads[0], theirs, heads[1], batch.targets, estimator, gradient_variance=True)
+        columns = {**(stats.gradient_variances or {}), **{name: getattr(stats, f"support_{name}") for name in _MASSES}}
+        found |= {f"{name}/{support}/{k}": column for name, column in columns.items()}
+    return found
 
 
 def _logits(model: nn.Module, hidden: Tensor) -> Tensor:
@@ -124,7 +150,7 @@ def _logits(model: nn.Module, hidden: Tensor) -> Tensor:
 
 
 def write_baselines(found: dict[str, Any], folder: Path) -> str:
-    """Write `baselines.json` (without the tokens' own values) and `baselines.png`; returns a Markdown table."""
+    """Write `baselines.json` (without the tokens' own values) and `baselines.png`; returns two Markdown tables."""
     rewards, advantages = torch.tensor(found["rewards"]), torch.tensor(found["advantages"])
     spread = {"reward": rewards.std().item(), "advantage": advantages.std().item()}
     kept = {name: value for name, value in found.items() if name not in ("rewards", "advantages")}
@@ -138,8 +164,17 @@ def write_baselines(found: dict[str, Any], folder: Path) -> str:
         f"intervals over completions. Mean |V|: {with_interval(found['value'], '.3f')}.\n\n{table}\n\n"
         f"Standard deviation of the reward {spread['reward']:.3f}, of the advantage {spread['advantage']:.3f}; "
         f"E[(r − V)²] / E[r²] {with_interval(found['squared_ratio'], '.3f')}. The hundredth of the completions that "
-        f"have most of Σ|V| have {found['largest_share']:.0%} of it."
+        f"have most of Σ|V| have {found['largest_share']:.0%} of it.\n\n"
+        "Exact variance of the logit gradient over OPD's (`none`), and both models' mean mass on the support, which "
+        f"is the student's or the teacher's top k.\n\n{_variance_table(found['variances'])}"
     )
+
+
+def _variance_table(variances: dict[str, Any]) -> str:
+    """A row for each method and each mass, a column for each support and k."""
+    columns = [(f"{support}'s {k}", of_k) for support, by_k in variances.items() for k, of_k in by_k.items()]
+    rows = [[f"`{name}`", *(f"{of_k[name]['value']:.2f}" for _, of_k in columns)] for name in SAMPLED + _MASSES]
+    return markdown_table(["over OPD's", *(heading for heading, _ in columns)], rows)
 
 
 def _plot(found: dict[str, Any], path: Path) -> None:
@@ -151,9 +186,9 @@ def _plot(found: dict[str, Any], path: Path) -> None:
         found["value"]["value"], color="grey", linewidth=1, linestyle=":", label="mean |V|: no baseline at all"
     )
     edges = torch.linspace(-6, 6, 97).tolist()
-    for name, title in (("rewards", "reward r (OPD)"), ("advantages", "advantage r + KL (vOPD)")):
-        clipped = torch.tensor(found[name]).clamp(-6, 6).tolist()
-        right.hist(clipped, edges, alpha=0.55, label=f"{title}, std {torch.tensor(found[name]).std():.2f}")
+    for kept, title in (("rewards", "reward r (OPD)"), ("advantages", "advantage r + KL (vOPD)")):
+        clipped = torch.tensor(found[kept]).clamp(-6, 6).tolist()
+        right.hist(clipped, edges, alpha=0.55, label=f"{title}, std {torch.tensor(found[kept]).std():.2f}")
     left.set_title("Error of the top-k baseline")
     right.set_title("Reward and advantage")
     finish_axis(left, legend="lower left", xscale="log", yscale="log", xlabel="k", ylabel="mean |b̂ₖ − V| (nats)")

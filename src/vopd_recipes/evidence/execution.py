@@ -1,7 +1,7 @@
 """Runs are trained: several at a time, resumable, each on its own.
 
 A run is the training command itself in a process of its own, so that it is what a user would get. A run that is done
-is not done again, one that was cut off goes on from its last checkpoint, and one that fails costs no other.
+is not done again, an interrupted one resumes from its last checkpoint, and one that fails costs no other.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class _Processes:
         """Train a run to its end; why it failed, or `None`."""
         command = [sys.executable, "-P", "-m", "vopd_recipes.training"]  # -P: not what lies in the current folder
         words = [*command, str(self.recipe), *self.flags, *run.flags]
-        with run.log.open("ab", buffering=0) as log:  # behind what it printed before it was cut off
+        with run.log.open("ab", buffering=0) as log:  # behind what it printed before it was interrupted
             log.write(f"$ {shlex.join(words)}\n".encode())
             start = log.tell()
             process = self._start(words, log)

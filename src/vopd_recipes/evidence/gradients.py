@@ -2,7 +2,7 @@
 
 The forward pass of a micro-batch is kept while all estimators go back through it, one after the other: the sampled
 ones with the tokens that the rollout drew, the same with tokens drawn anew at the same contexts, a few times over,
-`full` and `topk`.
+and those that sample nothing.
 
 Tokens are drawn anew by systematic sampling: redraw r of R takes quantile u + r/R (modulo 1) of a context's
 distribution, u uniform. Each redraw is a sample like any other, so its squared error is an estimator's variance; but
@@ -25,9 +25,11 @@ from vopd_recipes.models import completion_states, head_of, scale_logits, vocabu
 from vopd_recipes.packing import MicroBatch
 from vopd_recipes.rollout import Sampling, draw
 
-# Keys of what samples, and of every way to the reverse KL's gradient.
+# Keys of what samples, and of every way to the reverse KL's gradient: those first, in the same order.
 SAMPLED = tuple(row.key for row in TABLE.values() if row.samples)
-METHODS = tuple(row.key for row in TABLE.values() if row.of_reverse_kl)
+METHODS = (*SAMPLED, *(row.key for row in TABLE.values() if row.of_reverse_kl and not row.samples))
+# What samples at every context, and not on a tail alone.
+SAMPLED_EVERYWHERE = tuple(row.key for row in TABLE.values() if row.divergence == "sampled")
 
 # Rows of [rows, V] float64 probabilities that are drawn from at a time.
 _ROWS = 256

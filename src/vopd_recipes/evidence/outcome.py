@@ -1,7 +1,7 @@
 """Every method times every seed on one recipe: which runs that makes, and whether those that are there belong to it.
 
-A folder of runs outlives the command that began it. So every run that is taken over, trained to its end or cut off, is
-held to its own `recipe.yaml`: a difference in one field, and what would be compared is something else.
+A folder of runs outlives the command that began it. So every run that is taken over, finished or interrupted,
+is held to its own `recipe.yaml`: a difference in one field, and what would be compared is something else.
 """
 
 from __future__ import annotations
@@ -101,13 +101,13 @@ class Run:
 
 
 def plan(output: Path, methods: Sequence[Compared], seeds: Sequence[int]) -> list[Run]:
-    """Every run once, seed by seed: cut off anywhere, the methods that are there can be compared."""
+    """Every run once, seed by seed: interrupted anywhere, the methods that are there can be compared."""
     once = dict.fromkeys(methods)
     return [Run(method, seed, output / f"{method.name}-seed{seed}") for seed in seeds for method in once]
 
 
 def check_runs(runs: Sequence[Run], recipe: Path, flags: Sequence[str]) -> None:
-    """Hold every run that is done, or that would go on from a checkpoint, to the recipe that is to be compared.
+    """Hold every run that is done, or that would resume from a checkpoint, to the recipe that is to be compared.
 
     Args:
         runs: all of them.

@@ -77,4 +77,4 @@ def plot_accuracy(accuracies: Mapping[str, Sequence[float]], path: Path) -> None
 
 
 def _colour(name: str) -> Any:
-    return colormaps["tab10"](list(compared()).index(name))
+    return colormaps["tab20"](list(compared()).index(name))

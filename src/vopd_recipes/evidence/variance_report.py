@@ -48,7 +48,7 @@ def overview(found: dict[str, Any]) -> str:
                 f"`{name}`",
                 with_interval(method["conditional"]["ratio"]["total"]) if predicted else "0",
                 f"{predicted['logits']:.2f}" if predicted else "0",
-                f"{predicted['reward']:.2f}" if predicted else "0",
+                (f"{predicted['reward']:.2f}" if "reward" in predicted else "") if predicted else "0",
                 with_interval(method["head"]) if "head" in method else "",
                 with_interval(method["total"]["ratio"]["total"]),
                 with_interval(method["squared_bias"]["total"], ".2g") if "squared_bias" in method else "0",
@@ -82,7 +82,7 @@ def _excluded(squared_bias: dict[str, float]) -> float:
 
 def draw_report(found: dict[str, Any], path: Path) -> Path:
     """Three panels: variance against its prediction, the same by layer type, and bias."""
-    figure, axes = new_figure(3, 14, 4)
+    figure, axes = new_figure(3, 17, 5.5)
     _draw_variances(axes[0], found)
     _draw_layer_types(axes[1], found)
     _draw_bias(axes[2], found)
@@ -109,7 +109,7 @@ def _draw_variances(axis: Axes, found: dict[str, Any]) -> None:
     axis.plot(range(len(SAMPLED)), predicted, "k_", markersize=22, label="predicted from the logits")
     total = [methods[name]["total"]["ratio"]["total"] for name in METHODS]
     _points(axis, [place + 0.12 for place in range(len(METHODS))], total, "s", "in total")
-    axis.set_xticks(range(len(METHODS)), METHODS, rotation=30)
+    axis.set_xticks(range(len(METHODS)), METHODS, rotation=60, ha="right")
     _finish(axis, "variance of the parameter gradient / OPD's")
 
 
@@ -118,7 +118,7 @@ def _draw_layer_types(axis: Axes, found: dict[str, Any]) -> None:
     shown = [name for name in SAMPLED if name != "none"]
     for index, name in enumerate(shown):
         ratios = found["methods"][name]["conditional"]["ratio"]
-        places = [place + 0.15 * (index - (len(shown) - 1) / 2) for place in range(len(kinds))]
+        places = [place + 0.7 * ((index + 0.5) / len(shown) - 0.5) for place in range(len(kinds))]
         _points(axis, places, [ratios[kind] for kind in kinds], "o", name)
     axis.set_xticks(range(len(kinds)), kinds, rotation=30)
     _finish(axis, "given the contexts, by layer type")
@@ -129,7 +129,7 @@ def _draw_bias(axis: Axes, found: dict[str, Any]) -> None:
     biases = [found["methods"][name]["squared_bias"]["total"] for name in shown]
     _points(axis, list(range(len(shown))), biases, "o", "total")
     axis.axhline(0, color="black", linewidth=0.8)
-    axis.set_xticks(range(len(shown)), shown, rotation=30)
+    axis.set_xticks(range(len(shown)), shown, rotation=60, ha="right")
     finish_axis(axis, "squared bias / squared length of the gradient", legend=None)
 
 

@@ -1,4 +1,4 @@
-"""Which checkpoints are whole, and whether they belong to this recipe.
+"""Which checkpoints are complete, and whether they belong to this recipe.
 
 A checkpoint is many files written one after the other, by many processes; a process killed in between leaves a folder
 that looks like one. So the last thing written into it, after every process has finished, is a marker, and only
@@ -30,14 +30,14 @@ _STATE = "trainer_state.json"
 # Fields that may change between the two halves of a run: none of them changes an update.
 _HARMLESS = re.compile(
     r"(logging|report|save|eval|push|hub|run_name|project|trackio|disable_tqdm|log_|rollout_batch_size|max_test_prompts)"
-    r"|(output_dir|resume_from_checkpoint|resume_only_model)$"  # where it is, and from where it goes on
+    r"|(output_dir|resume_from_checkpoint|resume_only_model)$"  # where it is, and what it resumes from
     r"|(teacher_server_(url|timeout)|teacher_offload|gradient_checkpointing|ddp_timeout|dataloader_num_workers)$"
     r"|vllm_(gpu_memory_utilization|max_model_len|enforce_eager)$"  # a server that moved, memory that ran out
 )
 
 
 def mark_complete(checkpoint: Path, layout: str = "none", processes: int = 1) -> None:
-    """Declare a checkpoint whole; the caller has made sure that every process has written its part.
+    """Declare a checkpoint complete; the caller has made sure that every process has written its part.
 
     Args:
         checkpoint: its folder.
@@ -52,7 +52,7 @@ _OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_0", "latest")
 
 
 def checkpoint_to_resume(output_dir: Path, named: str | None, only_model: bool) -> Path | None:
-    """Where a run goes on: from the checkpoint that is named, else from its last whole one, `None` where it begins.
+    """What a run resumes from: the checkpoint that is named, else its last complete one; `None` where it begins.
 
     Args:
         output_dir: the run's folder.
@@ -68,27 +68,27 @@ def checkpoint_to_resume(output_dir: Path, named: str | None, only_model: bool) 
     if not (checkpoint / _STATE).is_file():
         what = "no checkpoint, it has no trainer_state.json" if checkpoint.is_dir() else "no such folder"
         raise RecipeError(
-            f"resume_from_checkpoint: {checkpoint}: {what}; leave it out, and a run goes on from the last whole "
-            f"checkpoint in {output_dir}"
+            f"resume_from_checkpoint: {checkpoint}: {what}; leave it out, and the run resumes from the last "
+            f"complete checkpoint in {output_dir}"
         )
     if not only_model and not any((checkpoint / name).exists() for name in _OPTIMIZER):
         raise RecipeError(
             f"{checkpoint}: holds no optimiser (save_only_model), so moments and learning rate would start anew; set "
-            "resume_only_model: true to go on like that, or name another output_dir"
+            "resume_only_model: true to resume like that, or name another output_dir"
         )
     return checkpoint
 
 
 def check_same_layout(checkpoint: Path, layout: str, processes: int) -> None:
-    """A run goes on with the processes that began it: the optimiser's state and the batches are theirs.
+    """A run resumes with as many processes as began it: the optimiser's state and the batches are theirs.
 
     Raises:
-        RecipeError: the checkpoint is another layout's; the Trainer would go on with a fresh optimiser, or with
+        RecipeError: the checkpoint is another layout's; the Trainer would continue with a fresh optimiser, or with
             other batches.
     """
     if layout.startswith("zero") and not (checkpoint / "latest").is_file():
         raise RecipeError(
-            f"{checkpoint}: holds no optimiser, without which DeepSpeed does not go on; begin anew in another "
+            f"{checkpoint}: holds no optimiser, without which DeepSpeed does not resume; begin anew in another "
             f"output_dir with model_name_or_path: {checkpoint}"
         )
     marker = checkpoint / MARKER
@@ -104,12 +104,12 @@ def check_same_layout(checkpoint: Path, layout: str, processes: int) -> None:
 
 
 def complete_checkpoints(output_dir: Path) -> list[Path]:
-    """Whole checkpoints, oldest first."""
+    """Complete checkpoints, oldest first."""
     return [path for path in _checkpoints(output_dir) if (path / MARKER).is_file()]
 
 
 def _checkpoints(output_dir: Path) -> list[Path]:
-    """Folders named like the Trainer's checkpoints, whole or not, oldest first."""
+    """Folders named like the Trainer's checkpoints, complete or not, oldest first."""
     found = [
         (int(match[1]), path)
         for path in output_dir.glob("checkpoint-*")
@@ -119,7 +119,7 @@ def _checkpoints(output_dir: Path) -> list[Path]:
 
 
 def last_complete_checkpoint(output_dir: Path) -> Path | None:
-    """The newest whole checkpoint, or `None`."""
+    """The newest complete checkpoint, or `None`."""
     return next(reversed(complete_checkpoints(output_dir)), None)
 
 
@@ -132,16 +132,16 @@ def discard_incomplete(output_dir: Path) -> None:
 
 
 def keep_newest(output_dir: Path, limit: int | None) -> None:
-    """Remove the oldest whole checkpoints beyond `limit`."""
+    """Remove the oldest complete checkpoints beyond `limit`."""
     if limit is None:
         return
     for path in complete_checkpoints(output_dir)[:-limit]:
-        (path / MARKER).unlink()  # first, so that a half-removed folder is not whole either
+        (path / MARKER).unlink()  # first, so that a half-removed folder is not complete either
         shutil.rmtree(path)
 
 
 def check_same_recipe(output_dir: Path, resolved: dict[str, Any]) -> None:
-    """A run may only be continued by the recipe that began it.
+    """A run may only be resumed by the recipe that began it.
 
     Raises:
         RecipeError: `output_dir` holds the checkpoints of a recipe that differs in a field that matters, or its end.
@@ -164,7 +164,7 @@ def check_same_recipe(output_dir: Path, resolved: dict[str, Any]) -> None:
 
 
 def check_same_prompts(output_dir: Path, hashes: dict[str, str], names: Sequence[str]) -> None:
-    """A run goes on over the rows that it began with; a file may have been written again under its name.
+    """A run resumes over the rows that it began with; a file may have been written again under its name.
 
     Args:
         output_dir: the run's folder.

@@ -4,5 +4,6 @@
 needs a computer-algebra system to `worker`, a process that can be killed.
 """
 
-from vopd_recipes.grading.answers import answer_key, extract_boxed, rewritten
+from vopd_recipes.grading.answers import answer_key, rewritten
+from vopd_recipes.grading.boxes import extract_boxed
 from vopd_recipes.grading.grader import Grade, MathGrader, grade_choice

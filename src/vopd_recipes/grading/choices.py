@@ -13,7 +13,7 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
-from vopd_recipes.grading.answers import extract_boxed
+from vopd_recipes.grading.boxes import extract_boxed
 
 _MAX_OBJECTS = 100  # places tried, from the last, as the start of a JSON object: keeps the search linear
 _OBJECT_START = re.compile(r'\{\s*"')
@@ -26,6 +26,7 @@ _LETTER = r"""(?:\((?i:([CHOICES]))\)|([CHOICES])(?![\w-]))"""
 _LETTER_AT_END = r"""(?i:([CHOICES]))(?=[\s"'*_.)\]}$\\]{0,8}(?:\n|$))"""
 _PHRASES = (
     rf"(?i:answer)[\"'*_ ]{{0,4}}(?:\s(?i:is|was)\b|\s(?i:should|would|must|will)\s(?i:be)\b){_OPEN}{_LETTER}",
+    rf"(?i:answer)\s(?i:to|for|of)\s[^\n.:?]{{1,80}}?\s(?i:is|was)\b{_OPEN}{_LETTER}",
     rf"(?i:answer)[\"'*_ ]{{0,4}}[:=]{_OPEN}(?:{_LETTER}|{_LETTER_AT_END})",
     rf"(?i:correct|right|best|final)\s(?i:option|choice)[\"'*_ ]{{0,4}}(?::|\s(?i:is)\b){_OPEN}{_LETTER}",
     rf"(?:(?i:option|choice)\s{{1,2}})?{_LETTER}[*_]{{0,2}}\s(?i:is\s(?:the\s)?(?:correct|right|best))\b",
@@ -36,10 +37,18 @@ _ANOTHER = (
     r"[)*_\"']{0,4}\s{0,2}(?:,|/|&|(?i:or|and)\b)\s{0,2}(?:(?i:option|choice)\s)?"
     r"[(*_\"']{0,3}[CHOICES](?![\w-])(?!\s(?:is|are|was|can)\b)"
 )
+_TEXT = r"(?:\\text(?:bf|rm|it)?\s?\{|\\math(?:rm|bf)\s?\{)?[\s(\[*]{0,4}"
 _BOX = (
-    r"[\s(\[$*]{0,4}(?:\\text(?:bf|rm)?\s?\{|\\math(?:rm|bf)\s?\{)?[\s(\[*]{0,4}(?i:([CHOICES]))"
+    rf"[\s(\[$*]{{0,4}}{_TEXT}(?:(?i:option|choice|answer)[\s~:}}]{{1,4}}{_TEXT})?(?i:([CHOICES]))"
     r"(?:[\s)\]}$*.:]{0,6}$|[.):\]][\s)}*]{0,4}.)"
 )
+# What makes of a phrase a supposition: "If the answer is A, then …"; "the answer would be A if …".
+_SUPPOSED = re.compile(
+    r"\b(?:if|unless|whether|suppose|supposing|assume|assuming|imagine|say)\s(?:that\s)?(?:(?:the|our|my)\s)?"
+    r"(?:(?:correct|right|final|best)\s)?$",
+    re.IGNORECASE,
+)
+_SUPPOSING = re.compile(r"""[)*_"']{0,4}\sif\b""", re.IGNORECASE)
 _LINE = r"[\s*>#-]{0,8}\(?([CHOICES])(?:[.):])[\s*]{1,3}\S"
 
 
@@ -48,11 +57,14 @@ def extract_choice(text: str, choices: str = "ABCD") -> str | None:
 
     1. a JSON object whose "answer" is exactly one of the letters: `{"reasoning": "…", "answer": "B"}`;
     2. one with another key that says so: `{"choice": "B"}`;
-    3. `\boxed{B}`, `\boxed{\text{B}}`, `\boxed{(B)}`, `\boxed{B. Tuesday}`;
+    3. `\boxed{B}`, `\boxed{\text{B}}`, `\boxed{(B)}`, `\boxed{B. Tuesday}`, `\boxed{\text{Option B}}`;
     4. "answer is B", "Answer: (B)", "the correct option is B", "option B is correct", `<answer>B</answer>` and the
        like (a lower-case letter only as "(b)" or at the end of its line: "the answer is a prime");
     5. a bare letter as the final line: `B`, `(b)`, `**B**.`;
-    6. the first or last line as `B. Tuesday`, unless other lines begin so with other letters: that is a list.
+    6. the first or last line as `B. Tuesday`, unless other lines begin so with other letters: that is a list;
+    7. a bare letter as the first line, before the reasoning.
+
+    A supposition is no choice: "If the answer is A, then …".
     """
     return choice_in_json(text, choices) or choice_elsewhere(text, choices)
 
@@ -83,13 +95,21 @@ def choice_elsewhere(text: str, choices: str) -> str | None:
     boxed = extract_boxed(text)
     if boxed and (found := box.match(boxed)) and not another.match(boxed, found.end(1)):
         return found[1].upper()
-    if phrases := deque(phrase.finditer(text), maxlen=1):
+    stated = (found for found in phrase.finditer(text) if not _is_supposed(text, found))
+    if phrases := deque(stated, maxlen=1):
         letter = phrases.pop()
         return (
             None if another.match(text, letter.end(letter.lastindex or 0)) else letter[letter.lastindex or 0].upper()
         )
     lines = text.strip().split("\n")
-    return as_choice(lines[-1].strip("*()[]$.: \t"), choices) or _lettered(lines, line)
+    alone = [as_choice(one.strip("*()[]$.: \t"), choices) for one in lines]
+    first = alone[0] if len({one for one in alone if one}) == 1 else None
+    return alone[-1] or _lettered(lines, line) or first
+
+
+def _is_supposed(text: str, phrase: re.Match[str]) -> bool:
+    end = phrase.end(phrase.lastindex or 0)
+    return bool(_SUPPOSED.search(text[max(0, phrase.start() - 40) : phrase.start()]) or _SUPPOSING.match(text, end))
 
 
 def _lettered(lines: list[str], pattern: re.Pattern[str]) -> str | None:

@@ -22,7 +22,8 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Self
 
-from vopd_recipes.grading.answers import extract_boxed, for_math_verify, quick_verdict, strip_reasoning
+from vopd_recipes.grading.answers import MAX_CHARS, as_asked, for_math_verify, listed_boxes, quick_verdict
+from vopd_recipes.grading.boxes import boxed_values, extract_boxed, strip_reasoning
 from vopd_recipes.grading.choices import as_choice, choice_elsewhere, choice_in_json, extract_choice
 
 __all__ = ["Grade", "MathGrader", "extract_boxed", "extract_choice", "grade_choice", "strip_reasoning"]
@@ -91,27 +92,32 @@ class MathGrader:
         while self._workers:
             self._workers.pop().kill()
 
-    def grade(self, completions: list[str], golds: list[str]) -> list[Grade]:
+    def grade(self, completions: list[str], golds: list[str], questions: list[str] | None = None) -> list[Grade]:
         r"""One grade per completion, in order.
 
-        A gold answer is LaTeX, with or without dollars. A pair that occurs often (avg@32) is compared once.
+        A gold answer is LaTeX, with or without dollars. A pair that occurs often (avg@32) is compared once. Where the
+        questions are given, `10\%` is 10 for those that ask for percent.
         ValueError if the lists differ in length or a gold answer is empty; RuntimeError if no worker can be started.
         """
         if len(completions) != len(golds):
             raise ValueError(f"{len(completions)} completions but {len(golds)} gold answers")
         if empty := [index for index, gold in enumerate(golds) if not gold.strip()]:
             raise ValueError(f"the gold answer of item {empty[0]} is empty")
-        answers = [extract_boxed(strip_reasoning(completion)) for completion in completions]
-        pairs = {(answer, gold) for answer, gold in zip(answers, golds) if answer is not None}
+        answers = [_answer(strip_reasoning(completion), gold) for completion, gold in zip(completions, golds)]
+        compared = answers
+        if questions is not None:
+            asked = zip(answers, golds, questions, strict=True)
+            compared = [answer and as_asked(answer, gold, question) for answer, gold, question in asked]
+        pairs = {(answer, gold) for answer, gold in zip(compared, golds) if answer is not None}
         quick = {pair: quick_verdict(*pair) for pair in pairs}
         verdicts: dict[Pair, Verdict] = {
             pair: (correct, None) for pair, correct in quick.items() if correct is not None
         }
         verdicts |= self._verify(sorted(pair for pair, correct in quick.items() if correct is None))
         grades = []
-        for answer, gold in zip(answers, golds):
+        for answer, extracted, gold in zip(compared, answers, golds):
             correct, error = (False, None) if answer is None else verdicts[answer, gold]
-            grades.append(Grade(correct, answer, answer is not None, error))
+            grades.append(Grade(correct, extracted, extracted is not None, error))
         return grades
 
     def _verify(self, pairs: list[Pair]) -> dict[Pair, Verdict]:
@@ -167,6 +173,14 @@ class MathGrader:
         else:
             suspects.add(worker.pair)
             queue.append(worker.pair)
+
+
+def _answer(text: str, gold: str) -> str | None:
+    """The last box, or the last boxes of one value each where the gold answer is a list of as many."""
+    answer = extract_boxed(text)
+    if answer is None or len(gold) > MAX_CHARS or len(answer) > MAX_CHARS:
+        return answer
+    return listed_boxes(gold, lambda: boxed_values(text)) or answer
 
 
 class _Worker:

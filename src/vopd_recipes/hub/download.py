@@ -113,7 +113,7 @@ def download(api: HfApi, repo_id: str, revision: str = "main", to: Path | None =
     if missing := _missing(folder):
         raise RecipeError(
             f"{repo_id}, revision {revision}: not complete, {missing[0]} is missing or is not what was trained; an "
-            "upload that has not finished goes on with `python scripts/publish.py RUN_DIR` where it was trained"
+            "upload that has not finished resumes with `python scripts/publish.py RUN_DIR` where it was trained"
         )
     if to is None:
         _name_in_cache(folder, revision, commit)

@@ -87,7 +87,7 @@ def publishable_results(path: Path) -> Results:
         raise RecipeError(f"{path}: revision {results.revision} cannot name a split; evaluate a branch or tag")
     for task, scores in content["tasks"].items():
         if scores.get("limit") is not None:
-            raise RecipeError(f"{path}: {task} was cut to {scores['limit']} questions; evaluate it without LIMIT")
+            raise RecipeError(f"{path}: {task} was limited to {scores['limit']} questions; evaluate it without LIMIT")
         if not results.details(task).is_file():
             raise RecipeError(f"{path}: {results.details(task)} is missing; evaluate {task} again")
     return results

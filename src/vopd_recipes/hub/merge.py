@@ -14,11 +14,14 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from vopd_recipes.files import written_whole
 from vopd_recipes.hub.queue import link_or_copy
 from vopd_recipes.models import full_weights
+
+_TOLERANCE = 0.01  # of the largest logit, on average
 
 
 @torch.no_grad()
@@ -33,15 +36,18 @@ def merge(adapter: Path, out: Path, base: str, revision: str | None = None) -> N
 
     Raises:
         OSError: the disk has no room for it and as much again, which the run's own checkpoints need.
+        RuntimeError: the merged model is not the adapted one.
     """
     causal_lm = AutoModelForCausalLM.from_pretrained(base, revision=revision, dtype="auto", use_safetensors=True)
     _check_room(causal_lm, out)
-    model = PeftModel.from_pretrained(causal_lm, adapter)
+    model = PeftModel.from_pretrained(causal_lm, adapter).eval()
+    adapted = _logits(model)
     targets = {name.replace(".base_layer.", "."): weight for name, weight in causal_lm.named_parameters()}
     for name, merged in full_weights(model):
         if name in targets and targets[name] is not merged:
             targets[name].copy_(merged)
     whole = model.unload()
+    _check_same(adapted, _logits(whole))
     with written_whole(out) as temporary:
         whole.save_pretrained(temporary, max_shard_size="5GB")
         for path in sorted(item for item in adapter.rglob("*") if item.is_file()):
@@ -49,6 +55,21 @@ def merge(adapter: Path, out: Path, base: str, revision: str | None = None) -> N
             if not path.name.startswith("adapter_") and not copy.exists():
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 link_or_copy(path, copy)
+
+
+def _logits(model: nn.Module) -> Tensor:
+    """Of some tokens, [T, V], in float32."""
+    return model(input_ids=torch.arange(40, 72)[None], use_cache=False).logits[0].float()
+
+
+def _check_same(adapted: Tensor, merged: Tensor) -> None:
+    """Rounding every weight once more moves a logit by some 1% of the largest."""
+    difference, largest = (adapted - merged).abs().mean().item(), adapted.abs().max().item()
+    if not difference <= _TOLERANCE * largest:
+        raise RuntimeError(
+            f"the merged model is not the adapted one: its logits are off by {difference:.2g} on average, of "
+            f"{largest:.2g} at most"
+        )
 
 
 def _check_room(model: PreTrainedModel, out: Path) -> None:

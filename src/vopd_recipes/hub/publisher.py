@@ -70,7 +70,7 @@ class OwnPublishing:
         """`check_write_access` makes the repository."""
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        """`Publisher.save` queues it, once it is whole."""
+        """`Publisher.save` queues it, once it is complete."""
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
         """`Publisher.finish` queues the final model."""
@@ -99,12 +99,12 @@ class Publisher:
             for checkpoint in complete_checkpoints(self.queue.run):
                 if not _queued_for(checkpoint) >= {*self.target.repo_ids}:
                     self._queue((checkpoint, step_revision(int(checkpoint.name.split("-")[1]))))
-        except Exception as error:  # a folder that cannot be read, or whatever it is: the training goes on
+        except Exception as error:  # a folder that cannot be read, or whatever it is: the training continues
             logger.warning("what an earlier process has left is not queued for the Hub: %s", _why(error))
         self._keep_uploading()
 
     def save(self, checkpoint: Path, step: int) -> None:
-        """Queue a whole checkpoint; whatever goes wrong is logged, and tried again at the next save."""
+        """Queue a complete checkpoint; whatever goes wrong is logged, and tried again at the next save."""
         self._queue((checkpoint, step_revision(step)))
 
     def retry(self) -> None:
@@ -154,7 +154,7 @@ class Publisher:
                 self.queue.add(path, name, self.target)
                 if path != self.queue.run:
                     write_text(path / _QUEUED, "\n".join(self.target.repo_ids))
-            except Exception as error:  # a full disk, or whatever it is: the training goes on
+            except Exception as error:  # a full disk, or whatever it is: the training continues
                 if path.is_dir():
                     self._unqueued.append((path, name))
                 elif name not in self._lost:
@@ -170,7 +170,7 @@ class Publisher:
                     stdin=subprocess.PIPE,
                     text=True,
                     env={**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
-                    start_new_session=True,  # an interrupt at the keyboard ends the training; the queue is worked off
+                    start_new_session=True,  # an interrupt at the keyboard ends the training; the queue is drained
                 )
             except OSError as error:
                 logger.warning("no uploader process: %s", error.strerror)
@@ -190,7 +190,7 @@ def _command(run: Path, pace: Pace, *more: str) -> list[str]:
 
 
 def publish_run(run: Path, target: Target, api: HfApi, pace: Pace, tag: str | None = None) -> None:
-    """Queue every whole checkpoint and the final model of a run, and upload what is queued. Harmless to repeat.
+    """Queue every complete checkpoint and the final model of a run, and upload what is queued. Harmless to repeat.
 
     Args:
         run: its folder.
@@ -216,4 +216,4 @@ def publish_run(run: Path, target: Target, api: HfApi, pace: Pace, tag: str | No
             logger.warning("the next attempt is in %.0f s; what is not up stays in the queue", uploader.pause)
             time.sleep(uploader.pause)
     if left := queue.left():
-        raise RecipeError(f"not on the Hub yet: {', '.join(left)}; the reasons stand above, the same command goes on")
+        raise RecipeError(f"not on the Hub yet: {', '.join(left)}; the reasons stand above, the same command resumes")

@@ -1,4 +1,4 @@
-"""A queue is worked off, oldest entry first, with a longer wait after each failure.
+"""Drains a run's queue, oldest entry first, with a longer wait after each failure.
 
 Whatever goes wrong with an entry, it stays and is tried again; while the Hub is away the others wait with it.
 """
@@ -52,7 +52,7 @@ class Pace:
 
 
 class Uploader:
-    """Works a run's queue off.
+    """Drains a run's queue.
 
     Args:
         queue: of the run.

@@ -8,8 +8,17 @@ distributions, and for `from_logprobs`, which has a server's k log-probabilities
 from typing import TYPE_CHECKING
 
 from vopd_recipes.exports import on_demand
-from vopd_recipes.loss.estimator import Estimator
-from vopd_recipes.loss.methods import METHODS, Method, baselines, default_baseline, divergences, method, method_of
+from vopd_recipes.loss.estimator import Estimator, Support
+from vopd_recipes.loss.methods import (
+    METHODS,
+    Method,
+    Needs,
+    baselines,
+    default_baseline,
+    divergences,
+    method,
+    method_of,
+)
 
 if TYPE_CHECKING:
     from vopd_recipes.loss.definition import (

@@ -8,7 +8,7 @@ and the policy gradient of E[r] at that position is  g(y) = (r(y) - b) ∇log p(
 does not depend on y leaves E[g] unchanged, because Σ_v p(v) ∇log p(v) = 0; the choice of b decides the variance:
 
     none        b = 0                             OPD
-    constant    b = c                             the paper's released OPD arm has c = 1
+    constant    b = c                             the authors' released code: c = 1
     value       b = E_p[r] = -KL(p‖q)             vOPD (Eq. 10)
     value_topk  b = -KL(p̄‖q̄) on k tokens         vOPD top-k (Eq. 15), student's or teacher's k most likely
     optimal     b = E[r s] / E[s]                 minimises the variance (Eq. 23), with respect to the logits

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 
@@ -20,6 +21,12 @@ class Head:
         """The head of the first `vocabulary` tokens."""
         bias = None if self.bias is None else self.bias[:vocabulary]
         return replace(self, weight=self.weight[:vocabulary], bias=bias)
+
+    def to(self, device: torch.device) -> Head:
+        """The same on a device."""
+        return replace(
+            self, weight=self.weight.to(device), bias=None if self.bias is None else self.bias.to(device)
+        )  # fmt: skip
 
     def detached(self) -> Head:
         """The same without gradients."""

@@ -21,10 +21,10 @@ from torch.autograd.function import once_differentiable
 from vopd_recipes.loss.definition import STATISTICS
 from vopd_recipes.loss.head import Head
 
-# Bytes of one [chunk, V] buffer: on a CPU 276 tokens of a 151,936-word vocabulary. Larger chunks make better matrix
+# Bytes of one [chunk, V] buffer: on a CPU 276 tokens of 151,936 vocabulary entries. Larger chunks make better matrix
 # products until the cores saturate (`python scripts/benchmark_loss.py --tables chunks`).
 BUFFER_BYTES = {"cpu": 160 * 2**20, "cuda": 640 * 2**20}
-# Words per product where a CPU projects a chunk: 15 to 25 % faster than the whole vocabulary at once.
+# Vocabulary entries per product where a CPU projects a chunk: 15 to 25 % faster than the whole vocabulary at once.
 CPU_TILE = 1024
 
 
@@ -191,8 +191,8 @@ def project(head: Head, hidden: Tensor, out: Tensor) -> None:
     else:
         tile = CPU_TILE if out.device.type == "cpu" else out.shape[1]
         for start in range(0, out.shape[1], tile):
-            words = slice(start, start + tile)
-            torch.mm(hidden, head.weight[words].t(), out=out[:, words])
+            entries = slice(start, start + tile)
+            torch.mm(hidden, head.weight[entries].t(), out=out[:, entries])
     if head.bias is not None:
         out.add_(head.bias)
     if head.logit_scale != 1:

@@ -43,7 +43,7 @@ def head_module(model: nn.Module) -> nn.Linear:
 
 
 def head_of(model: nn.Module) -> Head:
-    """The language-model head with its scale and soft cap; under ZeRO-3 its weight is a slice outside the forward."""
+    """The language-model head with its scale and soft cap; under ZeRO-3 its weight is a shard outside the forward."""
     module = head_module(model)
     config = causal_lm_of(model).config.get_text_config()
     scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0

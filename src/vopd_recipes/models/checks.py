@@ -1,4 +1,4 @@
-"""Before step 1: the two models are understood, agree on their tokens, and the teacher has something to teach.
+"""Before step 1: the two models are understood, and the teacher has something to teach.
 
 On a real prompt, alone and in a packed row, so that a head or layers that do something else than the loss assumes are
 an error at the start and not a quietly different loss.
@@ -11,58 +11,42 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
 
 from vopd_recipes.models.architecture import causal_lm_of, head_module, head_of, hidden_states, scale_logits
 from vopd_recipes.models.attention import packed_arguments
-from vopd_recipes.models.sharding import redirected
+from vopd_recipes.models.loading import noise_of
+from vopd_recipes.models.sharding import is_sharded, redirected
+from vopd_recipes.models.weights import merging_error
 from vopd_recipes.recipe import RecipeError
 
 # Mean entropy above this share of log V: a model that has learnt nothing, or whose weights were not loaded.
 _UNIFORM_ENTROPY_SHARE = 0.98
 # Relative difference of a token's hidden state, packed and alone: rounding in bfloat16 is some 1%, mixing over 30%.
 _PACKING_TOLERANCE = 0.1
-
-
-def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
-    """The same id must mean the same text to both models.
-
-    Ids that only one of them names are fine: extra special tokens in the padding of the other's vocabulary.
-
-    Raises:
-        RecipeError: some id differs.
-    """
-    ours = {index: token for token, index in student.get_vocab().items()}
-    theirs = {index: token for token, index in teacher.get_vocab().items()}
-    common = ours.keys() & theirs.keys()
-    differing = sorted(index for index in common if ours[index] != theirs[index])
-    if differing or len(common) < 0.9 * max(len(ours), len(theirs)):
-        example = f"; id {differing[0]} is {ours[differing[0]]!r} and {theirs[differing[0]]!r}" if differing else ""
-        raise RecipeError(
-            f"teacher_model_name_or_path: its tokenizer differs from the student's in "
-            f"{len(differing) + abs(len(ours) - len(theirs))} tokens{example}; on-policy distillation compares token "
-            "by token and needs one vocabulary"
-        )
-
-
-def end_of_sequence_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Every token that ends a completion: the tokenizer's, and those of the model's generation settings."""
-    configured = causal_lm_of(model).generation_config
-    ids = configured.eos_token_id if configured is not None else None
-    ids = ids if isinstance(ids, list) else [ids]
-    found = {index for index in (*ids, tokenizer.eos_token_id) if index is not None}
-    if not found:
-        raise RecipeError("model_name_or_path: neither tokenizer nor model names an end-of-sequence token")
-    return found
+# The same computation twice: nothing but the order of a sum may differ.
+_TRAIN_MODE_TOLERANCE = 0.01
+# Names under which configurations keep how far back a token sees.
+_WINDOWS = ("sliding_window", "keep_window_size")
+# Relative to what adapters change, with changes as large as the weights: rounding in bfloat16 is some 1%.
+_MERGING_TOLERANCE = 0.05
 
 
 @torch.no_grad()
-def check_models(student: nn.Module, teacher: nn.Module | None, prompt: list[int]) -> None:
+def check_models(student: nn.Module, teacher: nn.Module | None, prompt: list[int], longest: int = 0) -> None:
     """Before step 1, on a real prompt: the models here are understood and the teacher has something to teach.
 
+    Args:
+        student: with or without adapters.
+        teacher: where it is here.
+        prompt: its tokens.
+        longest: tokens of the longest sequence there can be; attention windows below it are looked at too.
+
     Raises:
-        RecipeError: logits that `head_of` does not reproduce, layers that mix the sequences of a packed row, or a
+        RecipeError: logits that `head_of` does not reproduce, layers that mix the sequences of a packed row or forget
+            their window there, a student that computes something else while it trains than while it samples, or a
             teacher that is not finite or knows nothing.
     """
     for name, model in (("student", student), ("teacher", teacher)):
@@ -71,20 +55,22 @@ def check_models(student: nn.Module, teacher: nn.Module | None, prompt: list[int
         training, config = model.training, causal_lm_of(model).config
         label = f"{name} {config._name_or_path or type(causal_lm_of(model)).__name__}"
         try:
-            _check_one(name, label, model.eval(), prompt)
+            _check_one(name, label, model.eval(), prompt, longest)
         except (RuntimeError, AttributeError, TypeError) as error:
             raise RecipeError(f"{label}: its forward fails on the first prompt: {error}") from error
         model.train(training)
 
 
-def _check_one(name: str, label: str, model: nn.Module, prompt: list[int]) -> None:
+def _check_one(name: str, label: str, model: nn.Module, prompt: list[int], longest: int) -> None:
     """All of it inside one forward of the model: outside, a sharded one has no weights."""
     own_forward = causal_lm_of(model).forward
-    with redirected(model, lambda: _compare(name, label, model, own_forward, prompt)):
+    with redirected(model, lambda: _compare(name, label, model, own_forward, prompt, longest)):
         model()
 
 
-def _compare(name: str, label: str, model: nn.Module, own_forward: Callable[..., Any], prompt: list[int]) -> None:
+def _compare(
+    name: str, label: str, model: nn.Module, own_forward: Callable[..., Any], prompt: list[int], longest: int
+) -> None:
     causal_lm, head = causal_lm_of(model), head_of(model)
     input_ids = torch.tensor([prompt], device=causal_lm.device)
     logits = own_forward(input_ids=input_ids, use_cache=False).logits[0].float()
@@ -102,21 +88,63 @@ def _compare(name: str, label: str, model: nn.Module, own_forward: Callable[...,
         ours = scale_logits(module(hidden).float(), head)
     if (ours - logits).abs().max() > 0.02 * logits.abs().max() + 1e-3:
         raise RecipeError(f"{label}: its head is not softcap·tanh(scale·(W h + b)/softcap), which the loss computes")
-    _check_packing(label, model, hidden, prompt)
+    _check_packing(label, model, prompt)
+    windows = [getattr(causal_lm.config.get_text_config(), name, None) or longest for name in _WINDOWS]
+    if min(windows) < longest:
+        _check_packing(label, model, (prompt * (min(windows) // len(prompt) + 2))[: min(windows) + 64])
+    if name == "student":
+        _check_train_mode(label, model, hidden, input_ids)
+    if isinstance(model, PeftModel) and not is_sharded(model):
+        error = merging_error(model, lambda: own_forward(input_ids=input_ids, use_cache=False))
+        if not error < _MERGING_TOLERANCE:
+            raise RecipeError(
+                f"{label}: merged into its weights, its adapters do something else ({error:.0%} of what they change), "
+                "and the sampler and whoever loads the result would have another model"
+            )
 
 
-def _check_packing(label: str, model: nn.Module, alone: Tensor, prompt: list[int]) -> None:
+def _check_packing(label: str, model: nn.Module, prompt: list[int]) -> None:
     """A sequence after another one in a row must have the hidden states [T, H] that it has alone."""
     causal_lm = causal_lm_of(model)
     lengths = ((len(prompt) + 1) // 2, len(prompt))
     row = torch.tensor([prompt[: lengths[0]] + prompt], device=causal_lm.device)
     positions = torch.cat([torch.arange(length, device=row.device) for length in lengths])[None]
+    alone = hidden_states(model, row[:, lengths[0] :], positions[:, lengths[0] :])
     packed = packed_arguments(causal_lm.config._attn_implementation, lengths, row.device)
-    together = hidden_states(model, row, positions, **packed)[lengths[0] :]
-    difference = (together.float() - alone.float()).norm(dim=-1) / alone.float().norm(dim=-1).clamp_min(1e-6)
+    difference = _difference(hidden_states(model, row, positions, **packed)[lengths[0] :], alone)
+    implementation = causal_lm.config._attn_implementation
     # The first tokens, because what leaks in from before fades; their mean, because rounding may swap experts.
     if difference[:4].mean() > _PACKING_TOLERANCE:
         raise RecipeError(
             f"{label}: its layers mix the sequences of a packed row (recurrent or convolutional layers do, and some "
-            f"attention with attn_implementation: {causal_lm.config._attn_implementation}), which training relies on"
+            f"attention with attn_implementation: {implementation}), which training relies on"
         )
+    if difference[-32:].mean() > _PACKING_TOLERANCE:
+        raise RecipeError(
+            f"{label}: its attention has a window that it keeps in a mask alone, and none in a packed row with "
+            f"attn_implementation: {implementation}; set attn_implementation: sdpa"
+        )
+
+
+def _check_train_mode(label: str, model: nn.Module, hidden: Tensor, input_ids: Tensor) -> None:
+    """The student that is trained is the one that samples; the dropout of adapters is the recipe's own choice."""
+    if noise_of(causal_lm_of(model).config):
+        return  # asked for
+    model.train()
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.lora_dropout.eval()
+    positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+    with torch.random.fork_rng():
+        difference = _difference(hidden_states(model, input_ids, positions), hidden)
+    model.eval()
+    if difference.mean() > _TRAIN_MODE_TOLERANCE:
+        raise RecipeError(
+            f"{label}: some of its layers compute something else while it trains (dropout, noise on a router), so it "
+            "would not train what it samples"
+        )
+
+
+def _difference(one: Tensor, other: Tensor) -> Tensor:
+    """Of hidden states [T, H], relative, token by token."""
+    return (one.float() - other.float()).norm(dim=-1) / other.float().norm(dim=-1).clamp_min(1e-6)

@@ -9,17 +9,26 @@ architecture whose head or whose layers do something else is an error at the sta
 from __future__ import annotations
 
 import importlib.util
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
+from peft.tuners import lora
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors import safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file, find_adapter_config_file
 
@@ -29,22 +38,27 @@ from vopd_recipes.recipe import ModelConfig, RecipeError, one_line
 
 
 def load_tokenizer(config: ModelConfig, teacher: bool = False) -> PreTrainedTokenizerBase:
-    """The student's tokenizer, or the teacher's.
+    """The student's tokenizer, which ends texts with the recipe's `eos_token`, or the teacher's.
 
     Raises:
-        RecipeError: there is none at that name, or it cannot be reached.
+        RecipeError: there is none at that name, or it cannot be reached, or it has no such token.
     """
     name, revision = _source(config, teacher)
     try:
-        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=config.trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=config.trust_remote_code)
     except Exception as error:  # loaders and remote code raise what they like; each becomes one line
         raise _load_error(config, teacher, "tokenizer", error) from error
+    if config.eos_token is not None and not teacher:
+        if config.eos_token not in tokenizer.get_vocab():
+            raise RecipeError(f"eos_token: {config.eos_token} is no token of {name}")
+        tokenizer.eos_token = config.eos_token
+    return tokenizer
 
 
 def load_student(config: ModelConfig) -> PreTrainedModel | PeftModel:
     """The student: its weights are trained, or LoRA adapters where asked for and nothing else.
 
-    Where `model_name_or_path` holds a LoRA adapter, the base that it names is loaded, and training goes on with it.
+    Where `model_name_or_path` holds a LoRA adapter, the base that it names is loaded, and training continues it.
 
     Raises:
         RecipeError: it cannot be loaded, or an adapter there is not the one that the recipe describes.
@@ -56,9 +70,30 @@ def load_student(config: ModelConfig) -> PreTrainedModel | PeftModel:
     if not config.use_peft:
         return student
     try:
-        return get_peft_model(student, _lora(config), revision=config.model_revision)
+        adapted = get_peft_model(student, _lora(config), revision=config.model_revision)
     except ValueError as error:
         raise RecipeError(f"lora_target_modules: {one_line(error)}") from error
+    _check_layers(adapted)
+    return adapted
+
+
+def _check_layers(student: PeftModel) -> None:
+    """Adapters sit where they can be merged into one weight, for the sampler and for whoever loads the result."""
+    head = causal_lm_of(student).get_output_embeddings()
+    for name, module in causal_lm_of(student).named_modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        base = module.get_base_layer()
+        if type(module) not in (lora.Linear, lora.Embedding):
+            raise RecipeError(
+                f"lora_target_modules: {name} is a {type(base).__name__}, whose adapters cannot be merged into it; "
+                "name linear layers or embeddings"
+            )
+        if module is not head and base.weight is getattr(head, "weight", None):
+            raise RecipeError(
+                f"lora_target_modules: {name} shares its weight with the head, which its adapters do not reach; "
+                "leave it out"
+            )
 
 
 def _lora(config: ModelConfig) -> LoraConfig:
@@ -106,6 +141,7 @@ def _load_adapter(config: ModelConfig, folder: Path) -> PeftModel:
     settings.lora_dropout = config.lora_dropout
     student = PeftModel.from_pretrained(base, str(folder), is_trainable=True, config=settings)
     _check_adapter(config, student, settings, expected, folder)
+    _check_layers(student)
     return student
 
 
@@ -164,8 +200,13 @@ def load_teacher(config: ModelConfig) -> PreTrainedModel:
 def _load(config: ModelConfig, teacher: bool) -> PreTrainedModel:
     name, revision = _source(config, teacher)
     try:
+        settings = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=config.trust_remote_code)
+        if not config.dropout:
+            for field in noise_of(settings):
+                setattr(settings.get_text_config(), field, 0.0)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
+            config=settings,
             revision=revision,
             dtype=getattr(torch, (teacher and config.teacher_dtype) or config.dtype),
             attn_implementation=config.attn_implementation or default_attention(config.dtype),
@@ -181,6 +222,12 @@ def _load(config: ModelConfig, teacher: bool) -> PreTrainedModel:
             config, teacher, "model", ValueError(f"{len(missing)} weights are missing, {missing[0]} first")
         )
     return model
+
+
+def noise_of(settings: PreTrainedConfig) -> list[str]:
+    """Fields of a model's configuration that make its layers random while it trains: dropout, noise on a router."""
+    fields = vars(settings.get_text_config()).items()
+    return [name for name, value in fields if re.search("drop|jitter", name) and isinstance(value, float) and value]
 
 
 def _source(config: ModelConfig, teacher: bool) -> tuple[str, str | None]:

@@ -1,6 +1,6 @@
 """Who holds which part of a parameter, and how to see all of it.
 
-Under DDP and ZeRO-1/2 every process holds every parameter; under ZeRO-3 and FSDP2 each holds a slice.
+Under DDP and ZeRO-1/2 every process holds every parameter; under ZeRO-3 and FSDP2 each holds a shard.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers.integrations import deepspeed as hf_deepspeed
 
-# DeepSpeed's `offload_param`: pinned, so that slices travel while the layer before computes.
+# DeepSpeed's `offload_param`: pinned, so that shards travel while the layer before computes.
 IN_CPU_MEMORY = {"device": "cpu", "pin_memory": True}
 
 
@@ -35,15 +35,15 @@ def shards_weights(accelerator: Accelerator) -> bool:
     return layout(accelerator) in ("zero3", "fsdp1", "fsdp2")
 
 
-def is_sliced(model: nn.Module) -> bool:
-    """Whether the model was loaded in ZeRO-3 slices and cannot be called before it is prepared."""
+def is_sharded(model: nn.Module) -> bool:
+    """Whether the model was loaded sharded by ZeRO-3 and cannot be called before it is prepared."""
     return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
 @contextmanager
 def loading_teacher(offload: bool) -> Iterator[None]:
-    """Under ZeRO-3 models are sliced while they load, to where the student's configuration says; a teacher that is to
-    be offloaded has to be sliced into CPU memory then and there, because DeepSpeed moves no slice that exists.
+    """Under ZeRO-3 models are sharded while they load, to where the student's configuration says; a teacher that is to
+    be offloaded has to be sharded into CPU memory then and there, because DeepSpeed moves no shard that exists.
     """
     if not (offload and hf_deepspeed.is_deepspeed_zero3_enabled()):
         yield
@@ -60,6 +60,34 @@ def loading_teacher(offload: bool) -> Iterator[None]:
 
 
 @contextmanager
+def unsharded() -> Iterator[None]:
+    """What transformers builds in the block is whole, under ZeRO-3 as well."""
+    if not hf_deepspeed.is_deepspeed_zero3_enabled():
+        yield
+        return
+    ours: Any = hf_deepspeed._hf_deepspeed_config_weak_ref()  # type: ignore[misc]  # set: it was just asked
+    hf_deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        hf_deepspeed.set_hf_deepspeed_config(ours)
+
+
+@contextmanager
+def making_whole_models() -> Iterator[None]:
+    """Models that are made in the block are whole; under ZeRO-3 they would be sharded while they are made."""
+    if not hf_deepspeed.is_deepspeed_zero3_enabled():
+        yield
+        return
+    ours: Any = hf_deepspeed._hf_deepspeed_config_weak_ref()  # type: ignore[misc]  # set: it was just asked
+    hf_deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        hf_deepspeed.set_hf_deepspeed_config(ours)
+
+
+@contextmanager
 def gathered(*parameters: Tensor) -> Iterator[list[Tensor]]:
     """The whole of each parameter, detached, for the length of the block; sharded again after it. Collective."""
     if any(hasattr(parameter, "ds_id") for parameter in parameters):
@@ -68,14 +96,14 @@ def gathered(*parameters: Tensor) -> Iterator[list[Tensor]]:
         with deepspeed.zero.GatheredParameters(list(parameters)):
             yield [parameter.detach() for parameter in parameters]
     else:
-        yield [_whole(parameter.detach()) for parameter in parameters]
+        yield [_full(parameter.detach()) for parameter in parameters]
 
 
-def _whole(tensor: Tensor) -> Tensor:
+def _full(tensor: Tensor) -> Tensor:
     if not isinstance(tensor, DTensor):
         return tensor
     local, mesh = tensor.to_local(), tensor.device_mesh
-    if local.device.type != mesh.device_type:  # slices that wait in CPU memory: only the mesh's devices can gather
+    if local.device.type != mesh.device_type:  # shards that wait in CPU memory: only the mesh's devices can gather
         local = local.to(mesh.device_type)
         shape, stride = tensor.size(), tensor.stride()
         tensor = DTensor.from_local(local, mesh, tensor.placements, run_check=False, shape=shape, stride=stride)

@@ -90,7 +90,7 @@ def _adapters(setup: Setup) -> Iterator[Change]:
 
 
 def _elsewhere(setup: Setup) -> Iterator[Change]:
-    if setup.teacher and setup.server_suffices:
+    if setup.teacher and not setup.teacher_head_only and setup.server_suffices:
         yield Change("teacher_backend: server", replace(setup, teacher=None, teacher_offload=False))
 
 

@@ -2,13 +2,13 @@
 
 Four sums, of which the largest must fit (P parameters, N processes, b bytes per element):
 
-    weights     bP on each GPU, or in slices under ZeRO-3 and FSDP2
-    gradients   bP of what is trained; slices from ZeRO-2 on; twice with DDP's buckets
+    weights     bP on each GPU, or sharded under ZeRO-3 and FSDP2
+    gradients   bP of what is trained; sharded from ZeRO-2 on; twice with DDP's buckets
     optimiser   Adam's two moments in the type of the weights; under ZeRO in float32, with a float32 copy: 12 P/N
     activations counted by `activations`; a logit chunk and the head's gradient as `fused` allocates them
 
 ZeRO-1 and 2 cut each parameter group, padded to a multiple of 2N elements, into N equal parts; ZeRO-3 cuts each
-parameter, padded to a multiple of N; FSDP2 cuts rows, and the first process has the most. Weights, gradients and
+parameter, padded to a multiple of N; FSDP2 shards rows, and rank 0 has the most. Weights, gradients and
 optimiser states are exact; activations are those of rows in which every completion is as long as it may be.
 
 1 GB is 10⁹ bytes. An "80 GB" card has 85·10⁹: the difference is for fragmentation, and for vLLM, whose share is of the
@@ -35,7 +35,7 @@ Sharding = Literal["none", "zero0", "zero1", "zero2", "zero3", "fsdp2"]
 CONTEXT_BYTES = 2 * GB
 VLLM_ASLEEP_BYTES = 1 * GB
 VLLM_WORKING_BYTES = 2 * GB
-# float32 logits, their log-softmax, and probabilities and their sum in float64, per word of a row being drawn.
+# float32 logits, their log-softmax, and probabilities and their sum in float64, per vocabulary entry of a drawn row.
 _DRAWING_BYTES = 30
 # Elements that DeepSpeed's ZeRO-3 updates at a time, and how many gathered ones it lets live, by default.
 _SUB_GROUP = 10**9
@@ -52,7 +52,7 @@ class Setup:
     gpu_bytes: int
     sharding: Sharding
     student: Architecture
-    teacher: Architecture | None  # None: a server
+    teacher: Architecture | None  # None: a server that scores
     half: str | None  # type of mixed precision
     optim: str
     checkpointing: bool
@@ -68,6 +68,7 @@ class Setup:
     vllm_itemsize: int
     vllm_length: int
     teacher_offload: bool
+    teacher_head_only: bool = False  # a server gives hidden states, and the head that reads them is here
     server_suffices: bool = False  # a teacher server can give what the estimator needs
     optimizer_offload: bool = False
     parameter_offload: bool = False
@@ -94,7 +95,7 @@ class Setup:
         return self.sharding.startswith("zero")
 
     @property
-    def sliced(self) -> bool:
+    def sharded(self) -> bool:
         """Whether no process holds the whole model."""
         return self.sharding in ("zero3", "fsdp2")
 
@@ -102,7 +103,7 @@ class Setup:
     def computed_in(self) -> Architecture:
         """The student as its forward sees it: cast as a whole by DeepSpeed and FSDP2, by autocast where it is not.
 
-        A model that ZeRO-3 slices while it loads is cast there, before it has adapters: they stay in float32.
+        A model that ZeRO-3 shards while it loads is cast there, before it has adapters: they stay in float32.
         """
         if not self.half or self.sharding == "none":
             return self.student
@@ -177,7 +178,7 @@ class Plan:
         if not (setup.teacher and setup.teacher_offload):
             return optimizer
         teacher = sum(parameter.numel * parameter.itemsize for parameter in parameters_of(setup.teacher))
-        return optimizer + (ceil(teacher / setup.gpus) if setup.sliced else teacher)
+        return optimizer + (ceil(teacher / setup.gpus) if setup.sharded else teacher)
 
     @property
     def fits(self) -> bool:
@@ -241,8 +242,8 @@ def _elements(parameter: Parameter, setup: Setup) -> int:
     if setup.sharding != "zero3":
         return parameter.numel
     persistent = parameter.numel <= (setup.persistence or 10 * setup.student.config.hidden_size)
-    slice_ = ceil(parameter.numel / setup.gpus)
-    return (0 if setup.parameter_offload else slice_) + (setup.gpus * slice_ if persistent else 0)
+    shard = ceil(parameter.numel / setup.gpus)
+    return (0 if setup.parameter_offload else shard) + (setup.gpus * shard if persistent else 0)
 
 
 def _itemsize(parameter: Parameter, setup: Setup) -> int:
@@ -294,20 +295,22 @@ def _teacher(setup: Setup) -> list[Item]:
     itemsize, width = parameters[0].itemsize, teacher.config.hidden_size
     head = width * teacher.config.vocab_size * itemsize
     hidden = setup.targets * width * itemsize
+    if setup.teacher_head_only:
+        return [Item.always("teacher: head", head), Item("teacher: hidden states", 0, 0, hidden, 0, 0)]
     forward = inference_peak(teacher, setup.sequences, None, frozen=True) + hidden
     whole = sum(parameter.numel for parameter in parameters) * itemsize
-    if setup.sliced:
+    if setup.sharded:
         elements = 0 if setup.teacher_offload else sum(_elements(parameter, setup) for parameter in parameters)
-        slices = elements * itemsize
+        shards = elements * itemsize
         gathered = _gathered(setup, parameters, teacher.layers)
-        weights = Item("teacher: weights", slices, slices + gathered, slices + head, slices, slices)
+        weights = Item("teacher: weights", shards, shards + gathered, shards + head, shards, shards)
     elif setup.teacher_offload:
         weights = Item("teacher: weights", head, whole, head, head, head)
         hidden *= setup.accumulation  # of the whole window: the backbone visits once
         forward += hidden
     else:
         weights = Item.always("teacher: weights", whole)
-    kept = hidden if setup.teacher_offload and not setup.sliced else 0
+    kept = hidden if setup.teacher_offload and not setup.sharded else 0
     return [weights, Item("teacher: forward, hidden states", 0, forward, hidden, kept, 0)]
 
 
@@ -342,7 +345,7 @@ def _activations(setup: Setup) -> list[Item]:
 
 
 def _shared_vocabulary(setup: Setup) -> int:
-    """Words that both models score; a server's are the student's."""
+    """Vocabulary entries that both models score; a server's are the student's."""
     return min(model.config.vocab_size for model in (setup.student, setup.teacher) if model)
 
 
@@ -379,7 +382,7 @@ def _sampling(setup: Setup) -> tuple[list[Item], int | None]:
         room = share - base * setup.vllm_itemsize // setup.vllm_parallel - VLLM_WORKING_BYTES
         cache = max(0, room) * setup.vllm_parallel * 2 // (student.cache_bytes_per_token * setup.vllm_itemsize)
         largest = max(parameter.numel for parameter in parameters)
-        per_element = (8 if student.lora else 0) + (itemsize if setup.sliced or student.lora else 0)
+        per_element = (8 if student.lora else 0) + (itemsize if setup.sharded or student.lora else 0)
         return [
             Item("vLLM: weights, cache; asleep (assumed)", share, *[VLLM_ASLEEP_BYTES] * 4),
             Item("vLLM: weight on its way", largest * per_element),
@@ -390,7 +393,7 @@ def _sampling(setup: Setup) -> tuple[list[Item], int | None]:
     prefill = inference_peak(setup.computed_in, (setup.prompt_tokens,) * rows, setup.autocast, frozen=False)
     drawing = rows * student.config.vocab_size * _DRAWING_BYTES
     first = parameters_of(setup.kept_as)[0]  # the copy has its type
-    copy = total * _itemsize(first, setup) if setup.sliced else 0
+    copy = total * _itemsize(first, setup) if setup.sharded else 0
     return [
         Item("sampling: whole copy of the student", copy),
         Item("sampling: cache, prefill, logits", cache_bytes + prefill + drawing),

@@ -72,13 +72,14 @@ def _setup(recipe: Recipe, gpus: int, gpu_bytes: int, sharding: Any, zero: dict[
         str(model.teacher_model_name_or_path), model.teacher_model_revision, model.teacher_dtype or model.dtype
     )
     longest = data.max_prompt_length + training.max_completion_length
+    head_only = training.teacher_server_scores == "hidden_states"
     vllm_dtype = training.vllm_dtype or half or model.dtype
     return Setup(
         gpus=gpus,
         gpu_bytes=gpu_bytes,
         sharding=sharding,
         student=student,
-        teacher=teacher if training.teacher_backend == "local" else None,
+        teacher=None if training.teacher_backend == "server" and not head_only else teacher,
         half=half,
         optim=getattr(training.optim, "value", training.optim),
         checkpointing=training.gradient_checkpointing,
@@ -94,6 +95,7 @@ def _setup(recipe: Recipe, gpus: int, gpu_bytes: int, sharding: Any, zero: dict[
         vllm_itemsize=4 if vllm_dtype == "float32" else 2,
         vllm_length=training.vllm_max_model_len or longest,
         teacher_offload=training.teacher_offload,
+        teacher_head_only=head_only,
         server_suffices=training.estimator.method.needs != "distribution" and not training.log_gradient_variance,
         optimizer_offload="offload_optimizer" in zero,
         parameter_offload="offload_param" in zero,

@@ -79,6 +79,10 @@ def check_backends(args: Any, estimator: Estimator) -> None:
     require(args.teacher_server_timeout > 0, "teacher_server_timeout must be positive")
     if args.teacher_backend == "local":
         require(args.teacher_server_url is None, "teacher_server_url has no effect with teacher_backend: local")
+        require(
+            args.teacher_server_scores == "logprobs",
+            "teacher_server_scores has no effect with teacher_backend: local",
+        )
         return
     require(bool(args.teacher_server_url), "teacher_server_url: missing; teacher_backend: server needs it")
     require(not args.teacher_offload, "teacher_offload has no effect with teacher_backend: server")
@@ -87,14 +91,18 @@ def check_backends(args: Any, estimator: Estimator) -> None:
         f"teacher_server_timeout: {args.teacher_server_timeout:g} is not below ddp_timeout: {args.ddp_timeout}, "
         "after which processes that wait for one another are killed; raise ddp_timeout",
     )
+    if not args.knows_logprobs_only:
+        return
     require(
         not args.log_gradient_variance,
-        "log_gradient_variance: true needs the teacher's whole distribution, which teacher_backend: server lacks",
+        "log_gradient_variance: true needs the teacher's whole distribution, which a server of log-probabilities "
+        "lacks; set teacher_server_scores: hidden_states",
     )
     require(
         estimator.method.needs != "distribution",
         f"divergence: {args.divergence}, baseline: {estimator.baseline} need the teacher's whole "
-        f"distribution, which teacher_backend: server lacks; use {_served()}",
+        f"distribution, which a server of log-probabilities lacks; use {_served()}; or set "
+        "teacher_server_scores: hidden_states",
     )
 
 

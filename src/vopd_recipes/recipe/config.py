@@ -20,7 +20,7 @@ from typing import Any, Literal, cast, get_type_hints
 from transformers import TrainingArguments
 from transformers.trainer_utils import SchedulerType
 
-from vopd_recipes.loss import Estimator, baselines, default_baseline, divergences
+from vopd_recipes.loss import Estimator, Needs, baselines, default_baseline, divergences
 from vopd_recipes.recipe.checks import (
     check_backends,
     check_best_metric,
@@ -54,14 +54,16 @@ class ModelConfig:
     model_revision: str | None = option(None, "branch, tag or commit of the student")
     teacher_model_name_or_path: str | None = option(None, "teacher: Hub id or folder")
     teacher_model_revision: str | None = option(None, "branch, tag or commit of the teacher")
+    eos_token: str | None = option(None, "also ends a completion, and from then on the student: the teacher's, say")
     dtype: _DTYPE = option("float32", "type of the student's weights")
     teacher_dtype: _DTYPE | None = option(None, "the teacher's; default: dtype")
     attn_implementation: str | None = option(None, "default: flash-attention where installed, else packed_sdpa")
     trust_remote_code: bool = option(False, "run model code that comes with the weights")
+    dropout: bool = option(False, "keep the dropout of the student's configuration, which its sampler lacks")
     use_peft: bool = option(False, "train LoRA adapters instead of all weights")
     lora_r: int = option(64, "rank of the adapters")
     lora_alpha: int = option(128, "their scale is lora_alpha / lora_r")
-    lora_dropout: float = option(0.0, "dropout on the adapters' input")
+    lora_dropout: float = option(0.0, "dropout on the adapters' input, which the sampler lacks")
     lora_target_modules: list[str] | str = option("all-linear", "module names, or all-linear")
 
     def __post_init__(self) -> None:
@@ -159,13 +161,13 @@ class VOPDConfig(TrainingArguments):
     reward_clip_lambda: float | None = option(None, "clamp sampled rewards from below at log(λ)/(1-λ)")
     importance_sampling_cap: float = option(2.0, "truncate p_train/p_rollout at this")
 
-    max_completion_length: int = option(2048, "sample at most this many tokens")
+    max_completion_length: int = option(2048, "max new tokens of a completion")
     num_generations: int = option(1, "completions per prompt")
     temperature: float = option(1.0, "anything but 1 needs allow_biased_sampling")
     top_p: float = option(1.0, "anything but 1 needs allow_biased_sampling")
     top_k: int = option(0, "0 is off; anything else needs allow_biased_sampling")
     allow_biased_sampling: bool = option(False, "sample from another distribution than the student's")
-    mask_truncated_completions: bool = option(False, "do not train on completions cut at the limit")
+    mask_truncated_completions: bool = option(False, "do not train on truncated completions")
     rollout_backend: Literal["transformers", "vllm"] = option("transformers", "what samples the completions")
     rollout_batch_size: int = option(64, "completions sampled at a time on a device")
     vllm_gpu_memory_utilization: float = option(0.3, "share of the GPU's memory that vLLM may fill while it samples")
@@ -176,10 +178,13 @@ class VOPDConfig(TrainingArguments):
     teacher_backend: Literal["local", "server"] = option("local", "local, or a vLLM server that scores completions")
     teacher_offload: bool = option(False, "keep a local teacher in CPU memory between its turns")
     teacher_server_url: str | None = option(None, "of teacher_backend: server, such as http://node7:8000")
+    teacher_server_scores: Literal["logprobs", "hidden_states"] = option(
+        "logprobs", "k log-probabilities a token, or hidden states, which make every estimator exact"
+    )
     teacher_server_model: str | None = option(None, "name of the model there; default: the only one")
     teacher_server_timeout: float = option(600.0, "seconds to keep trying before the run stops, resumable")
     log_gradient_variance: bool = option(False, "log every estimator's exact gradient variance")
-    resume_only_model: bool = option(False, "go on from a checkpoint without its optimiser: moments start anew")
+    resume_only_model: bool = option(False, "resume from a checkpoint without its optimiser: moments start anew")
     hub_merge: bool = option(False, "push_to_hub of LoRA runs: the merged model too, to <hub_model_id>-merged")
 
     # Other defaults than the Trainer's, from the paper's settings where it states one.
@@ -196,8 +201,8 @@ class VOPDConfig(TrainingArguments):
     def __post_init__(self) -> None:
         check_values(self)
         if self.baseline is None:
-            served = self.teacher_backend == "server"
-            self.baseline = cast(Word, default_baseline(self.divergence, "support" if served else "distribution"))
+            known: Needs = "support" if self.knows_logprobs_only else "distribution"
+            self.baseline = cast(Word, default_baseline(self.divergence, known))
         self.baseline = cast(Word, self.estimator.baseline)
         check_sampling(self)
         check_trackers(self)
@@ -213,6 +218,11 @@ class VOPDConfig(TrainingArguments):
             "accelerator_config: split_batches and dispatch_batches deal prompts out in an order that is not ours",
         )
         introduce_deepspeed(self)
+
+    @property
+    def knows_logprobs_only(self) -> bool:
+        """Whether the teacher gives log-probabilities of some tokens and not its whole distribution."""
+        return self.teacher_backend == "server" and self.teacher_server_scores == "logprobs"
 
     @property
     def estimator(self) -> Estimator:
@@ -292,8 +302,11 @@ def _extended(base: Lines, own: Lines) -> Lines:
 def _check_together(recipe: Recipe) -> None:
     """Contradictions between the parts."""
     data, training = recipe.data, recipe.training
-    if training.teacher_backend == "local" and not recipe.model.teacher_model_name_or_path:
-        raise RecipeError(f"{recipe.path}: teacher_model_name_or_path: missing; name a Hub id or a folder")
+    if not recipe.model.teacher_model_name_or_path and (
+        training.teacher_backend == "local" or training.teacher_server_scores == "hidden_states"
+    ):
+        why = "" if training.teacher_backend == "local" else ", whose head reads the server's hidden states"
+        raise RecipeError(f"{recipe.path}: teacher_model_name_or_path: missing; name a Hub id or a folder{why}")
     if (training.metric_for_best_model or "").endswith("accuracy") and not any(
         source["answer_column"] for source in data.sources()
     ):

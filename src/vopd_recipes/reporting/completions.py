@@ -246,7 +246,7 @@ def _prompt(
 def _completion(groups: Sequence[Group], each: Written, tokenizer: Tokenizer | None) -> str:
     row = each.row
     length = len(row["token_ids"] or [])
-    facts = [f"{length:,} tokens", "ended" if row["finished"] else "cut off"]
+    facts = [f"{length:,} tokens", "ended" if row["finished"] else "truncated"]
     means = [value for value in row["reverse_kl"] or [] if value is not None]
     facts.append(f"reverse KL {fmean(means):.3f}" if means else "not trained on")
     return (

@@ -42,7 +42,7 @@ def _card(index: int, group: Group) -> str:
     facts = {"student": student_of(group), "teacher": teacher_of(group), "prompts": _prompts(recipe)}
     facts |= {
         label: recipe[name]
-        for label, name in (("learning rate", "learning_rate"), ("tokens at most", "max_completion_length"))
+        for label, name in (("learning rate", "learning_rate"), ("max new tokens", "max_completion_length"))
         if recipe.get(name) is not None
     }
     listed = "".join(f"<dt>{escaped(name)}</dt><dd>{escaped(value)}</dd>" for name, value in facts.items())

@@ -1,7 +1,7 @@
 """A run's folder becomes a checked record, and records of the same recipe become one method.
 
 Two runs are seeds of one method when their resolved recipes agree in everything but the seed and where the run is
-kept. A run that has not finished is read at its last whole checkpoint.
+kept. A run that has not finished is read at its last complete checkpoint.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Run:
     Args:
         folder: the run.
         name: what it is called on the page; unique there.
-        state_folder: where its trainer state and tokenizer are: the run, or its last whole checkpoint.
+        state_folder: where its trainer state and tokenizer are: the run, or its last complete checkpoint.
         recipe: the resolved recipe.
         recipe_text: the same as it is on disk.
         environment: versions and hardware; empty where the run has no such file.
@@ -131,7 +131,7 @@ def read_run(folder: Path) -> Run:
     state_folder = folder if (folder / "trainer_state.json").is_file() else last_complete_checkpoint(folder)
     if state_folder is None:
         raise RunError(
-            f"{folder}: the run has no trainer_state.json and no whole checkpoint yet; wait for its first one"
+            f"{folder}: the run has no trainer_state.json and no complete checkpoint yet; wait for its first one"
         )
     recipe_text = _text(folder / RECIPE)
     try:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from accelerate import Accelerator
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from vopd_recipes.models import FullCopy, base_of, causal_lm_of, end_of_sequence_ids, shards_weights
+from vopd_recipes.models import (
+    FullCopy,
+    base_of,
+    causal_lm_of,
+    check_end_tokens,
+    checkpoint_weights,
+    end_of_sequence_ids,
+    shards_weights,
+)
 from vopd_recipes.recipe import ModelConfig, VOPDConfig
 from vopd_recipes.rollout.engine import RolloutEngine, Sampling
 from vopd_recipes.rollout.transformers_engine import TransformersRollout
@@ -36,9 +45,10 @@ def build_rollout(
         source: where vLLM loads the student from.
 
     Raises:
-        RecipeError: vLLM is not installed, or cannot be started with these settings.
+        RecipeError: an end token is never drawn, or vLLM is not installed, or cannot be started with these settings.
     """
     eos_token_ids = end_of_sequence_ids(student, tokenizer)
+    check_end_tokens(eos_token_ids, tokenizer, vocabulary)
     sampling = Sampling(args.temperature, args.top_p, args.top_k)
     progress = accelerator.is_local_main_process and not args.disable_tqdm
     if args.rollout_backend == "transformers":
@@ -70,5 +80,6 @@ def build_rollout(
         max_num_seqs=args.rollout_batch_size,
         trust_remote_code=source.trust_remote_code,
         seed=args.seed,
+        as_saved=partial(checkpoint_weights, student),
         progress=progress,
     )

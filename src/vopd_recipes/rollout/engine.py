@@ -24,7 +24,7 @@ class Completion:
 
 
 class RolloutFailed(RuntimeError):
-    """The sampler cannot go on; one line says why."""
+    """The sampler cannot continue; one line says why."""
 
 
 class RolloutEngine(Protocol):

@@ -14,15 +14,16 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from transformers.utils.logging import tqdm
 
+from vopd_recipes.models import unsharded
 from vopd_recipes.recipe import RecipeError, free_port, one_line
 from vopd_recipes.rollout.engine import Completion, RolloutFailed, Sampling
 from vopd_recipes.rollout.vllm_start import start_vllm
@@ -49,6 +50,7 @@ class VLLMRollout:
         max_num_seqs: completions sampled at a time by an engine.
         trust_remote_code: run model code that comes with the weights.
         seed: of the engine; each completion has its own.
+        as_saved: gives the student's weights the names and parts that its checkpoint has; default: they have them.
         progress: show a progress bar.
 
     Raises:
@@ -72,19 +74,21 @@ class VLLMRollout:
         max_num_seqs: int = 64,
         trust_remote_code: bool = False,
         seed: int = 0,
+        as_saved: Callable[[Iterable[tuple[str, Tensor]]], Iterator[tuple[str, Tensor]]] = iter,
         progress: bool = False,
     ) -> None:
         self._on_gpu = device.type == "cuda"
         self._eos_token_ids = sorted(eos_token_ids)
         self.sampling = sampling
         self._max_model_len = max_model_len
+        self._as_saved = as_saved
         self._progress = progress
         self._asleep: set[str] = set()  # what has no memory at the moment: weights, kv_cache
         self.stale = False  # the weights of `model` are the student's, until it takes a step
         _check_installed()
         os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # `sync` hands a generator to it, in-process
         self._join_group(tensor_parallel_size)
-        with _single_process_variables(), _as_recipe_error():
+        with _single_process_variables(), _as_recipe_error(), unsharded():
             self._vllm, self._llm = start_vllm(
                 self._on_gpu,
                 max_model_len,
@@ -101,6 +105,7 @@ class VLLMRollout:
                 trust_remote_code=trust_remote_code,
                 seed=seed,
             )
+        self._has_head = all(self._llm.apply_model(_has_head))
         self._bias = _never(range(vocabulary, self._llm.llm_engine.model_config.get_vocab_size()))
         self._sleep()
 
@@ -123,7 +128,7 @@ class VLLMRollout:
         """One completion per prompt, in order. Every process of a tensor-parallel group must call it.
 
         Raises:
-            RolloutFailed: the engine cannot go on, or a prompt leaves no room for the completion.
+            RolloutFailed: the engine cannot continue, or a prompt leaves no room for the completion.
         """
         everyone = self._gather((prompts, seeds))
         all_prompts = [prompt for theirs, _ in everyone for prompt in theirs]
@@ -176,7 +181,8 @@ class VLLMRollout:
         """
         with _as_rollout_failed("vLLM could not take the weights over"):
             self._wake("weights")
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(named_weights)})
+            weights = (pair for pair in self._as_saved(named_weights) if self._has_head or pair[0] != "lm_head.weight")
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
             self._llm.reset_prefix_cache()
         self.stale = False
 
@@ -202,6 +208,11 @@ class VLLMRollout:
         return everyone
 
 
+def _has_head(model: nn.Module) -> bool:
+    """Whether the engine's model wants a tied head beside the embeddings (Qwen3), or has no name for it (Gemma 2)."""
+    return any(name.endswith("lm_head") for name, _ in model.named_modules(remove_duplicate=False))
+
+
 def _completion(output: Any) -> Completion:
     token_ids = list(output.token_ids)
     logprobs = [position[token].logprob for position, token in zip(output.logprobs, token_ids)]
@@ -225,7 +236,7 @@ def _never(token_ids: range) -> dict[int, float] | None:
 
 
 def _check_installed() -> None:
-    """Refuse to go on without it.
+    """Refuse to start without it.
 
     Raises:
         RecipeError: it is not installed.

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import importlib
 import os
+from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
+from transformers import PreTrainedModel
 
 
 def start_vllm(
@@ -39,10 +42,45 @@ def start_vllm(
         # after each piece of a prompt a token is drawn and taken back from its generator, which a CPU's cannot do
         settings |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(4096, max_model_len)}
     vllm: Any = importlib.import_module("vllm")
-    return vllm, vllm.LLM(
+    ours = {cls: (cls.__bases__, dict(vars(cls))) for cls in _subclasses(PreTrainedModel)}
+    llm = vllm.LLM(
         max_model_len=max_model_len,
         skip_tokenizer_init=True,  # token ids go in and come out
         generation_config="vllm",  # not the checkpoint's
         enforce_eager=not on_gpu if enforce_eager is None else enforce_eager,
         **settings,
     )
+    for cls, (bases, own) in ours.items():
+        if cls.__bases__ != bases:
+            llm.apply_model(partial(_reclass, cls, _take_back(cls, bases, own)))
+    return vllm, llm
+
+
+def _subclasses(cls: type) -> set[type]:
+    return {cls}.union(*map(_subclasses, cls.__subclasses__()))
+
+
+def _take_back(cls: type, bases: tuple[type, ...], own: dict[str, Any]) -> type:
+    """Undo what vLLM does to a class of transformers that it runs for want of its own (Olmo, SmolLM3, Phi, …).
+
+    It gives the class, in this process, a base and methods that belong to its engine; the student is of that class
+    too, and its next forward would fail. Here the class is as it was again.
+
+    Returns:
+        A class of its own for the engine's model, with all that vLLM added.
+    """
+    added = {name: value for name, value in vars(cls).items() if own.get(name) is not value}
+    others = tuple(base for base in cls.__bases__ if base not in bases)
+    cls.__bases__ = bases
+    for name in added:
+        if name in own:
+            setattr(cls, name, own[name])
+        else:
+            delattr(cls, name)
+    return type(cls.__name__, (cls, *others), added)
+
+
+def _reclass(cls: type, engines: type, model: nn.Module) -> None:
+    for module in model.modules():
+        if type(module) is cls:
+            module.__class__ = engines

@@ -5,10 +5,10 @@ loss needs. A local teacher answers with hidden states, and its head stays here;
 log-probabilities of a few tokens, requested for the whole window at once: the student trains on the first micro-batch
 as soon as that is scored, and the server goes on with the others meanwhile. A server that is away when a window begins
 costs nothing: every process saves that step and stops. One that goes away later, and for longer than its time-out,
-ends one process inside the step; the launcher ends the others, and the run goes on from the last save. To wait for the
+ends one rank inside the step; the launcher ends the others; the run resumes from the last checkpoint. To wait for the
 whole window first would save those steps, and put the server's seconds beside the student's in every step there is.
 
-A local teacher is laid out like the student: in slices under ZeRO-3 and FSDP2, a copy per process otherwise. With
+A local teacher is laid out like the student: sharded under ZeRO-3 and FSDP2, a copy per process otherwise. With
 `offload` its backbone waits in CPU memory and visits the device once per window, before the student's turn.
 """
 
@@ -59,9 +59,9 @@ class LocalTeacher:
         kind = layout(accelerator)
         if kind == "zero3":
             self._engine = _zero3_engine(model, accelerator, offload)
-            self._offload = False  # DeepSpeed moves slices by itself
+            self._offload = False  # DeepSpeed moves shards by itself
         elif kind.startswith("fsdp"):
-            slice_with_fsdp2(model, offload)
+            shard_with_fsdp2(model, offload)
             self._offload = False
         elif offload:
             head_module(model).to(self._device)
@@ -120,8 +120,8 @@ class LocalView:
             )
 
 
-def slice_with_fsdp2(model: nn.Module, offload: bool) -> None:
-    """Slice the weights over all processes, layer by layer; each gathers itself while it runs.
+def shard_with_fsdp2(model: nn.Module, offload: bool) -> None:
+    """Shard the weights over all ranks, layer by layer; each gathers itself while it runs.
 
     Not accelerate's own preparation: that puts the head into one unit with the last norm, and a teacher's head runs
     beside the model, not in it. In the root's unit it is gathered and freed with every forward.
@@ -135,7 +135,7 @@ def slice_with_fsdp2(model: nn.Module, offload: bool) -> None:
 
 
 def _zero3_engine(model: nn.Module, accelerator: Accelerator, offload: bool) -> Any:
-    """Slice the teacher's weights over all processes; its layers gather themselves when they run."""
+    """Shard the teacher's weights over all ranks; its layers gather themselves when they run."""
     import deepspeed  # imported late: it takes seconds
 
     zero: dict[str, Any] = {"stage": 3}

@@ -6,165 +6,50 @@ baseline would depend on it and the gradient be biased: where a position has k +
 
 With `support: student` the ids are the caller's: `POST /inference/v1/generate` with
 `prompt_logprob_token_ids`, which vLLM has on GPUs and behind `--enable-scale-out`.
-
-Requests that fail in passing (no connection, 408, 429, 5xx, a time-out) are sent again, later and later, for
-`timeout` seconds in all: a server that is started again in the middle of a run costs the wait and nothing else, if it
-holds the same model. The first request that is given up ends all others, so that the process can end too.
 """
 
 from __future__ import annotations
 
 import base64
 import io
-import os
-import random
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Sequence
+from concurrent.futures import Future
 from typing import Any
-from urllib.parse import urlsplit
 
-import httpx
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from vopd_recipes.loss import Scores
 from vopd_recipes.recipe import RecipeError
+from vopd_recipes.teacher.client import Refused, TeacherUnavailable, VLLMClient
 
-# vLLM batches what arrives together; more requests than this wait in its queue instead of here.
-_CONCURRENCY = 64
-# A single request may take this long, in seconds, or `timeout` if that is less, before it counts as lost.
-_REQUEST_SECONDS = 300
-_LONGEST_PAUSE = 30.0
 # vLLM writes log 0 as this.
 _IMPOSSIBLE = -9999.0
-_KEY_VARIABLE = "VOPD_TEACHER_API_KEY"
-
-# What both tokenizers must split alike: words, code, digits, spaces, three scripts, an emoji, a template's marks.
-_TEXTS = (
-    "The quick brown fox jumps over the lazy dog.",
-    "def f(x):\n    return x ** 2  # squares\n",
-    r"Let $x=\frac{3}{4}$. Then \boxed{1234567890}.",
-    "Größe, 知识, знание, \U0001f9ee",
-    "<|im_start|>user\nhello<|im_end|>\n",
-)
 
 
-class TeacherUnavailable(RuntimeError):
-    """The server cannot be had; one line says what was tried and for how long."""
-
-
-class _Refused(TeacherUnavailable):
-    """The server says no, and would say so again."""
-
-
-class TeacherServer:
-    """A client of a vLLM server that holds the teacher.
+class TeacherServer(VLLMClient):
+    """A client of a vLLM server that scores completions: a `ScoringClient`.
 
     Args:
         url: such as `http://node7:8000`; a key, where the server wants one, is in `VOPD_TEACHER_API_KEY`.
         model: its name there; `None` is the first that the server names.
-        support_top_k: k, or 0 where the baseline needs no support.
+        support_top_k: k, or 0 where the method needs no support.
         timeout: seconds to keep trying before giving up.
     """
 
     def __init__(self, url: str, model: str | None = None, support_top_k: int = 0, timeout: float = 600.0) -> None:
-        self._shown = _without_credentials(url)
-        key = os.environ.get(_KEY_VARIABLE)
-        self._client = httpx.Client(
-            base_url=url.rstrip("/").removesuffix("/v1"),
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=min(_REQUEST_SECONDS, timeout),
-            limits=httpx.Limits(max_connections=_CONCURRENCY + 1),
-        )
-        self._pool = ThreadPoolExecutor(_CONCURRENCY, thread_name_prefix="teacher")
-        self._model = model
+        super().__init__(url, model, timeout)
         self.support_top_k = support_top_k
-        self._timeout = timeout
-        self._identity: dict[str, Any] | None = None  # of the model that was checked
-        self._failure: TeacherUnavailable | None = None  # why everything was given up
-        self._given_up = threading.Event()
 
     def check(self, tokenizer: PreTrainedTokenizerBase, longest: int, student_support: bool = False) -> None:
-        """Before training: the server answers, with this tokenizer, and has room for `longest` tokens and k scores.
+        """Before training: see `VLLMClient.checked`; and the server gives k scores.
 
         Raises:
-            RecipeError: it has not, with what to do about it.
+            RecipeError: it does not, with what to do about it.
         """
-        try:
-            entry = self._entry(patience=min(self._timeout, 30.0))
-            self._model = entry["id"]
-            room = entry.get("max_model_len")
-            if room is not None and room < longest + 1:
-                raise RecipeError(
-                    f"teacher_server_url: {self._shown} takes {room} tokens, the longest prompt and completion have "
-                    f"{longest}; start it with --max-model-len {longest + 1}"
-                )
-            self._check_tokenizer(tokenizer)
+        with self.checked(tokenizer, longest):
             self._probe(tokenizer, student_support)
-            self._identity = self._identify()
-        except TeacherUnavailable as error:
-            raise RecipeError(f"teacher_server_url: {error}") from error
-
-    def confirm(self) -> None:
-        """The model that was checked is still there: another under its name would score without an error.
-
-        Raises:
-            TeacherUnavailable: it is not, or the server cannot be had.
-        """
-        if self._identity is None:
-            return
-        found = self._identify()
-        changes = [
-            f"{name} {found[name]} instead of {old}" for name, old in self._identity.items() if found[name] != old
-        ]
-        if changes:
-            raise TeacherUnavailable(f"{self._shown} holds another model than before: {', '.join(changes)}")
-
-    def _identify(self) -> dict[str, Any]:
-        entry = self._entry()
-        named = {name: entry.get(name) for name in ("id", "root", "max_model_len")}
-        return {**named, f"tokens of {_TEXTS[0]!r}": self._tokens(_TEXTS[0])}
-
-    def _entry(self, patience: float | None = None) -> dict[str, Any]:
-        """What the server says of the model."""
-        models, _ = self._send("/v1/models", None, patience)
-        with self._understood("/v1/models"):
-            entry = next((model for model in models["data"] if self._model in (None, model["id"])), None)
-            if entry is None:
-                names = ", ".join(model["id"] for model in models["data"])
-                raise _Refused(f"{self._shown} has no {self._model}; it has {names}")
-            return {**entry, "id": entry["id"]}
-
-    def _tokens(self, text: str) -> list[int]:
-        answer, _ = self._send("/tokenize", {"model": self._model, "prompt": text, "add_special_tokens": False})
-        with self._understood("/tokenize"):
-            return list(answer["tokens"])
-
-    def _text(self, index: int) -> str:
-        answer, _ = self._send("/detokenize", {"model": self._model, "tokens": [index]})
-        with self._understood("/detokenize"):
-            return str(answer["prompt"])
-
-    def _check_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        for text in _TEXTS:
-            theirs = self._tokens(text)
-            ours = tokenizer.encode(text, add_special_tokens=False)
-            if ours != theirs:
-                raise RecipeError(
-                    f"teacher_server_url: the tokenizer of {self._shown} differs from the student's: {text!r} is "
-                    f"{ours[:8]} here and {theirs[:8]} there; on-policy distillation needs one vocabulary"
-                )
-        ids = range(0, len(tokenizer), max(1, len(tokenizer) // 64))
-        for index, text in zip(ids, self._pool.map(lambda index: self._attempted(self._text, index), ids)):
-            if (ours := tokenizer.decode([index])) != text:
-                raise RecipeError(
-                    f"teacher_server_url: the tokenizer of {self._shown} differs from the student's: id {index} is "
-                    f"{ours!r} here and {text!r} there; on-policy distillation needs one vocabulary"
-                )
 
     def _probe(self, tokenizer: PreTrainedTokenizerBase, student_support: bool) -> None:
         """Score two tokens as training will: what the server was started without shows here."""
@@ -172,8 +57,11 @@ class TeacherServer:
         support = torch.arange(self.support_top_k).expand(len(ids) - 1, -1) if student_support else None
         try:
             self._score(ids[:1], ids[1:], support)
-        except _Refused as error:
+        except Refused as error:
             hint = ""
+            if not student_support and " answered 404" in str(error):
+                hint = "; it is no server that completes text: start it without --runner pooling, or set "
+                hint += "teacher_server_scores: hidden_states"
             if "logprobs" in str(error):
                 hint = f"; start it with --max-logprobs {self.support_top_k + bool(student_support)} or more"
             if student_support:
@@ -191,15 +79,6 @@ class TeacherServer:
             support: [n, k] ids to score; `None` is the teacher's own k most likely.
         """
         return self._pool.submit(self._attempted, self._score, prompt_ids, completion_ids, support)
-
-    def _attempted(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        """What fails for good fails everything that waits as well: the interpreter ends only after all of it."""
-        try:
-            return call(*arguments)
-        except TeacherUnavailable as error:
-            self._failure = self._failure or error
-            self._given_up.set()
-            raise
 
     def _score(self, prompt_ids: list[int], completion_ids: list[int], support: torch.Tensor | None) -> Scores:
         if support is not None:
@@ -233,54 +112,13 @@ class TeacherServer:
         with self._understood("/inference/v1/generate"):
             encoded = answer.get("prompt_token_id_logprobs")
             if encoded is None:
-                raise _Refused(f"{self._shown} does not score given ids (prompt_token_id_logprobs is missing)")
+                raise Refused(f"{self._shown} does not score given ids (prompt_token_id_logprobs is missing)")
             array = np.lib.format.read_array(io.BytesIO(base64.b64decode(encoded)), allow_pickle=False)
             logprobs = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
         if logprobs.shape != (len(completion_ids), support.shape[1] + 1):
             raise TeacherUnavailable(f"{self._shown} scored {tuple(logprobs.shape)} ids instead of those asked for")
         _check_possible(logprobs[:, 0], completion_ids)
         return Scores(logprobs[:, 0], support.cpu(), logprobs[:, 1:])
-
-    @contextmanager
-    def _understood(self, path: str) -> Iterator[None]:
-        """An answer that lacks what is read from it is one line, whatever it has instead."""
-        try:
-            yield
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-            raise TeacherUnavailable(f"{self._shown}{path} gave an answer that vLLM would not: {what}") from error
-
-    def _request(self, path: str, body: Any) -> Any:
-        """The answer's JSON; one that comes after failures counts once it is certain that the same model is back."""
-        answer, failures = self._send(path, body)
-        if failures:
-            self.confirm()
-        return answer
-
-    def _send(self, path: str, body: Any, patience: float | None = None) -> tuple[Any, int]:
-        """The answer's JSON, tried again for as long as the failure may pass, and how often it failed."""
-        patience = self._timeout if patience is None else patience
-        start, pause, failures = time.monotonic(), 0.5, 0
-        while not self._given_up.is_set():
-            wait = None
-            try:
-                response = self._client.request("GET" if body is None else "POST", path, json=body)
-                if response.status_code < 300:
-                    return response.json(), failures
-                problem = f"{response.status_code}: {_message(response)}"
-                if response.status_code not in (408, 429) and response.status_code < 500:
-                    raise _Refused(f"{self._shown}{path} answered {problem}")
-                wait = _seconds(response.headers.get("retry-after"))
-            except (httpx.TransportError, ValueError) as error:  # no JSON: cut off in the middle
-                problem = f"{type(error).__name__}: {error}"
-            failures += 1
-            elapsed = time.monotonic() - start
-            if elapsed >= patience:
-                raise TeacherUnavailable(f"no answer from {self._shown}{path} for {elapsed:.0f} s; last: {problem}")
-            wait = pause * random.uniform(0.5, 1.0) if wait is None else wait
-            self._given_up.wait(min(wait, _LONGEST_PAUSE, max(0.05, patience - elapsed)))
-            pause = min(2 * pause, _LONGEST_PAUSE)
-        raise TeacherUnavailable(str(self._failure))
 
 
 def read_scores(positions: Sequence[dict[str, Any]], completion_ids: list[int], k: int) -> Scores:
@@ -313,26 +151,3 @@ def _check_possible(logprobs: torch.Tensor, completion_ids: list[int]) -> None:
         raise TeacherUnavailable(
             f"the teacher gives token {completion_ids[impossible[0]]} probability 0; do both models know it?"
         )
-
-
-def _message(response: httpx.Response) -> str:
-    """What a vLLM error says, in one line."""
-    try:
-        content = response.json()
-        text = content.get("error", content)
-        text = text.get("message", text) if isinstance(text, dict) else text
-    except (ValueError, AttributeError):
-        text = response.text
-    return " ".join(str(text).split())[:300]
-
-
-def _seconds(header: str | None) -> float | None:
-    try:
-        return None if header is None else max(0.0, float(header))
-    except ValueError:
-        return None  # a date: the pause of our own is near enough
-
-
-def _without_credentials(url: str) -> str:
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname}" + (f":{parts.port}" if parts.port else "")

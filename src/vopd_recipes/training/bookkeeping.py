@@ -1,7 +1,7 @@
 """What transformers.Trainer would count or say wrongly of a run of packed rows.
 
 Its counters look for `input_ids` in the batch; ours holds a packed row, whose tokens are counted here. The rest is
-about a run that goes on from a checkpoint: it was evaluated before its first step already, and a name that is missing
+about a resumed run: it was evaluated before its first step already, and a name that is missing
 in the saved weights because its tensor stands there under another one is no alarm.
 """
 

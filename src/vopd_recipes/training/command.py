@@ -1,7 +1,7 @@
 """The command that trains: from a recipe to a finished run, or to the line that says why not.
 
 `scripts/run_vopd.py` of a checkout and `python -m vopd_recipes.training` of an installation are both this. The same
-command, started again, continues a run that was cut off. With `--explain [PROCESSES]` it only says what it would do.
+command, started again, resumes an interrupted run. With `--explain [PROCESSES]` it only says what it would do.
 """
 
 import logging
@@ -10,6 +10,7 @@ import sys
 from contextlib import nullcontext
 from pathlib import Path
 
+from torch import nn
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from vopd_recipes.files import (
@@ -24,18 +25,21 @@ from vopd_recipes.files import (
 from vopd_recipes.hub import Target, check_write_access
 from vopd_recipes.models import (
     check_models,
+    check_prompts,
     check_tokenizers,
-    is_sliced,
+    is_sharded,
     layout,
     load_student,
     load_teacher,
+    load_teacher_head,
     load_tokenizer,
     loading_teacher,
+    unshared_end,
 )
 from vopd_recipes.planner.explain import FLAG, explain, take_flag
 from vopd_recipes.prompts import Prompts, build_prompts, content_hashes, read_rows
 from vopd_recipes.recipe import Recipe, RecipeError, VOPDConfig, describe_fields, load_recipe
-from vopd_recipes.teacher import ServerTeacher, TeacherServer
+from vopd_recipes.teacher import ServerTeacher, StatesServer, StatesTeacher, Teacher, TeacherServer
 from vopd_recipes.training.run import finish_run, publish_finished, publishing, start_run
 from vopd_recipes.training.trainer import TrainingStopped, VOPDTrainer
 
@@ -45,11 +49,11 @@ USAGE = "usage: accelerate launch scripts/run_vopd.py RECIPE.yaml [--explain [PR
 
 
 def train(recipe: Recipe) -> None:
-    """Train a recipe to its end, from its last whole checkpoint if there is one; a finished run stays as it is.
+    """Train a recipe to its end, from its last complete checkpoint if there is one; a finished run stays as it is.
 
     Raises:
         RecipeError: whatever is wrong with it, before weights are loaded where that can be known.
-        TrainingStopped: the run cannot go on; what it has saved stays.
+        TrainingStopped: the run cannot continue; what it has saved stays.
     """
     output_dir, first = Path(str(recipe.training.output_dir)), int(os.environ.get("RANK", 0)) == 0
     check_same_recipe(output_dir, recipe.resolved())
@@ -77,8 +81,10 @@ def _train(recipe: Recipe, output_dir: Path) -> None:
     check_same_prompts(output_dir, hashes, [str(source["dataset_name"]) for source in recipe.data.sources()])
     tokenizer = load_tokenizer(recipe.model)
     local = recipe.training.teacher_backend == "local"
-    if local:
-        check_tokenizers(tokenizer, load_tokenizer(recipe.model, teacher=True))
+    teacher_tokenizer = None
+    if local or recipe.training.teacher_server_scores == "hidden_states":
+        teacher_tokenizer = load_tokenizer(recipe.model, teacher=True)
+        check_tokenizers(tokenizer, teacher_tokenizer)
     prompts = build_prompts(rows, recipe.data, tokenizer)
     _check_batches(recipe.training, len(prompts.train))
     server = None if local else _connect_to_teacher(recipe, tokenizer, prompts)
@@ -89,10 +95,16 @@ def _train(recipe: Recipe, output_dir: Path) -> None:
     set_seed(recipe.training.seed)  # LoRA's initial weights
     student = load_student(recipe.model)
     with loading_teacher(recipe.training.teacher_offload):
-        teacher = server or load_teacher(recipe.model)
-    if not is_sliced(student):  # else the trainer does, once the slices can be gathered
-        own = None if isinstance(teacher, ServerTeacher) else teacher
-        check_models(student, own, prompts.train[0]["input_ids"])
+        teacher: nn.Module | Teacher = server or load_teacher(recipe.model)
+    own = teacher if isinstance(teacher, nn.Module) else None
+    every = [row["input_ids"] for rows in (prompts.train, prompts.test) if rows is not None for row in rows]
+    check_prompts(every, recipe.training.max_completion_length, student, own)
+    if own and teacher_tokenizer and (notice := unshared_end(student, tokenizer, own, teacher_tokenizer)):
+        logging.warning(notice)
+    if not is_sharded(student):  # else the trainer does, once the shards can be gathered
+        check_models(student, own, every[0], max(map(len, every)) + recipe.training.max_completion_length)
+    if recipe.model.use_peft and recipe.model.lora_dropout:
+        logging.warning("lora_dropout: %g: the student trains with it and samples without", recipe.model.lora_dropout)
 
     ################
     # Training
@@ -110,7 +122,7 @@ def _train(recipe: Recipe, output_dir: Path) -> None:
     start_run(recipe, trainer, hashes)
     if checkpoint:
         check_same_layout(checkpoint, layout(trainer.accelerator), trainer.accelerator.num_processes)
-        logger.info("goes on from %s, after step %d", checkpoint, step_of(checkpoint))
+        logger.info("resuming from %s, after step %d", checkpoint, step_of(checkpoint))
     with publishing(recipe, trainer):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finish_run(trainer)
@@ -125,17 +137,20 @@ def _check_batches(training: VOPDConfig, prompts: int) -> None:
         )
 
 
-def _connect_to_teacher(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> ServerTeacher:
-    training = recipe.training
+def _connect_to_teacher(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> Teacher:
+    training, estimator = recipe.training, recipe.training.estimator
     longest = max(len(row["input_ids"]) for rows in (prompts.train, prompts.test) if rows is not None for row in rows)
-    server = TeacherServer(
-        str(training.teacher_server_url),
-        training.teacher_server_model,
-        training.estimator.support_top_k if training.estimator.method.needs == "support" else 0,
-        training.teacher_server_timeout,
-    )
-    teacher = ServerTeacher(server, len(tokenizer), training.estimator)
-    server.check(tokenizer, longest + training.max_completion_length, teacher.asks_for_ids)
+    longest += training.max_completion_length
+    place = str(training.teacher_server_url), training.teacher_server_model
+    if training.teacher_server_scores == "hidden_states":
+        head = load_teacher_head(recipe.model)
+        states = StatesServer(*place, head.weight.dtype, training.teacher_server_timeout)
+        states.check(tokenizer, longest, head)
+        return StatesTeacher(states, head)
+    k = estimator.support_top_k if estimator.method.needs == "support" else 0
+    server = TeacherServer(*place, k, training.teacher_server_timeout)
+    teacher = ServerTeacher(server, len(tokenizer), estimator)
+    server.check(tokenizer, longest, teacher.asks_for_ids)
     return teacher
 
 

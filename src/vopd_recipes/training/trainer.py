@@ -51,16 +51,17 @@ from vopd_recipes.packing import MicroBatch, Sample, pack
 from vopd_recipes.recipe import ModelConfig, VOPDConfig, check_launch
 from vopd_recipes.rollout import RolloutEngine, RolloutFailed, build_rollout, rollout_seed
 from vopd_recipes.teacher import LocalTeacher, Teacher, TeacherUnavailable, TeacherView
+from vopd_recipes.training.agreement import first_gap, largest_first_gap
 from vopd_recipes.training.bookkeeping import Bookkeeping
 from vopd_recipes.training.held_out import held_out_values
 from vopd_recipes.training.metrics import StepMetrics
 
-# Mean |log p_train − log p_rollout| above which the two are different models.
+# Mean |log p_train − log p_rollout| of a window above which the two are different models: a token moves by some 0.01.
 _LARGEST_GAP = 0.5
 
 
 class TrainingStopped(RuntimeError):
-    """The run cannot go on; one line says at which step, why, and what is left."""
+    """The run cannot continue; one line says at which step, why, and what is left."""
 
 
 class VOPDTrainer(OwnPublishing, Bookkeeping):
@@ -107,7 +108,8 @@ class VOPDTrainer(OwnPublishing, Bookkeeping):
         self.rollout: RolloutEngine = build_rollout(
             args, self.student, self.accelerator, processing_class, self.vocabulary, self._longest_prompt, model_config
         )
-        self._unchecked = layout(self.accelerator) == "zero3"  # loaded in slices, so nobody could check them before
+        self._unchecked = layout(self.accelerator) == "zero3"  # loaded sharded, so nobody could check them before
+        self._sampler_checked = False
         self._weights_sampled_with = -1  # the step whose weights the rollout engine has
         self._window: list[Sample] = []  # completions of the current step, until they are written
         self._window_start = 0.0
@@ -168,7 +170,8 @@ class VOPDTrainer(OwnPublishing, Bookkeeping):
         """
         if self._unchecked:
             local = self.teacher.model if isinstance(self.teacher, LocalTeacher) else None
-            check_models(self.student, local, self.train_dataset[0]["input_ids"])  # type: ignore[index]
+            longest = self._longest_prompt() + self.args.max_completion_length
+            check_models(self.student, local, self.train_dataset[0]["input_ids"], longest)  # type: ignore[index]
             self._unchecked = False
         rows = [(row, generation) for row in prompts for generation in range(generations)]
         seeds = [rollout_seed(self.args.seed, step, row["prompt_id"], generation) for row, generation in rows]
@@ -181,10 +184,14 @@ class VOPDTrainer(OwnPublishing, Bookkeeping):
         except RolloutFailed as error:
             failure = error
         self._stop_together("sampling failed", failure)
-        return [
+        samples = [
             Sample(row["prompt_id"], row["input_ids"], completion.token_ids, completion.logprobs, completion.finished)
             for (row, _), completion in zip(rows, completions)
         ]
+        if not self._sampler_checked:
+            self._check_sampler(first_gap(self, samples), largest_first_gap(self))
+            self._sampler_checked = True
+        return samples
 
     def teacher_views(self, batches: list[MicroBatch]) -> list[Callable[[], TeacherView]]:
         """What the teacher says about each micro-batch. Collective.
@@ -224,12 +231,12 @@ class VOPDTrainer(OwnPublishing, Bookkeeping):
         last = last_complete_checkpoint(self.output_dir)
         if step > 0 and self.is_in_train and (last is None or last.name != f"checkpoint-{step}"):
             self._save_checkpoint(self.model_wrapped, trial=None)
-        reason = f"{what}: {failure}" if failure else f"{what} on another process"
+        reason = f"{what}: {failure}" if failure else f"{what} on another rank"
         raise TrainingStopped(self._stopping(reason)) from failure
 
     def _stopping(self, reason: str) -> str:
         last = last_complete_checkpoint(self.output_dir)
-        return f"step {self.state.global_step + 1}: {reason}; the same command goes on from {last or 'the beginning'}"
+        return f"step {self.state.global_step + 1}: {reason}; the same command resumes from {last or 'the beginning'}"
 
     def _is_trained_on(self, sample: Sample) -> bool:
         return sample.finished or not self.args.mask_truncated_completions
@@ -336,17 +343,14 @@ class VOPDTrainer(OwnPublishing, Bookkeeping):
         """Add the step's metrics to a training line; evaluation and the final summary pass through."""
         if "loss" in logs:
             logs |= self.metrics.reduce()
-            self._check_sampler(logs["rollout/logprob_gap"])
+            self._check_sampler(logs["rollout/logprob_gap"], _LARGEST_GAP)
         super().log(logs, start_time)
 
-    def _check_sampler(self, gap: float) -> None:
-        """Stop where the sampler is evidently not the student: rounding moves a token by some 0.01 nats, not 0.5."""
-        if gap > _LARGEST_GAP and not self.args.allow_biased_sampling:
-            raise TrainingStopped(
-                f"step {self.state.global_step}: rollout/logprob_gap is {gap:.2f} nats per token: what samples the "
-                f"completions is not the student; compare rollout_backend: transformers; last good checkpoint: "
-                f"{last_complete_checkpoint(self.output_dir) or 'none'}"
-            )
+    def _check_sampler(self, gap: float, largest: float) -> None:
+        """Stop where the sampler is evidently not the student."""
+        if not gap <= largest and not self.args.allow_biased_sampling:
+            reason = f"rollout/logprob_gap is {gap:#.3g} nats per token: what samples the completions is not the"
+            raise TrainingStopped(self._stopping(f"{reason} student; compare rollout_backend: transformers"))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Under ZeRO-1 and 2 the weights are whole, and DeepSpeed's copy of them has lost which are tied."""
