@@ -22,7 +22,7 @@ import yaml
 from accelerate import Accelerator
 
 from vopd_recipes.files import ENVIRONMENT, RECIPE, discard_incomplete, plot_training, written_whole
-from vopd_recipes.hub import Pace, Publisher, Target
+from vopd_recipes.hub import Pace, Publisher, Target, check_write_access
 from vopd_recipes.recipe import DataConfig, Recipe
 from vopd_recipes.training.trainer import VOPDTrainer
 
@@ -73,7 +73,9 @@ def finish_run(trainer: VOPDTrainer) -> None:
 def publish_finished(recipe: Recipe) -> None:
     """With `push_to_hub`: upload what is not up of a run that has come to its end before. On one process."""
     if recipe.training.push_to_hub:
-        publisher = Publisher(Path(str(recipe.training.output_dir)), Target.of(recipe.resolved()))
+        target = Target.of(recipe.resolved())
+        check_write_access(target)
+        publisher = Publisher(Path(str(recipe.training.output_dir)), target)
         publisher.start()
         publisher.finish()
 
