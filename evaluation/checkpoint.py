@@ -160,6 +160,8 @@ def _locate(model: str, revision: str | None, what: str) -> tuple[Path, bool]:
         reason = "the Hub cannot be reached and the model is not in the cache; check the network"
     except Exception as error:  # httpx, disk, …
         reason = one_line(error, 300)
+    if "/" in model and Path(model).parent.is_dir():  # also a Hub id's form, so the Hub was asked first
+        reason = f"no such folder; as a Hub id: {reason}"
     raise RecipeError(f"{what}: {model}: {reason}")
 
 

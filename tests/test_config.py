@@ -228,6 +228,23 @@ def test_a_resolved_mixture_loads_as_itself(tmp_path: Path) -> None:
         ("remove_unused_columns: true\n", (), "recipe.yaml:7", "remove_unused_columns"),
         ("neftune_noise_alpha: 5\n", (), "recipe.yaml:7", "neftune_noise_alpha is not supported"),
         ("", ("--report_to", "wandbb"), "--report_to", "did you mean 'wandb'?"),
+        ("", ("--report_to", "mlflow"), "--report_to", "mlflow is not installed; pip install mlflow, or report_to: "),
+        ("", ("--report_to", "flyte"), "--report_to", "flyte is not installed; pip install flytekit"),
+        ("", ("--report_to", "none", "dagshub"), "--report_to", "pip install dagshub mlflow"),
+        ("", ("--output_dir", "x", "extra"), "'extra'", "--output_dir has its value, 'x'; put a text with"),
+        ("", ("--prompt_template", "Solve:", "{prompt}"), "'{prompt}'", "--prompt_template has its value, 'Solve:'"),
+        ("", ("--seed", "1", "-x"), "'-x'", "a flag begins with two dashes; where it is a value, write --seed=-x"),
+        ("", ("--use_peft", "-seed", "3"), "'-seed'", "a flag begins with two dashes"),
+        ("", ("-x",), "'-x'", "expected --field value"),
+        ("lr_scheduler_type: reduce_lr_on_plateau\n", (), "recipe.yaml:7", "reduce_lr_on_plateau"),
+        ("lr_scheduler_type: greedy\n", (), "recipe.yaml:7", "greedy follows a loss"),
+        ("lr_scheduler_type: cosine_with_min_lr\n", (), "recipe.yaml:7", "cosine_with_min_lr cannot be made with"),
+        ("lr_scheduler_type: warmup_stable_decay\n", (), "recipe.yaml:7", "warmup_stable_decay cannot be made with"),
+        ("lr_scheduler_kwargs: {min_lr: 0.1}\n", (), "recipe.yaml:7", "unexpected keyword argument 'min_lr'"),
+        ("metric_for_best_model: loss\n", (), "recipe.yaml:7", "an evaluation has no 'loss'; it has reverse_kl"),
+        ("test_size: 2\nmetric_for_best_model: accuracy\n", (), "recipe.yaml:8", "accuracy needs answers"),
+        ("test_size: 2\neval_strategy: steps\nsave_strategy: best\n", (), "recipe.yaml:9",
+         "save_strategy: best needs metric_for_best_model"),
     ],
 )  # fmt: skip
 def test_wrong_values(tmp_path: Path, lines: str, flags: tuple[str, ...], where: str, says: str) -> None:
@@ -258,6 +275,20 @@ def test_contradictions(tmp_path: Path, lines: str, flags: tuple[str, ...], wher
     message = refusal(tmp_path, lines, *flags)
     assert message.startswith(f"{where}: ")
     assert says in message
+
+
+def test_schedules_trackers_and_metrics_that_there_are(tmp_path: Path) -> None:
+    lines = "lr_scheduler_type: cosine_with_min_lr\nlr_scheduler_kwargs: {min_lr_rate: 0.1}\nwarmup_steps: 3\n"
+    assert load(tmp_path, lines).training.lr_scheduler_kwargs == {"min_lr_rate": 0.1}
+    for kind in ("linear", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt", "cosine_with_restarts"):
+        assert load(tmp_path, "", "--lr_scheduler_type", kind).training.lr_scheduler_type == kind
+    for metric, greater in (("reverse_kl", False), ("eval_truncated", False), ("accuracy", True)):
+        lines = f"answer_column: answer\nmetric_for_best_model: {metric}\n"
+        assert load(tmp_path, lines).training.greater_is_better is greater
+    template = "- {prompt} -x"
+    assert load(tmp_path, "", "--prompt_template", template).data.prompt_template == template
+    assert load(tmp_path, "", "--run_name=-x").training.run_name == "-x"
+    assert load(tmp_path, "", "--baseline", "constant", "--baseline_constant", "-1").training.baseline_constant == -1
 
 
 def test_biased_sampling_where_it_is_asked_for(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import http.server
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -284,17 +285,46 @@ def test_a_model_without_chat_template(tiny_pair: TinyPair, tmp_path: Path) -> N
     )
 
 
-def test_no_such_model(tmp_path: Path) -> None:
+@pytest.mark.slow  # starts Python twice: that the hint comes where the answers are known
+@pytest.mark.parametrize("more", [[], ["--chat-template", 1]])
+def test_an_instruct_model_that_ends_at_once_gets_a_hint(tiny_pair: TinyPair, tmp_path: Path, more: list) -> None:
+    shutil.copytree(tiny_pair.student, tmp_path / "model")
+    every_token = {"eos_token_id": list(range(264))}
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps(every_token))
+    done = evaluate(tmp_path / "model", tmp_path, "--tasks", "arithmetic", "--limit", 2, *SHORT, *more)
+    assert done.returncode == 0, done.stderr[-2000:]
+    hints = [line for line in done.stderr.splitlines() if line.startswith("hint: ")]
+    assert len(hints) == (0 if more else 1)
+    assert all(line.endswith("try CHAT_TEMPLATE=1") for line in hints)
+
+
+@pytest.mark.parametrize(("tokens", "hinted"), [([1, 1, 1, 9], True), ([0, 1], True), ([1, 2], False), ([7], False)])
+def test_which_answers_are_a_hint(tiny_pair: TinyPair, tokens: list[int], hinted: bool) -> None:
+    from evaluation.protocol import read_protocol
+    from evaluation.run import raw_prompt_hint
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_pair.student)
+    assert (raw_prompt_hint(read_protocol("paper"), tokenizer, tokens) is not None) == hinted
+    assert raw_prompt_hint(read_protocol("qwen"), tokenizer, tokens) is None
+    tokenizer.chat_template = None
+    assert raw_prompt_hint(read_protocol("paper"), tokenizer, tokens) is None
+
+
+def test_no_such_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from evaluation.checkpoint import resolve
 
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
     for model, message in (
         (str(tmp_path), "is no model folder"),
         ("./nowhere", "no such folder"),
+        ("data/nope", "MODEL: data/nope: no such folder; as a Hub id: the Hub cannot be reached"),
         ("org/nowhere", "the Hub cannot be reached and the model is not in the cache"),
     ):
         with pytest.raises(RecipeError) as refused:
             resolve(model)
         assert message in str(refused.value)
+        assert ("no such folder" in str(refused.value)) == (model in ("./nowhere", "data/nope"))
 
 
 def test_no_pickle_is_loaded(tmp_path: Path) -> None:

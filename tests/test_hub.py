@@ -31,6 +31,7 @@ from vopd_recipes.hub.revisions import release_of
 from vopd_recipes.hub.upload import Pace
 from vopd_recipes.recipe import RecipeError, load_recipe
 from vopd_recipes.training import TrainingStopped, VOPDTrainer, finish_run, publishing, start_run
+from vopd_recipes.training import train as train_recipe
 
 PACE = Pace(first_wait=0.1, longest_wait=0.5, answer=3.0)
 TARGET = Target("org/tiny")
@@ -255,6 +256,20 @@ def test_a_hub_that_is_down_all_the_time_and_a_token_that_is_wrong(hub, api, hom
     assert len(down.queue.entries()) == 4
     publish_run(trainer.output_dir, TARGET, api, PACE)
     assert_complete(hub, trainer.trained)
+    assert_nothing_private(hub, home)
+
+
+@pytest.mark.slow
+def test_a_finished_run_started_again_is_published(hub, home, write_recipe):
+    """It is trained without a Hub; the same command with push_to_hub trains nothing and uploads every revision."""
+    recipe = write_recipe(output_dir=str(home / "run"), save_steps=1, max_steps=3)
+    train_recipe(load_recipe(recipe))
+    folder = home / "run"
+    trained = {step: weights_hash(folder / f"checkpoint-{i}") for i, step in enumerate(STEPS, 1)}
+    completions = [path.stat().st_mtime_ns for path in sorted((folder / "completions").iterdir())]
+    train_recipe(load_recipe(recipe, ["--push_to_hub", "--hub_model_id", TARGET.repo_id]))
+    assert [path.stat().st_mtime_ns for path in sorted((folder / "completions").iterdir())] == completions
+    assert_complete(hub, {**trained, "main": weights_hash(folder)})
     assert_nothing_private(hub, home)
 
 

@@ -396,6 +396,13 @@ def test_files_that_are_not_there_or_not_data(
         ([[{"role": "user", "content": [None]}]], {"chat_template": True}, "null as the content of message 0"),
         ([[None]], {"chat_template": True}, "row 0, holds '[None]'; expected text or a list of chat messages"),
         (["too long"], {"max_prompt_length": 3}, "no training prompt is within max_prompt_length: 3"),
+        (["a", "b"], {"test_size": 1, "answer_column": "empty"}, "answer 'empty' of"),
+        (["a", "b"], {"test_size": 1, "answer_column": "empty"}, "is empty; text, or null where there is none"),
+        (
+            ["a", "b"],
+            {"test_size": 1, "answer_column": "wrong", "answer_format": "choice"},
+            "is not one of the choices 'ABCD'",
+        ),
         (["a"], {"test_size": 1}, "leave none of 1 to train on"),
         (["a", "a"], {"test_size": 1}, "none is left to train on"),
         (["a", "bbbbb"], {"test_size": 1, "max_prompt_length": 1}, "is within max_prompt_length: 1"),
@@ -404,7 +411,20 @@ def test_files_that_are_not_there_or_not_data(
 def test_prompts_of_the_wrong_form(
     tmp_path: Path, tokenizer: PreTrainedTokenizerFast, prompts: list[Any], fields: dict[str, Any], says: str
 ) -> None:
-    assert says in refusal(write(tmp_path / "p.jsonl", [{"prompt": p} for p in prompts]), tokenizer, **fields)
+    assert says in refusal(
+        write(tmp_path / "p.jsonl", [{"prompt": p, "empty": " ", "wrong": "E"} for p in prompts]), tokenizer, **fields
+    )
+
+
+def test_golds_of_every_form(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    rows = [{"prompt": str(n), "gold": gold} for n, gold in enumerate(("B", " c ", None))]
+    fields = {"answer_column": "gold", "answer_format": "choice", "dataset_test_split": "train"}
+    write(tmp_path / "train.jsonl", rows)
+    test = build(str(tmp_path), tokenizer, **fields).test
+    assert test is not None and list(test["answer"]) == ["B", " c ", None]
+    write(tmp_path / "train.jsonl", [*rows, {"prompt": "3", "gold": ""}])  # an answer that is only trained beside
+    assert len(build(str(tmp_path), tokenizer, answer_column="gold").train) == 4
+    assert "row 3, is empty" in refusal(str(tmp_path), tokenizer, **fields)
 
 
 def test_a_tokenizer_without_chat_template(tmp_path: Path) -> None:

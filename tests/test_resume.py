@@ -66,6 +66,7 @@ def test_killed_and_resumed_equals_undisturbed(recipe, tmp_path):
     (half / "trainer_state.json").write_text("{}")  # a higher number that is not whole
     output = finish(start(recipe, folder))
     assert "checkpoint-99 was not written to its end: removed" in output and not half.exists()
+    assert f"resuming from {folder / 'checkpoint-6'}, after step 6" in output
 
     expected = load_file(tmp_path / "undisturbed" / "adapter_model.safetensors")
     resumed = load_file(folder / "adapter_model.safetensors")
@@ -78,11 +79,11 @@ def test_killed_and_resumed_equals_undisturbed(recipe, tmp_path):
 
 @pytest.mark.slow
 def test_a_finished_run_stays_as_it_is(recipe, tmp_path):
-    """The same command once more trains nothing; another recipe is refused."""
+    """The same command once more says so and trains nothing; another recipe is refused."""
     folder = tmp_path / "run"
     finish(start(recipe, folder))
     weights = (folder / "adapter_model.safetensors").read_bytes()
-    finish(start(recipe, folder))
+    assert f"{folder}: already finished, at step 9" in finish(start(recipe, folder))
     assert (folder / "adapter_model.safetensors").read_bytes() == weights
     assert len(list((folder / "completions").iterdir())) == 9
     words = [sys.executable, str(SCRIPT), str(recipe), "--learning_rate", "0.5"]

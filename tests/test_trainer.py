@@ -3,10 +3,12 @@
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -262,6 +264,50 @@ def test_evaluation_repeats_itself_and_leaves_no_trace(write_recipe):
         assert first[name] == second[name]
     assert first["eval_reverse_kl"] > 0.1
     assert not trainer.metrics._sums  # its sampling is no step's time
+
+
+def test_input_tokens_are_those_of_the_sequences(write_recipe, tmp_path):
+    """A prompt and all but the last token of its completion, each once, over a resume too."""
+    counted = {"include_num_input_tokens_seen": "all", "save_steps": 1, "num_generations": 2}
+    trainer = build(write_recipe(), **counted)
+    trainer.train()
+    rows = [
+        row for path in sorted((tmp_path / "run" / "completions").iterdir()) for row in pq.read_table(path).to_pylist()
+    ]
+    prompts = {row["prompt_id"]: len(row["input_ids"]) for row in trainer.train_dataset}
+    expected = sum(prompts[row["prompt_id"]] + len(row["token_ids"]) - 1 for row in rows)
+    assert len(rows) == 16
+    assert log_lines(trainer)[-1]["num_input_tokens_seen"] == expected
+    resumed = build(write_recipe(), **counted)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
+    assert resumed.state.num_input_tokens_seen == expected
+
+
+def test_a_resumed_run_is_quiet(write_recipe, tmp_path, caplog):
+    """The student's head is tied to its embeddings, and it was evaluated before its first step already."""
+    recipe = write_recipe(dataset_test_split="test", eval_on_start=True, save_steps=1)
+    trainer = build(recipe)
+    trainer.train()
+    assert [line["step"] for line in trainer.state.log_history if "eval_runtime" in line] == [0]
+    resumed = build(recipe)
+    transformers.logging.enable_propagation()
+    try:
+        resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
+    finally:
+        transformers.logging.disable_propagation()
+    assert "missing keys" not in caplog.text
+    assert [line["step"] for line in resumed.state.log_history if "eval_runtime" in line] == [0]
+    assert_same_weights(resumed.model, trainer.model, 0)
+
+
+def test_a_weight_that_is_missing_is_an_alarm(write_recipe, caplog):
+    trainer = build(write_recipe())
+    transformers.logging.enable_propagation()
+    try:
+        trainer._issue_warnings_after_load(SimpleNamespace(missing_keys=["model.norm.weight"], unexpected_keys=[]))
+    finally:
+        transformers.logging.disable_propagation()
+    assert "missing keys in the checkpoint model loaded: ['model.norm.weight']" in caplog.text
 
 
 def test_truncated_completions_can_be_left_out(write_recipe, tmp_path):

@@ -9,10 +9,12 @@ a column that is not there, a null, a second BOS, an EOS at its end — is refus
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import random
 import re
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ import datasets
 from datasets import Dataset, DatasetDict
 from transformers import PreTrainedTokenizerBase
 
+from vopd_recipes.grading import grade_choice
 from vopd_recipes.recipe import DataConfig, RecipeError, nearest, one_line
 
 logger = logging.getLogger(__name__)
@@ -52,7 +55,8 @@ def read_rows(config: DataConfig, seed: int) -> tuple[Dataset, Dataset | None]:
     Each row has `prompt` (text or messages as JSON, so that sources of both forms mix) and `answer`.
 
     Raises:
-        RecipeError: a source, split or column that is not there, or prompts of the wrong form.
+        RecipeError: a source, split or column that is not there, prompts of the wrong form, or held-out answers that
+            nothing can be graded by.
     """
     train, test = [], []
     for number, source in enumerate(config.sources()):
@@ -66,6 +70,8 @@ def read_rows(config: DataConfig, seed: int) -> tuple[Dataset, Dataset | None]:
         rows, held_out = _hold_out(rows, config.test_size, seed)
     if held_out is not None and config.max_test_prompts:
         held_out = held_out.select(range(min(config.max_test_prompts, len(held_out))))
+    if held_out is not None:
+        _check_golds(held_out, config)
     return rows, held_out
 
 
@@ -89,6 +95,14 @@ def build_prompts(
             "%d of %d prompts are empty or over %d tokens: dropped", dropped, len(rows[0]), config.max_prompt_length
         )
     return Prompts(train, test, dropped)
+
+
+def content_hashes(train: Dataset) -> dict[str, str]:
+    """SHA-256 of each source's training rows, prompts and answers in their order; the keys are `source`'s numbers."""
+    hashes: dict[str, Any] = defaultdict(hashlib.sha256)
+    for source, prompt, answer in zip(train["source"], train["prompt"], train["answer"]):
+        hashes[str(source)].update(json.dumps([prompt, answer]).encode() + b"\n")
+    return {source: found.hexdigest() for source, found in hashes.items()}
 
 
 def _load(source: dict[str, Any], split: str) -> Dataset:
@@ -215,6 +229,25 @@ def _without_nulls(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_nulls(item) for key, item in value.items() if item is not None}
     return [_without_nulls(item) for item in value if item is not None] if isinstance(value, list) else value
+
+
+def _check_golds(held_out: Dataset, config: DataConfig) -> None:
+    """Each held-out answer is one that a completion can be graded by."""
+    for answer, source, row in zip(held_out["answer"], held_out["source"], held_out["row"]):
+        if answer is None:
+            continue
+        reason = None if answer.strip() else "is empty; text, or null where there is none"
+        if reason is None and config.answer_format == "choice":
+            try:
+                grade_choice("", answer)
+            except ValueError as error:
+                reason = f"is none: {error}"
+        if reason:
+            read = config.sources()[source]
+            raise RecipeError(
+                f"answer_column: the held-out answer '{read['answer_column']}' of {read['dataset_name']}, row {row}, "
+                f"{reason}"
+            )
 
 
 def fill_template(template: str, row: dict[str, Any]) -> str:

@@ -5,15 +5,21 @@ from typing import TYPE_CHECKING
 from vopd_recipes.exports import on_demand
 from vopd_recipes.files.atomic import sha256_of, write_text, written_whole
 from vopd_recipes.files.checkpoints import (
+    ENVIRONMENT,
     RECIPE,
     check_same_layout,
+    check_same_prompts,
     check_same_recipe,
+    checkpoint_to_resume,
     complete_checkpoints,
     discard_incomplete,
+    finished_step,
     keep_newest,
     last_complete_checkpoint,
     mark_complete,
+    step_of,
 )
+from vopd_recipes.files.lock import only_process_in
 from vopd_recipes.files.results_json import SAME_MEASUREMENT, SCHEMA_VERSION, read_results, results_path, title_of
 
 if TYPE_CHECKING:

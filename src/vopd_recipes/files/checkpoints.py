@@ -11,6 +11,7 @@ import json
 import logging
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,13 @@ logger = logging.getLogger(__name__)
 
 MARKER = "complete"
 RECIPE = "recipe.yaml"
+ENVIRONMENT = "environment.json"
+_STATE = "trainer_state.json"
 
 # Fields that may change between the two halves of a run: none of them changes an update.
 _HARMLESS = re.compile(
     r"(logging|report|save|eval|push|hub|run_name|project|trackio|disable_tqdm|log_|rollout_batch_size|max_test_prompts)"
-    r"|(output_dir|resume_from_checkpoint)$"  # where it is, and what it resumes from
+    r"|(output_dir|resume_from_checkpoint|resume_only_model)$"  # where it is, and what it resumes from
     r"|(teacher_server_(url|timeout)|teacher_offload|gradient_checkpointing|ddp_timeout|dataloader_num_workers)$"
     r"|vllm_(gpu_memory_utilization|max_model_len|enforce_eager)$"  # a server that moved, memory that ran out
 )
@@ -44,6 +47,38 @@ def mark_complete(checkpoint: Path, layout: str = "none", processes: int = 1) ->
     write_text(checkpoint / MARKER, json.dumps({"layout": layout, "processes": processes}) + "\n")
 
 
+# What holds the optimiser's state: of one process or DDP, of FSDP (a file or a folder), of DeepSpeed.
+_OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_0", "latest")
+
+
+def checkpoint_to_resume(output_dir: Path, named: str | None, only_model: bool) -> Path | None:
+    """What a run resumes from: the checkpoint that is named, else its last complete one; `None` where it begins.
+
+    Args:
+        output_dir: the run's folder.
+        named: the recipe's `resume_from_checkpoint`.
+        only_model: its `resume_only_model`: a checkpoint without an optimiser will do.
+
+    Raises:
+        RecipeError: what is named is no checkpoint, or the optimiser's state is missing and would start anew.
+    """
+    checkpoint = Path(named) if named else last_complete_checkpoint(output_dir)
+    if checkpoint is None:
+        return None
+    if not (checkpoint / _STATE).is_file():
+        what = "no checkpoint, it has no trainer_state.json" if checkpoint.is_dir() else "no such folder"
+        raise RecipeError(
+            f"resume_from_checkpoint: {checkpoint}: {what}; leave it out, and the run resumes from the last "
+            f"complete checkpoint in {output_dir}"
+        )
+    if not only_model and not any((checkpoint / name).exists() for name in _OPTIMIZER):
+        raise RecipeError(
+            f"{checkpoint}: holds no optimiser (save_only_model), so moments and learning rate would start anew; set "
+            "resume_only_model: true to resume like that, or name another output_dir"
+        )
+    return checkpoint
+
+
 def check_same_layout(checkpoint: Path, layout: str, processes: int) -> None:
     """A run resumes with as many processes as began it: the optimiser's state and the batches are theirs.
 
@@ -51,6 +86,11 @@ def check_same_layout(checkpoint: Path, layout: str, processes: int) -> None:
         RecipeError: the checkpoint is another layout's; the Trainer would continue with a fresh optimiser, or with
             other batches.
     """
+    if layout.startswith("zero") and not (checkpoint / "latest").is_file():
+        raise RecipeError(
+            f"{checkpoint}: holds no optimiser, without which DeepSpeed does not resume; begin anew in another "
+            f"output_dir with model_name_or_path: {checkpoint}"
+        )
     marker = checkpoint / MARKER
     if not marker.is_file():  # named by resume_from_checkpoint, of whatever origin
         return
@@ -104,10 +144,10 @@ def check_same_recipe(output_dir: Path, resolved: dict[str, Any]) -> None:
     """A run may only be resumed by the recipe that began it.
 
     Raises:
-        RecipeError: `output_dir` holds the checkpoints of a recipe that differs in a field that matters.
+        RecipeError: `output_dir` holds the checkpoints of a recipe that differs in a field that matters, or its end.
     """
     path = output_dir / RECIPE
-    if not path.is_file() or last_complete_checkpoint(output_dir) is None:
+    if not path.is_file() or not _has_begun(output_dir):
         return
     before = yaml.safe_load(path.read_text(encoding="utf-8"))
     changed = [
@@ -121,3 +161,43 @@ def check_same_recipe(output_dir: Path, resolved: dict[str, Any]) -> None:
             f"output_dir: {output_dir} holds a run with {name}: {before.get(name)}, not {resolved.get(name)}; "
             "name another output_dir, or remove that folder"
         )
+
+
+def check_same_prompts(output_dir: Path, hashes: dict[str, str], names: Sequence[str]) -> None:
+    """A run resumes over the rows that it began with; a file may have been written again under its name.
+
+    Args:
+        output_dir: the run's folder.
+        hashes: of the training rows now, see `prompts.content_hashes`.
+        names: of the sources, by the numbers that are the hashes' keys.
+
+    Raises:
+        RecipeError: a source whose rows are others than those of the checkpoints in `output_dir`.
+    """
+    path = output_dir / ENVIRONMENT
+    if not path.is_file() or not _has_begun(output_dir):
+        return
+    before = json.loads(path.read_text(encoding="utf-8")).get("prompts_sha256")
+    if before is None:  # a run of an earlier version
+        return
+    for number in sorted({*before, *hashes}, key=int):
+        if before.get(number) != hashes.get(number):
+            raise RecipeError(
+                f"dataset_name: the rows of {names[int(number)]} have changed since the run in {output_dir} began; "
+                "bring them back, or name another output_dir"
+            )
+
+
+def _has_begun(output_dir: Path) -> bool:
+    return last_complete_checkpoint(output_dir) is not None or finished_step(output_dir) is not None
+
+
+def finished_step(output_dir: Path) -> int | None:
+    """The step at which the run in a folder came to its end; `None` where its state or its weights are not there."""
+    is_whole = (output_dir / _STATE).is_file() and any(output_dir.glob("*.safetensors"))
+    return step_of(output_dir) if is_whole else None
+
+
+def step_of(folder: Path) -> int:
+    """How many steps a checkpoint, or a finished run, has behind it."""
+    return int(json.loads((folder / _STATE).read_text(encoding="utf-8"))["global_step"])

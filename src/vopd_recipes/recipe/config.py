@@ -9,7 +9,6 @@ and line, or flag) and what to do, before a model or a data set is touched.
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import re
 from collections.abc import Iterator
@@ -19,12 +18,20 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_type_hints
 
 from transformers import TrainingArguments
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import SchedulerType
 
-from vopd_recipes.loss import METHODS, Estimator, Needs, baselines, default_baseline, divergences
+from vopd_recipes.loss import Estimator, Needs, baselines, default_baseline, divergences
+from vopd_recipes.recipe.checks import (
+    check_backends,
+    check_best_metric,
+    check_publishing,
+    check_sampling,
+    check_schedule,
+    check_trackers,
+    check_values,
+    require,
+)
 from vopd_recipes.recipe.errors import RecipeError, one_line
-from vopd_recipes.recipe.hub_ids import is_hub_id
 from vopd_recipes.recipe.launch import introduce_deepspeed, prepare_launch
 from vopd_recipes.recipe.text import Lines, Word, nearest, read_fields
 
@@ -60,9 +67,9 @@ class ModelConfig:
     lora_target_modules: list[str] | str = option("all-linear", "module names, or all-linear")
 
     def __post_init__(self) -> None:
-        _require(bool(self.model_name_or_path), "model_name_or_path: missing; name a Hub id or a folder")
-        _require(self.lora_r >= 1, f"lora_r must be at least 1, got {self.lora_r}")
-        _require(0 <= self.lora_dropout < 1, f"lora_dropout must lie in [0, 1), got {self.lora_dropout}")
+        require(bool(self.model_name_or_path), "model_name_or_path: missing; name a Hub id or a folder")
+        require(self.lora_r >= 1, f"lora_r must be at least 1, got {self.lora_r}")
+        require(0 <= self.lora_dropout < 1, f"lora_dropout must lie in [0, 1), got {self.lora_dropout}")
 
 
 @dataclass
@@ -88,25 +95,25 @@ class DataConfig:
     max_prompt_length: int = option(1024, "longer prompts are dropped and counted, in tokens")
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             bool(self.dataset_name) != bool(self.dataset_mixture),
             "dataset_name, dataset_mixture: name exactly one of them",
         )
-        _require(self.max_prompt_length >= 1, f"max_prompt_length must be at least 1, got {self.max_prompt_length}")
-        _require(self.test_size >= 0, f"test_size must not be negative, got {self.test_size}")
-        _require(
+        require(self.max_prompt_length >= 1, f"max_prompt_length must be at least 1, got {self.max_prompt_length}")
+        require(self.test_size >= 0, f"test_size must not be negative, got {self.test_size}")
+        require(
             self.max_test_prompts is None or self.max_test_prompts >= 1,
             f"max_test_prompts must be at least 1, got {self.max_test_prompts}",
         )
-        _require(
+        require(
             not (self.test_size and self.dataset_test_split),
             "test_size, dataset_test_split: both name held-out prompts; keep one",
         )
-        _require(
+        require(
             not self.chat_template_kwargs or self.chat_template,
             "chat_template_kwargs has no effect with chat_template: false",
         )
-        _require(
+        require(
             not self.continue_final_message or self.chat_template,
             "continue_final_message has no effect with chat_template: false",
         )
@@ -116,14 +123,14 @@ class DataConfig:
     def _check_source(self, source: dict[str, Any]) -> None:
         known = [*_MIXTURE_FIELDS, "weight"]
         for name, value in source.items():
-            _require(name in known, f"dataset_mixture: unknown field '{name}'{nearest(str(name), known)}")
-            _require(
+            require(name in known, f"dataset_mixture: unknown field '{name}'{nearest(str(name), known)}")
+            require(
                 name == "weight" or value is None or isinstance(value, str),
                 f"dataset_mixture: {name} must be text, got {value!r}",
             )
-        _require("dataset_name" in source, "dataset_mixture: an entry has no dataset_name")
+        require("dataset_name" in source, "dataset_mixture: an entry has no dataset_name")
         weight = source.get("weight", 1.0)
-        _require(
+        require(
             isinstance(weight, (int, float)) and not isinstance(weight, bool) and 0 < weight < math.inf,
             f"dataset_mixture: weight must be a positive number, got {weight!r}",
         )
@@ -137,28 +144,6 @@ class DataConfig:
 _MIXTURE_FIELDS = (
     "dataset_name", "dataset_config", "dataset_train_split", "prompt_column", "answer_column", "prompt_template"
 )  # fmt: skip
-
-# Fields of TrainingArguments that would be ignored here or would silently change what is trained.
-_UNSUPPORTED = {
-    "hub_token": "a recipe is published with the run; log in with `hf auth login` or set HF_TOKEN",
-    "hub_strategy": "every save is uploaded to a branch of its own, in the background",
-    "hub_always_push": "every save is queued, however long the upload before it takes",
-    "hub_revision": "the final model goes to main, and step N to the branch step-0000000N",
-    "label_smoothing_factor": "there are no labels to smooth",
-    "neftune_noise_alpha": "noise in the student's embeddings makes its samples off-policy",
-    "auto_find_batch_size": "a micro-batch is packed by tokens; lower per_device_train_batch_size instead",
-    "load_best_model_at_end": "every checkpoint is kept by step; pick one with the evaluation results",
-    "ignore_data_skip": "a resumed run repeats the undisturbed one",
-    "fp16": "the loss forms its gradient before a loss scale could save it from underflow; use bf16: true",
-}
-
-
-_COUNTS = (
-    "max_completion_length", "num_generations", "rollout_batch_size", "gradient_accumulation_steps",
-    "per_device_train_batch_size", "per_device_eval_batch_size", "eval_steps", "save_total_limit",
-    "vllm_tensor_parallel_size", "vllm_max_model_len",
-)  # fmt: skip
-_TRACKERS = (*INTEGRATION_TO_CALLBACK, "none", "all")
 
 
 @dataclass
@@ -199,6 +184,7 @@ class VOPDConfig(TrainingArguments):
     teacher_server_model: str | None = option(None, "name of the model there; default: the only one")
     teacher_server_timeout: float = option(600.0, "seconds to keep trying before the run stops, resumable")
     log_gradient_variance: bool = option(False, "log every estimator's exact gradient variance")
+    resume_only_model: bool = option(False, "resume from a checkpoint without its optimiser: moments start anew")
     hub_merge: bool = option(False, "push_to_hub of LoRA runs: the merged model too, to <hub_model_id>-merged")
 
     # Other defaults than the Trainer's, from the paper's settings where it states one.
@@ -213,121 +199,35 @@ class VOPDConfig(TrainingArguments):
     remove_unused_columns: bool = option(False, "prompts carry their own columns")
 
     def __post_init__(self) -> None:
-        _require(bool(self.output_dir), "output_dir: missing; name a folder for the run")
-        defaults = {item.name: item.default for item in fields(TrainingArguments)}
-        for name, reason in _UNSUPPORTED.items():
-            _require(getattr(self, name) == defaults[name], f"{name} is not supported: {reason}")
-        for name in _COUNTS:
-            value = getattr(self, name)
-            _require(value is None or value >= 1, f"{name} must be at least 1, got {value}")
-        _require(0 <= self.seed < 2**32, f"seed must lie in [0, 2^32), got {self.seed}")
-        _require(
-            0 <= self.learning_rate < math.inf, f"learning_rate must be finite, at least 0, got {self.learning_rate}"
-        )
-        _require(not self.remove_unused_columns, "remove_unused_columns: true drops columns that rollouts need")
-        _require(self.temperature > 0, f"temperature must be positive, got {self.temperature}")
-        _require(0 < self.top_p <= 1, f"top_p must lie in (0, 1], got {self.top_p}")
-        _require(self.top_k >= 0, f"top_k must not be negative, got {self.top_k}; 0 is off")
+        check_values(self)
         if self.baseline is None:
-            known: Needs = "support" if self._knows_logprobs_only else "distribution"
+            known: Needs = "support" if self.knows_logprobs_only else "distribution"
             self.baseline = cast(Word, default_baseline(self.divergence, known))
         self.baseline = cast(Word, self.estimator.baseline)
-        self._check_unbiased_sampling()
-        self._check_trackers()
-        self._check_backends()
-        self._check_publishing()
+        check_sampling(self)
+        check_trackers(self)
+        check_backends(self, self.estimator)
+        check_publishing(self)
+        check_best_metric(self)
         prepare_launch(self)
         super().__post_init__()
+        check_schedule(self)
         batches: Any = self.accelerator_config
-        _require(
+        require(
             not (batches.split_batches or batches.dispatch_batches),
             "accelerator_config: split_batches and dispatch_batches deal prompts out in an order that is not ours",
         )
         introduce_deepspeed(self)
 
-    def _check_backends(self) -> None:
-        share = self.vllm_gpu_memory_utilization
-        _require(0 < share < 1, f"vllm_gpu_memory_utilization must lie in (0, 1), got {share}")
-        _require(self.teacher_server_timeout > 0, "teacher_server_timeout must be positive")
-        if self.teacher_backend == "local":
-            _require(self.teacher_server_url is None, "teacher_server_url has no effect with teacher_backend: local")
-            _require(
-                self.teacher_server_scores == "logprobs",
-                "teacher_server_scores has no effect with teacher_backend: local",
-            )
-            return
-        _require(bool(self.teacher_server_url), "teacher_server_url: missing; teacher_backend: server needs it")
-        _require(not self.teacher_offload, "teacher_offload has no effect with teacher_backend: server")
-        _require(
-            self.teacher_server_timeout < self.ddp_timeout,
-            f"teacher_server_timeout: {self.teacher_server_timeout:g} is not below ddp_timeout: {self.ddp_timeout}, "
-            "after which processes that wait for one another are killed; raise ddp_timeout",
-        )
-        if not self._knows_logprobs_only:
-            return
-        _require(
-            not self.log_gradient_variance,
-            "log_gradient_variance: true needs the teacher's whole distribution, which a server of log-probabilities "
-            "lacks; set teacher_server_scores: hidden_states",
-        )
-        _require(
-            self.estimator.method.needs != "distribution",
-            f"divergence: {self.divergence}, baseline: {self.estimator.baseline} need the teacher's whole "
-            f"distribution, which a server of log-probabilities lacks; use {_served()}; or set "
-            "teacher_server_scores: hidden_states",
-        )
-
-    def _check_publishing(self) -> None:
-        _require(not self.hub_merge or self.push_to_hub, "hub_merge has no effect with push_to_hub: false")
-        if not self.push_to_hub:
-            return
-        _require(bool(self.hub_model_id), "hub_model_id: missing; push_to_hub needs it: the repository, org/name")
-        _require(
-            is_hub_id(self.hub_model_id), f"hub_model_id: '{self.hub_model_id}' is no repository; name one as org/name"
-        )
-
-    def _check_unbiased_sampling(self) -> None:
-        for name, neutral in (("temperature", 1.0), ("top_p", 1.0), ("top_k", 0)):
-            value = getattr(self, name)
-            _require(
-                value == neutral or self.allow_biased_sampling,
-                f"{name}: {value} samples from another distribution than the student's, which biases the gradient; "
-                f"use {name}: {neutral:g} or set allow_biased_sampling: true",
-            )
-
-    def _check_trackers(self) -> None:
-        names = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
-        for name in names:
-            _require(name in _TRACKERS, f"report_to: '{name}' is no tracker{nearest(name, _TRACKERS)}")
-            _require(
-                name not in ("wandb", "trackio", "tensorboard") or importlib.util.find_spec(name) is not None,
-                f"report_to: {name} is not installed; pip install {name}, or report_to: none",
-            )
-
     @property
-    def _knows_logprobs_only(self) -> bool:
+    def knows_logprobs_only(self) -> bool:
+        """Whether the teacher gives log-probabilities of some tokens and not its whole distribution."""
         return self.teacher_backend == "server" and self.teacher_server_scores == "logprobs"
 
     @property
     def estimator(self) -> Estimator:
         """The estimator these fields describe."""
         return Estimator(**{item.name: getattr(self, item.name) for item in fields(Estimator)})
-
-
-def _served() -> str:
-    """The recipe's words of every method for which a server's log-probabilities are enough."""
-    words: dict[str, list[str]] = {}
-    for row in METHODS.values():
-        if row.needs != "distribution":
-            words.setdefault(row.divergence, []).append(row.baseline)
-    return ", or ".join(
-        f"divergence: {name} and baseline: {', '.join(some)} or {last}" for name, (*some, last) in words.items()
-    )
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
 
 
 @dataclass(frozen=True)
@@ -407,6 +307,11 @@ def _check_together(recipe: Recipe) -> None:
     ):
         why = "" if training.teacher_backend == "local" else ", whose head reads the server's hidden states"
         raise RecipeError(f"{recipe.path}: teacher_model_name_or_path: missing; name a Hub id or a folder{why}")
+    if (training.metric_for_best_model or "").endswith("accuracy") and not any(
+        source["answer_column"] for source in data.sources()
+    ):
+        where = recipe.sources.get("metric_for_best_model") or str(recipe.path)
+        raise RecipeError(f"{where}: metric_for_best_model: accuracy needs answers; name their answer_column")
     if training.hub_merge and not recipe.model.use_peft:
         raise RecipeError(
             f"{recipe.sources['hub_merge']}: hub_merge: only a LoRA run can be merged; set use_peft: true"

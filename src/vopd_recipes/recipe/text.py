@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import operator
+import re
 import types
 from collections.abc import Callable
 from enum import Enum
@@ -122,7 +123,7 @@ def _yaml_error(path: Path, error: yaml.YAMLError) -> RecipeError:
 
 
 def read_flags(words: list[str], hints: dict[str, Any]) -> Lines:
-    """`--field value`, `--field=value`, `--switch`, `--field a b`: name → (value, `--field`)."""
+    """`--field value`, `--field=value`, `--switch`, `--field a b` of a list: name → (value, `--field`)."""
     values: dict[str, list[str]] = {}
     name = None
     for word in words:
@@ -134,6 +135,12 @@ def read_flags(words: list[str], hints: dict[str, Any]) -> Lines:
             values[name] = [value] if equals else []
         elif name is None:
             raise RecipeError(f"'{word}': expected --field value; a command has one recipe")
+        elif re.fullmatch(r"-[^\W\d][\w-]*", word):
+            raise RecipeError(f"'{word}': a flag begins with two dashes; where it is a value, write --{name}={word}")
+        elif values[name] and _is_text(hints.get(name)):
+            raise RecipeError(
+                f"'{word}': --{name} has its value, '{values[name][0]}'; put a text with spaces into quotes"
+            )
         else:
             values[name].append(word)
     return {name: (_flag_value(words, hints.get(name)), f"--{name}") for name, words in values.items()}
@@ -142,14 +149,17 @@ def read_flags(words: list[str], hints: dict[str, Any]) -> Lines:
 def _flag_value(words: list[str], hint: Any) -> Any:
     if not words:
         return True
-    if hint is not None and _accepts(hint, str) and not _accepts(hint, list):
-        text = " ".join(words)
-        return None if text in ("null", "none", "None") and _accepts(hint, types.NoneType) else text
+    if _is_text(hint):
+        return None if words[0] in ("null", "none", "None") and _accepts(hint, types.NoneType) else words[0]
     try:
         parsed = [yaml.safe_load(word) for word in words]
     except yaml.YAMLError:
         parsed = list(words)
     return parsed[0] if len(parsed) == 1 else parsed
+
+
+def _is_text(hint: Any) -> bool:
+    return hint is not None and _accepts(hint, str) and not _accepts(hint, list)
 
 
 def _accepts(hint: Any, kind: type) -> bool:

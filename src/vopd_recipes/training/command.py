@@ -7,12 +7,21 @@ command, started again, resumes an interrupted run. With `--explain [PROCESSES]`
 import logging
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase, set_seed
 
-from vopd_recipes.files import check_same_layout, check_same_recipe, last_complete_checkpoint
+from vopd_recipes.files import (
+    check_same_layout,
+    check_same_prompts,
+    check_same_recipe,
+    checkpoint_to_resume,
+    finished_step,
+    only_process_in,
+    step_of,
+)
 from vopd_recipes.hub import Target, check_write_access
 from vopd_recipes.models import (
     check_models,
@@ -28,30 +37,48 @@ from vopd_recipes.models import (
     unshared_end,
 )
 from vopd_recipes.planner.explain import FLAG, explain, take_flag
-from vopd_recipes.prompts import Prompts, build_prompts, read_rows
-from vopd_recipes.recipe import Recipe, RecipeError, describe_fields, load_recipe
+from vopd_recipes.prompts import Prompts, build_prompts, content_hashes, read_rows
+from vopd_recipes.recipe import Recipe, RecipeError, VOPDConfig, describe_fields, load_recipe
 from vopd_recipes.teacher import ServerTeacher, StatesServer, StatesTeacher, Teacher, TeacherServer
-from vopd_recipes.training.run import finish_run, publishing, start_run
+from vopd_recipes.training.run import finish_run, publish_finished, publishing, start_run
 from vopd_recipes.training.trainer import TrainingStopped, VOPDTrainer
+
+logger = logging.getLogger(__name__)
 
 USAGE = "usage: accelerate launch scripts/run_vopd.py RECIPE.yaml [--explain [PROCESSES]] [--field value ...]"
 
 
 def train(recipe: Recipe) -> None:
-    """Train a recipe to its end, from its last complete checkpoint if there is one.
+    """Train a recipe to its end, from its last complete checkpoint if there is one; a finished run stays as it is.
 
     Raises:
         RecipeError: whatever is wrong with it, before weights are loaded where that can be known.
         TrainingStopped: the run cannot continue; what it has saved stays.
     """
+    output_dir, first = Path(str(recipe.training.output_dir)), int(os.environ.get("RANK", 0)) == 0
+    check_same_recipe(output_dir, recipe.resolved())
+    step = finished_step(output_dir)
+    if step is not None and not recipe.training.resume_from_checkpoint:
+        if first:
+            logger.info("%s: already finished, at step %d; another run needs another output_dir", output_dir, step)
+            publish_finished(recipe)
+        return
+    with only_process_in(output_dir) if first else nullcontext():
+        _train(recipe, output_dir)
+
+
+def _train(recipe: Recipe, output_dir: Path) -> None:
     ################
     # Prompts, then everything that can be wrong before weights are loaded
     ################
-    output_dir = Path(str(recipe.training.output_dir))
-    check_same_recipe(output_dir, recipe.resolved())
+    checkpoint = checkpoint_to_resume(
+        output_dir, recipe.training.resume_from_checkpoint, recipe.training.resume_only_model
+    )
     if recipe.training.push_to_hub and int(os.environ.get("RANK", 0)) == 0:
         check_write_access(Target.of(recipe.resolved()))
     rows = read_rows(recipe.data, recipe.training.seed)
+    hashes = content_hashes(rows[0])
+    check_same_prompts(output_dir, hashes, [str(source["dataset_name"]) for source in recipe.data.sources()])
     tokenizer = load_tokenizer(recipe.model)
     local = recipe.training.teacher_backend == "local"
     teacher_tokenizer = None
@@ -59,6 +86,7 @@ def train(recipe: Recipe) -> None:
         teacher_tokenizer = load_tokenizer(recipe.model, teacher=True)
         check_tokenizers(tokenizer, teacher_tokenizer)
     prompts = build_prompts(rows, recipe.data, tokenizer)
+    _check_batches(recipe.training, len(prompts.train))
     server = None if local else _connect_to_teacher(recipe, tokenizer, prompts)
 
     ################
@@ -91,14 +119,22 @@ def train(recipe: Recipe) -> None:
         train_dataset=prompts.train,
         eval_dataset=prompts.test,
     )
-    start_run(recipe, trainer)
-    named = recipe.training.resume_from_checkpoint
-    checkpoint = Path(named) if named else last_complete_checkpoint(output_dir)
+    start_run(recipe, trainer, hashes)
     if checkpoint:
         check_same_layout(checkpoint, layout(trainer.accelerator), trainer.accelerator.num_processes)
+        logger.info("resuming from %s, after step %d", checkpoint, step_of(checkpoint))
     with publishing(recipe, trainer):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finish_run(trainer)
+
+
+def _check_batches(training: VOPDConfig, prompts: int) -> None:
+    batch = training.per_device_train_batch_size * training.world_size
+    if training.dataloader_drop_last and prompts < batch:
+        raise RecipeError(
+            f"dataloader_drop_last: true leaves none of {prompts} prompts: a batch has per_device_train_batch_size × "
+            f"processes = {batch}; set it to false, or lower per_device_train_batch_size"
+        )
 
 
 def _connect_to_teacher(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> Teacher:

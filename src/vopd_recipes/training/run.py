@@ -21,8 +21,8 @@ import torch
 import yaml
 from accelerate import Accelerator
 
-from vopd_recipes.files import RECIPE, discard_incomplete, plot_training, written_whole
-from vopd_recipes.hub import Pace, Publisher, Target
+from vopd_recipes.files import ENVIRONMENT, RECIPE, discard_incomplete, plot_training, written_whole
+from vopd_recipes.hub import Pace, Publisher, Target, check_write_access
 from vopd_recipes.recipe import DataConfig, Recipe
 from vopd_recipes.training.trainer import VOPDTrainer
 
@@ -33,15 +33,23 @@ _PACKAGES = (
 _WAIT_AFTER_FAILURE = 300.0  # seconds, for uploads that are under way
 
 
-def start_run(recipe: Recipe, trainer: VOPDTrainer) -> None:
-    """Write the resolved recipe and the environment; sweep up what a killed process left half-written. Collective."""
+def start_run(recipe: Recipe, trainer: VOPDTrainer, prompts_sha256: dict[str, str] | None = None) -> None:
+    """Write the resolved recipe and the environment; sweep up what a killed process left half-written. Collective.
+
+    Args:
+        recipe: of the run.
+        trainer: of the run.
+        prompts_sha256: of the training rows, see `prompts.content_hashes`.
+    """
     if trainer.is_world_process_zero():
         folder = trainer.output_dir
         if (folder / RECIPE).is_file():  # only in a folder that is a run of ours
             discard_incomplete(folder)
         _write(folder / RECIPE, yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True))
         about = {**environment(trainer.accelerator), "prepared_from": _prepared_from(recipe.data)}
-        _write(folder / "environment.json", json.dumps(about, indent=2) + "\n")
+        if prompts_sha256 is not None:
+            about["prompts_sha256"] = prompts_sha256
+        _write(folder / ENVIRONMENT, json.dumps(about, indent=2) + "\n")
     trainer.accelerator.wait_for_everyone()
 
 
@@ -60,6 +68,16 @@ def finish_run(trainer: VOPDTrainer) -> None:
             trainer.state.save_to_json(str(temporary))
         plot_training(trainer.state.log_history, folder)
     trainer.accelerator.wait_for_everyone()
+
+
+def publish_finished(recipe: Recipe) -> None:
+    """With `push_to_hub`: upload what is not up of a run that has come to its end before. On one process."""
+    if recipe.training.push_to_hub:
+        target = Target.of(recipe.resolved())
+        check_write_access(target)
+        publisher = Publisher(Path(str(recipe.training.output_dir)), target)
+        publisher.start()
+        publisher.finish()
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, Trainer
+from transformers import PreTrainedTokenizerBase
 
 from vopd_recipes.files import (
     RECORDED,
@@ -52,6 +52,7 @@ from vopd_recipes.recipe import ModelConfig, VOPDConfig, check_launch
 from vopd_recipes.rollout import RolloutEngine, RolloutFailed, build_rollout, rollout_seed
 from vopd_recipes.teacher import LocalTeacher, Teacher, TeacherUnavailable, TeacherView
 from vopd_recipes.training.agreement import first_gap, largest_first_gap
+from vopd_recipes.training.bookkeeping import Bookkeeping
 from vopd_recipes.training.held_out import held_out_values
 from vopd_recipes.training.metrics import StepMetrics
 
@@ -63,7 +64,7 @@ class TrainingStopped(RuntimeError):
     """The run cannot continue; one line says at which step, why, and what is left."""
 
 
-class VOPDTrainer(OwnPublishing, Trainer):
+class VOPDTrainer(OwnPublishing, Bookkeeping):
     """On-policy distillation of `model` from `teacher`.
 
     Args:
@@ -350,11 +351,6 @@ class VOPDTrainer(OwnPublishing, Trainer):
         if not gap <= largest and not self.args.allow_biased_sampling:
             reason = f"rollout/logprob_gap is {gap:#.3g} nats per token: what samples the completions is not the"
             raise TrainingStopped(self._stopping(f"{reason} student; compare rollout_backend: transformers"))
-
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """6 · tokens · parameters outside the embeddings, of the packed row."""
-        parameters = causal_lm_of(self.student).num_parameters(exclude_embeddings=True)
-        return 6 * inputs["micro_batch"].input_ids.numel() * parameters
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Under ZeRO-1 and 2 the weights are whole, and DeepSpeed's copy of them has lost which are tied."""
