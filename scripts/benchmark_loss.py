@@ -147,19 +147,23 @@ def contenders(chunk_size: int | None) -> dict[str, Loss]:
 
 
 def dense_of(name: str) -> str:
-    """The dense contender of the same divergence."""
-    return f"dense {ESTIMATORS[name].divergence}" if name in ESTIMATORS else "dense " + name.split()[-1]
+    """The dense contender of the same kind: of a sampled gradient, of the top k's, of a whole divergence's."""
+    if name not in ESTIMATORS:
+        return "dense " + name.split()[-1]
+    method = ESTIMATORS[name].method
+    return "dense topk" if method.divergence == "topk" else "dense sampled" if method.samples else "dense full"
 
 
 def seconds(loss: Loss, inputs: Inputs, head: str) -> float:
-    """Time of one forward and backward pass."""
+    """Time of one forward and backward pass; of one thread its CPU time, which other work does not lengthen."""
     inputs.reset(head)
     synchronise = torch.cuda.synchronize if inputs.targets.is_cuda else lambda: None
+    clock = time.perf_counter if inputs.targets.is_cuda or torch.get_num_threads() > 1 else time.process_time
     synchronise()
-    start = time.perf_counter()
+    start = clock()
     loss(inputs).backward()
     synchronise()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def check(inputs: Inputs, losses: dict[str, Loss]) -> None:
@@ -233,14 +237,14 @@ def weight_gradient(options: argparse.Namespace, head: str) -> int:
 def time_table(options: argparse.Namespace) -> list[list[str]]:
     losses, inputs = contenders(options.chunk_size), Inputs.make(options, options.tokens)
     check(inputs, losses)
-    header = ["", *(f"{head}: {unit}" for head in HEADS for unit in ("ms", "ms/token", "× dense", "× TRL"))]
+    header = ["", *(f"{head}: {unit}" for head in HEADS for unit in ("ms", "ms/token", "× value", "× dense", "× TRL"))]
     rows = [[name] for name in losses]
     for head in HEADS:
         times = time_rounds({name: (loss, inputs) for name, loss in losses.items()}, options.rounds, head)
         for row, (name, values) in zip(rows, times.items()):
             ms = 1e3 * median(values)
             row += [f"{ms:.0f}", f"{ms / options.tokens:.2f}"]
-            row += [ratio(values, times[dense_of(name)]), ratio(values, times.get("TRL full"))]
+            row += [ratio(values, times.get(other)) for other in ("value", dense_of(name), "TRL full")]
     return [header, *rows]
 
 

@@ -3,7 +3,7 @@
     python scripts/report.py RUN_DIR [RUN_DIR …] [--output report.html]
 
 Runs whose recipes differ only in the seed are drawn as one method with a band. A run that has not finished is read at
-its last whole checkpoint. Exit status: 0 written, 2 bad input.
+its last complete checkpoint. Exit status: 0 written, 2 bad input.
 """
 
 import argparse

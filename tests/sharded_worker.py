@@ -87,7 +87,7 @@ def zero3(trainer) -> dict[str, object]:
 
 
 def fsdp2(trainer) -> dict[str, object]:
-    """One update's loss and gradients, and the weights, whole and in slices."""
+    """One update's loss and gradients, and the weights, whole and sharded."""
     with torch.no_grad():  # LoRA's B begins at zero, where merging would change nothing
         for name, parameter in trainer.model.named_parameters():
             if ".lora_B." in name:

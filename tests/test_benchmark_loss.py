@@ -10,6 +10,7 @@ import pytest
 SCRIPT = Path(__file__).parents[1] / "scripts" / "benchmark_loss.py"
 TINY = ["--tokens=8", "--hidden=16", "--vocab=300", "--rounds=1", "--threads=1"]
 ESTIMATORS = ["none", "constant", "value", "value_topk", "optimal", "full", "topk", "value, variances"]
+ESTIMATORS += ["rao_blackwell_tail", "rao_blackwell_optimal", "forward", "jsd"]
 
 
 def benchmark(*arguments):

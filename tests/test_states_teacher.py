@@ -15,6 +15,11 @@ from safetensors.torch import load_file, save_file
 from teacher_service import Recorded, VLLMServer
 from test_trainer import build
 from transformers import AutoModelForCausalLM
+from transformers.integrations.deepspeed import (
+    HfDeepSpeedConfig,
+    is_deepspeed_zero3_enabled,
+    unset_hf_deepspeed_config,
+)
 
 from vopd_recipes.loss import Head
 from vopd_recipes.models import load_teacher_head
@@ -285,6 +290,19 @@ def test_the_head_is_the_models(tiny_pair: TinyPair) -> None:
         assert ("lm_head.weight" in load_file(folder / "model.safetensors")) != tied
         torch.testing.assert_close(head.weight, model.lm_head.weight.detach().bfloat16(), atol=0, rtol=0)
         assert head.bias is None and not head.weight.requires_grad
+
+
+def test_the_head_is_whole_where_models_are_sharded_while_they_are_made(tiny_pair: TinyPair) -> None:
+    """ZeRO-3, as the trainer's arguments announce it."""
+    zero3 = HfDeepSpeedConfig({"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1})
+    try:
+        head = head_of_teacher(tiny_pair)
+        assert is_deepspeed_zero3_enabled()
+    finally:
+        unset_hf_deepspeed_config()
+        del zero3
+    weights = load_file(tiny_pair.teacher / "model.safetensors")
+    torch.testing.assert_close(head.weight, weights["lm_head.weight"], atol=0, rtol=0)
 
 
 def test_the_index_says_which_file_is_read(tiny_pair: TinyPair, tmp_path) -> None:

@@ -25,14 +25,14 @@ from vopd_recipes.evidence.intervals import with_interval
 from vopd_recipes.evidence.measurement import check_measurable, freeze
 from vopd_recipes.evidence.variance import Measured, bootstrap
 from vopd_recipes.files import finish_axis, markdown_table, new_figure, save_figure, write_text
-from vopd_recipes.loss import Estimator, baseline_value, fused_loss, value_on_support
+from vopd_recipes.loss import Estimator, Support, baseline_value, fused_loss, value_on_support
 from vopd_recipes.models import completion_states, head_of, scale_logits
 from vopd_recipes.packing import MicroBatch
 from vopd_recipes.recipe import Recipe, RecipeError
 
 _KS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
 _ROWS = 256  # positions whose [rows, V] distributions are held at a time
-_SUPPORTS = (("student", "the student's top k"), ("teacher", "the teacher's top k"))
+_SUPPORTS: tuple[tuple[Support, str], ...] = (("student", "the student's top k"), ("teacher", "the teacher's top k"))
 _VARIANCE_KS = (5, 20, 100)
 _MASSES = ("mass_student", "mass_teacher")
 
@@ -72,9 +72,9 @@ def measure_baselines(recipe: Recipe, checkpoint: Path | None, prompts: int, dra
         variances[support][k][name] = vars(_mean(joined[f"{name}/{support}/{k}"], below, lengths))
     errors: dict[str, list[Any]] = {name: [] for name, _ in _SUPPORTS}
     for name, baseline in joined.items():
-        kind, support, k = name.split("/")
+        kind, of, k_text = name.split("/")
         if kind == "baseline":
-            errors[support].append([int(k), vars(_mean((baseline - value).abs(), torch.ones_like(value), lengths))])
+            errors[of].append([int(k_text), vars(_mean((baseline - value).abs(), torch.ones_like(value), lengths))])
     return {
         "recipe": str(recipe.path),
         "student": str(checkpoint or recipe.model.model_name_or_path),
@@ -135,7 +135,7 @@ def _variances(student: nn.Module, teacher: nn.Module, states: list[Tensor], bat
     """`<key of a method>/<support>/<k>`, its exact variance, and `<mass>/<support>/<k>` of each position: [N] each."""
     heads = [head_of(model) for model in (student, teacher)]
     ours, theirs = (hidden.to(head.weight.dtype) for hidden, head in zip(states, heads))
-    found = {}
+    found: dict[str, Tensor] = {}
     for (support, _), k in product(_SUPPORTS, _VARIANCE_KS):
         estimator = Estimator("rao_blackwell", support=support, support_top_k=k)
         _, stats = fused_loss(ours, heads[0], theirs, heads[1], batch.targets, estimator, gradient_variance=True)
@@ -186,9 +186,9 @@ def _plot(found: dict[str, Any], path: Path) -> None:
         found["value"]["value"], color="grey", linewidth=1, linestyle=":", label="mean |V|: no baseline at all"
     )
     edges = torch.linspace(-6, 6, 97).tolist()
-    for name, title in (("rewards", "reward r (OPD)"), ("advantages", "advantage r + KL (vOPD)")):
-        clipped = torch.tensor(found[name]).clamp(-6, 6).tolist()
-        right.hist(clipped, edges, alpha=0.55, label=f"{title}, std {torch.tensor(found[name]).std():.2f}")
+    for kept, title in (("rewards", "reward r (OPD)"), ("advantages", "advantage r + KL (vOPD)")):
+        clipped = torch.tensor(found[kept]).clamp(-6, 6).tolist()
+        right.hist(clipped, edges, alpha=0.55, label=f"{title}, std {torch.tensor(found[kept]).std():.2f}")
     left.set_title("Error of the top-k baseline")
     right.set_title("Reward and advantage")
     finish_axis(left, legend="lower left", xscale="log", yscale="log", xlabel="k", ylabel="mean |b̂ₖ − V| (nats)")

@@ -28,6 +28,8 @@ from vopd_recipes.rollout import Sampling, draw
 # Keys of what samples, and of every way to the reverse KL's gradient: those first, in the same order.
 SAMPLED = tuple(row.key for row in TABLE.values() if row.samples)
 METHODS = (*SAMPLED, *(row.key for row in TABLE.values() if row.of_reverse_kl and not row.samples))
+# What samples at every context, and not on a tail alone.
+SAMPLED_EVERYWHERE = tuple(row.key for row in TABLE.values() if row.divergence == "sampled")
 
 # Rows of [rows, V] float64 probabilities that are drawn from at a time.
 _ROWS = 256

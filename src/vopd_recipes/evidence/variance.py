@@ -14,8 +14,8 @@ in total             ½ E‖G - G'‖² over independent draws, with the rollout
 
 The first has predictions, as ratios to OPD. *logits*: Σ_t V_t, the closed form with respect to the logits
 (`loss/definition.py`), as if every layer saw them through the same Jacobian. *head*: Σ_t ‖h_t‖² V_t is exact for the
-weight of the head, h_t its input. *reward*: E[(r - b)²] / E[r²], as if reward and score norm were independent, which is
-the paper's argument (Eq. 11) for the value function as a baseline.
+weight of the head, h_t its input. *reward*: E[(r - b)²] / E[r²], as if reward and score norm were independent, which
+is the paper's argument (Eq. 11) for the value function as a baseline; it has none for what samples a tail alone.
 
 Bias is ‖E G - E G_full‖² / ‖E G_full‖², means over tokens and contexts, from inner products of different blocks of
 draws: that is unbiased, and so may come out below zero. A sampled estimator's is zero; `topk`'s is not. The difference
@@ -40,7 +40,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from vopd_recipes.evidence.gradients import METHODS, SAMPLED, DrawGradients
+from vopd_recipes.evidence.gradients import METHODS, SAMPLED, SAMPLED_EVERYWHERE, DrawGradients
 from vopd_recipes.evidence.projection import Projection
 
 BLOCKS = 16
@@ -166,7 +166,7 @@ def bootstrap(numerator: Tensor, denominator: Tensor | None = None, seed: int = 
 def summarize(study: VarianceStudy, head_is_exact: bool) -> dict[str, Any]:
     """Every figure of the study, as JSON holds it; by layer type where not said otherwise.
 
-    `variance` and `ratio` (to OPD) stand under `conditional` and `total`; `predicted` holds two predictions of the
+    `variance` and `ratio` (to OPD) stand under `conditional` and `total`; `predicted` holds predictions of the
     conditional ratio, `head` how many times its exact prediction the head's conditional variance was.
     """
     kinds = [*study.projection.layer_types, "total"]
@@ -176,10 +176,9 @@ def summarize(study: VarianceStudy, head_is_exact: bool) -> dict[str, Any]:
         found: dict[str, Any] = {"total": _against_opd(total, index, kinds)}
         if name in SAMPLED:
             found["conditional"] = _against_opd(conditional, index, kinds)
-            found["predicted"] = {
-                source: _predicted(study.rows(rows), index)
-                for source, rows in (("logits", "logit_variance"), ("reward", "squared_advantage"))
-            }
+            found["predicted"] = {"logits": _predicted(study.rows("logit_variance"), index)}
+            if name in SAMPLED_EVERYWHERE:
+                found["predicted"]["reward"] = _predicted(study.rows("squared_advantage"), index)
             if head_is_exact:
                 predicted = study.rows("head_variance")[:, index : index + 1]
                 measured = conditional[:, index, kinds.index("head"), None]

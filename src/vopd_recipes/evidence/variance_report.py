@@ -48,7 +48,7 @@ def overview(found: dict[str, Any]) -> str:
                 f"`{name}`",
                 with_interval(method["conditional"]["ratio"]["total"]) if predicted else "0",
                 f"{predicted['logits']:.2f}" if predicted else "0",
-                f"{predicted['reward']:.2f}" if predicted else "0",
+                (f"{predicted['reward']:.2f}" if "reward" in predicted else "") if predicted else "0",
                 with_interval(method["head"]) if "head" in method else "",
                 with_interval(method["total"]["ratio"]["total"]),
                 with_interval(method["squared_bias"]["total"], ".2g") if "squared_bias" in method else "0",

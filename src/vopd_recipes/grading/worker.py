@@ -116,6 +116,8 @@ def _numeric_verdict(ours: Any, theirs: Any) -> bool | None:
             return True if _match(list(ours.args), list(theirs.args), kind is sympy.Tuple) else None
     if not all(isinstance(side, sympy.Expr) and not side.is_Symbol for side in (ours, theirs)):
         return None
+    if ours == theirs:
+        return True
     if not (ours.free_symbols or theirs.free_symbols):
         return None  # numbers are math-verify's
     return _is_equal_at_points(ours, theirs)
@@ -137,14 +139,15 @@ def _is_equal_at_points(ours: Any, theirs: Any) -> bool | None:
     points = (
         _SIGNED if any(isinstance(side, sympy.Basic) and side.has(sympy.Abs) for side in (ours, theirs)) else range(3)
     )
-    pairs = [(_at(ours, point), _at(theirs, point)) for point in points]
-    if any(value is None for pair in pairs for value in pair):
-        return None
     rounded = _ROUNDED if _has_decimals(ours) or _has_decimals(theirs) else _EXACT
-    if all(_is_near(one, other, float(rounded)) for one, other in pairs):
-        return True
-    names = [{symbol.name for symbol in side.free_symbols} for side in (ours, theirs)]
-    return False if names[0] == names[1] and not any(_is_near(*pair, 1e-3) for pair in pairs) else None
+    for point in points:  # one point can refute, all must confirm
+        one, other = _at(ours, point), _at(theirs, point)
+        if one is None or other is None:
+            return None
+        if not _is_near(one, other, float(rounded)):
+            names = [{symbol.name for symbol in side.free_symbols} for side in (ours, theirs)]
+            return False if names[0] == names[1] and not _is_near(one, other, 1e-3) else None
+    return True
 
 
 def _is_same_equation(ours: Any, theirs: Any) -> bool:

@@ -8,7 +8,7 @@ distributions, and for `from_logprobs`, which has a server's k log-probabilities
 from typing import TYPE_CHECKING
 
 from vopd_recipes.exports import on_demand
-from vopd_recipes.loss.estimator import Estimator
+from vopd_recipes.loss.estimator import Estimator, Support
 from vopd_recipes.loss.methods import (
     METHODS,
     Method,

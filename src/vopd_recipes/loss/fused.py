@@ -245,7 +245,7 @@ class _Block:
     def _variance(self, method: Method) -> Tensor:
         """Of A = R - (b - E_p[r]) on the tokens that are sampled: [b]."""
         m, shift = self.moments[method.divergence], self._baseline(method) - self.value
-        return (m.second - 2 * shift * m.first + shift.square() * m.norm).clamp_min(0)
+        return (m.second - 2 * shift * m.first + shift.square() * m.norm - m.squared_mean).clamp_min(0)
 
     def write_columns(self) -> None:
         for name in (*STATISTICS, *(SUPPORT_MASSES if self.estimator.has_support else ())):
@@ -319,12 +319,13 @@ class _Block:
 
 @dataclass(frozen=True)
 class _Moments:
-    """The variance of a baseline shifted by b is second - 2 b first + b² norm; all are [b]."""
+    """The variance of a baseline shifted by b is second - 2 b first + b² norm - squared_mean; all are [b]."""
 
     mass: Tensor  # of the tokens that are sampled
     norm: Tensor
     first: Tensor
-    second: Tensor  # empty where no variance is asked for
+    second: Tensor | float = 0.0  # these two only where a variance is asked for
+    squared_mean: Tensor | float = 0.0
 
 
 def _whole_moments(p: Tensor, rewards: Tensor, room: Tensor, second: bool) -> _Moments:
@@ -333,11 +334,11 @@ def _whole_moments(p: Tensor, rewards: Tensor, room: Tensor, second: bool) -> _M
     omega = torch.mul(p, 1 + purity, out=room).addcmul_(p, p, value=-2)
     norm, mass = omega.sum(-1), torch.ones_like(purity[:, 0])
     if not second:
-        return _Moments(mass, norm, row_dot(omega, rewards), rewards[:0, 0])
+        return _Moments(mass, norm, row_dot(omega, rewards))
     omega.mul_(rewards)
     first, square = omega.sum(-1), row_dot(omega, rewards)
     mean = torch.mul(p, rewards, out=room)
-    return _Moments(mass, norm, first, square - row_dot(mean, mean))
+    return _Moments(mass, norm, first, square, row_dot(mean, mean))
 
 
 def _tail_moments(tail: Tensor, rewards: Tensor, support_squares: Tensor, room: Tensor, second: bool) -> _Moments:
@@ -358,10 +359,10 @@ def _tail_moments(tail: Tensor, rewards: Tensor, support_squares: Tensor, room: 
     mean = cross - mass * cross - first * squares + first * mass * purity
     of_first = first * (1 + purity) - 2 * cross - mean
     if not second:
-        return _Moments(mass, norm, of_first, rewards[:0, 0])
+        return _Moments(mass, norm, of_first)
     linear, quadratic = row_dot(weighted, rewards), row_dot(weighted, weighted)
     of_second = linear * (1 + purity) - 2 * quadratic
-    return _Moments(mass, norm, of_first, of_second - (quadratic - 2 * first * cross + first.square() * purity))
+    return _Moments(mass, norm, of_first, of_second, quadratic - 2 * first * cross + first.square() * purity)
 
 
 def _logsumexp(values: Tensor) -> Tensor:

@@ -74,6 +74,20 @@ def unsharded() -> Iterator[None]:
 
 
 @contextmanager
+def making_whole_models() -> Iterator[None]:
+    """Models that are made in the block are whole; under ZeRO-3 they would be sharded while they are made."""
+    if not hf_deepspeed.is_deepspeed_zero3_enabled():
+        yield
+        return
+    ours: Any = hf_deepspeed._hf_deepspeed_config_weak_ref()  # type: ignore[misc]  # set: it was just asked
+    hf_deepspeed.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        hf_deepspeed.set_hf_deepspeed_config(ours)
+
+
+@contextmanager
 def gathered(*parameters: Tensor) -> Iterator[list[Tensor]]:
     """The whole of each parameter, detached, for the length of the block; sharded again after it. Collective."""
     if any(hasattr(parameter, "ds_id") for parameter in parameters):
