@@ -19,7 +19,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback
 
-from vopd_recipes.models import FullCopy, causal_lm_of, full_weights
+from vopd_recipes.models import FullCopy, causal_lm_of, check_models, full_weights
 from vopd_recipes.packing import pack
 from vopd_recipes.rollout import RolloutFailed
 from vopd_recipes.teacher.local import shard_with_fsdp2
@@ -100,6 +100,7 @@ def fsdp2(trainer) -> dict[str, object]:
     shard_with_fsdp2(trainer.teacher.model, offload=False)
     assert all(isinstance(parameter, DTensor) for parameter in trainer.model.parameters())
     assert all(isinstance(parameter, DTensor) for parameter in trainer.teacher.model.parameters())
+    check_models(trainer.student, trainer.teacher.model, trainer.train_dataset[0]["input_ids"])
     sharded_loss, sharded_gradients = loss_and_gradients(trainer, samples)
     sharded_weights = {name: tensor.clone() for name, tensor in full_weights(trainer.student)}
 

@@ -291,6 +291,11 @@ def test_schedules_trackers_and_metrics_that_there_are(tmp_path: Path) -> None:
     assert load(tmp_path, "", "--baseline", "constant", "--baseline_constant", "-1").training.baseline_constant == -1
 
 
+def test_the_teacher_is_kept_in_what_training_multiplies_in(tmp_path: Path) -> None:
+    for text, dtype in (("", None), ("bf16: true\n", "bfloat16"), ("bf16: true\nteacher_dtype: float32\n", "float32")):
+        assert load(tmp_path, text).model.teacher_dtype == dtype
+
+
 def test_biased_sampling_where_it_is_asked_for(tmp_path: Path) -> None:
     recipe = load(tmp_path, "temperature: 0.6\ntop_p: 0.95\ntop_k: 20\nallow_biased_sampling: true\n")
     assert (recipe.training.temperature, recipe.training.top_p, recipe.training.top_k) == (0.6, 0.95, 20)

@@ -15,9 +15,10 @@ from transformers import AutoModelForCausalLM
 from vopd_recipes.models import load_student, load_teacher, load_tokenizer
 from vopd_recipes.packing import pack
 from vopd_recipes.prompts import build_prompts, read_rows
-from vopd_recipes.recipe import load_recipe
+from vopd_recipes.recipe import RecipeError, load_recipe
 from vopd_recipes.rollout import Sampling, TransformersRollout
 from vopd_recipes.training import TrainingStopped, VOPDTrainer, finish_run, start_run
+from vopd_recipes.training.command import _check_precision
 from vopd_recipes.training.trainer import rollout_seed
 
 LOGGED = {
@@ -391,6 +392,32 @@ def test_a_teacher_that_visits_gives_the_same_losses(write_recipe, tmp_path):
             parts = [line[f"time/{name}"] for name in ("teacher", "student", "optimizer")]
             assert min(parts) > 0 and sum(parts) == pytest.approx(line["time/train"])
     assert lines[0] == lines[1]
+
+
+def test_a_teacher_that_visits_leaves_its_weights_where_they_wait(write_recipe):
+    """Frozen weights are not copied back: the same memory before and after, and no other parameter than the head's."""
+    trainer = build(write_recipe(), teacher_offload=True)
+    backbone = trainer.teacher.model.base_model
+    before = {name: parameter.data_ptr() for name, parameter in backbone.named_parameters()}
+    assert len(trainer.teacher._waiting) == len(before)  # an untied head is not in the backbone
+    trainer.train()
+    assert {name: parameter.data_ptr() for name, parameter in backbone.named_parameters()} == before
+
+
+def test_half_precision_needs_a_float32_copy_of_what_it_trains(write_recipe, monkeypatch):
+    def check(**fields):
+        _check_precision(load_recipe(write_recipe(**fields)))
+
+    for allowed in ({}, {"bf16": True}, {"dtype": "bfloat16", "use_peft": True}):
+        check(**allowed)
+    for refused in ({"dtype": "bfloat16"}, {"dtype": "bfloat16", "bf16": True}):
+        with pytest.raises(
+            RecipeError, match="dtype: bfloat16: most updates of the student's weights would round away"
+        ):
+            check(**refused)
+    fields = load_recipe(write_recipe(dtype="bfloat16", bf16=True))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    _check_precision(fields)
 
 
 def test_a_sampler_that_is_a_little_off_does_not_begin(write_recipe):

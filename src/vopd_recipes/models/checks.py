@@ -14,6 +14,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from vopd_recipes.models.architecture import causal_lm_of, head_module, head_of, hidden_states, scale_logits
 from vopd_recipes.models.attention import packed_arguments
@@ -94,13 +95,18 @@ def _compare(
         _check_packing(label, model, (prompt * (min(windows) // len(prompt) + 2))[: min(windows) + 64])
     if name == "student":
         _check_train_mode(label, model, hidden, input_ids)
-    if isinstance(model, PeftModel) and not is_sharded(model):
+    if isinstance(model, PeftModel) and not _is_cut(model):
         error = merging_error(model, lambda: own_forward(input_ids=input_ids, use_cache=False))
         if not error < _MERGING_TOLERANCE:
             raise RecipeError(
                 f"{label}: merged into its weights, its adapters do something else ({error:.0%} of what they change), "
                 "and the sampler and whoever loads the result would have another model"
             )
+
+
+def _is_cut(model: nn.Module) -> bool:
+    """Whether no process holds the whole model, by ZeRO-3 or FSDP2."""
+    return is_sharded(model) or any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def _check_packing(label: str, model: nn.Module, prompt: list[int]) -> None:

@@ -13,6 +13,6 @@ from vopd_recipes.recipe.text import check_fields, coerce, nearest, read_fields,
 
 if TYPE_CHECKING:
     from vopd_recipes.recipe.config import DataConfig, ModelConfig, Recipe, VOPDConfig, describe_fields, load_recipe
-    from vopd_recipes.recipe.launch import check_launch, free_port
+    from vopd_recipes.recipe.launch import check_launch, free_port, is_set
 
 __getattr__ = on_demand(__name__, "config", "launch")

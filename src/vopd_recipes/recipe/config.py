@@ -56,7 +56,7 @@ class ModelConfig:
     teacher_model_revision: str | None = option(None, "branch, tag or commit of the teacher")
     eos_token: str | None = option(None, "also ends a completion, and from then on the student: the teacher's, say")
     dtype: _DTYPE = option("float32", "type of the student's weights")
-    teacher_dtype: _DTYPE | None = option(None, "the teacher's; default: dtype")
+    teacher_dtype: _DTYPE | None = option(None, "the teacher's; default: bfloat16 with bf16, else dtype")
     attn_implementation: str | None = option(None, "default: flash-attention where installed, else packed_sdpa")
     trust_remote_code: bool = option(False, "run model code that comes with the weights")
     dropout: bool = option(False, "keep the dropout of the student's configuration, which its sampler lacks")
@@ -284,6 +284,8 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     path = Path(path)
     values, sources = read_fields(path, overrides, _HINTS, _extended)
     model, data, training = (_build(part, values, sources, path) for part in _PARTS)
+    if training.bf16 and model.teacher_dtype is None:
+        model.teacher_dtype = "bfloat16"
     recipe = Recipe(path, model, data, training, sources)
     _check_together(recipe)
     return recipe

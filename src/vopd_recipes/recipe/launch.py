@@ -30,9 +30,9 @@ def prepare_launch(args: TrainingArguments) -> None:
     by_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ
     if args.use_cpu and by_accelerate and "MASTER_ADDR" in os.environ and "RANK" not in os.environ:
         raise RecipeError(f"the launcher was asked for several processes on CPUs and started one; {_USE_TORCHRUN}")
-    if args.use_cpu and _is_set("ACCELERATE_USE_FSDP"):
+    if args.use_cpu and is_set("ACCELERATE_USE_FSDP"):
         raise RecipeError("use_cpu: true with FSDP: its processes would train apart; use DDP or ZeRO on CPUs")
-    if args.use_cpu and _is_set("ACCELERATE_USE_DEEPSPEED") and not args.deepspeed:
+    if args.use_cpu and is_set("ACCELERATE_USE_DEEPSPEED") and not args.deepspeed:
         raise RecipeError(
             "use_cpu: true: on CPUs the recipe itself must name the DeepSpeed configuration, as deepspeed: FILE; "
             f"{_USE_TORCHRUN}"
@@ -98,5 +98,6 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _is_set(name: str) -> bool:
+def is_set(name: str) -> bool:
+    """Whether a launcher's environment variable says yes."""
     return os.environ.get(name, "false").lower() in ("1", "true", "yes")

@@ -102,6 +102,7 @@ class VLLMRollout:
                 tensor_parallel_size=tensor_parallel_size,
                 distributed_executor_backend="external_launcher",
                 enable_sleep_mode=self._on_gpu,
+                hf_overrides={"head_dtype": "float32"} if self._on_gpu else None,  # logits as the loss has them
                 trust_remote_code=trust_remote_code,
                 seed=seed,
             )

@@ -65,6 +65,7 @@ class LocalTeacher:
             self._offload = False
         elif offload:
             head_module(model).to(self._device)
+            self._waiting = _wait_in_cpu_memory(causal_lm_of(model).base_model, self._device, head_module(model))
         else:
             model.to(self._device)
 
@@ -72,12 +73,11 @@ class LocalTeacher:
         """Hidden states when they are asked for, or all at once where the model visits the device."""
         if not self._offload:
             return [partial(self._view, batch) for batch in batches]
-        backbone = causal_lm_of(self.model).base_model
-        head = head_module(self.model).weight
-        backbone.to(self._device)
+        for parameter, waiting in self._waiting:
+            parameter.data = waiting.to(self._device, non_blocking=True)
         ready = [self._view(batch) for batch in batches]
-        backbone.to("cpu")
-        head.data = head.data.to(self._device)  # a tied head went with the embeddings
+        for parameter, waiting in self._waiting:
+            parameter.data = waiting  # it is frozen: what visited is dropped
         return [partial(lambda view: view, view) for view in ready]
 
     @torch.no_grad()
@@ -94,6 +94,25 @@ class LocalTeacher:
         parameters = [head.weight] if head.bias is None else [head.weight, head.bias]
         with gathered(*parameters) as (weight, *bias):
             yield replace(head, weight=weight, bias=bias[0] if bias else None)
+
+
+def _wait_in_cpu_memory(
+    backbone: nn.Module, device: torch.device, head: nn.Linear
+) -> list[tuple[nn.Parameter, Tensor]]:
+    """Parameters that visit the device, and where each waits, pinned for the way; a tied head stays there.
+
+    Buffers are small and stay on the device too.
+    """
+    for module in backbone.modules():
+        module._buffers.update({name: None if b is None else b.to(device) for name, b in module._buffers.items()})
+    waiting = [
+        (parameter, parameter.data.cpu()) for parameter in backbone.parameters() if parameter is not head.weight
+    ]
+    if device.type == "cuda":
+        waiting = [(parameter, tensor.pin_memory()) for parameter, tensor in waiting]
+    for parameter, tensor in waiting:
+        parameter.data = tensor
+    return waiting
 
 
 class LocalView:

@@ -18,6 +18,7 @@ from vopd_recipes.loss import Estimator, Head, TokenStats, fused_loss
 from vopd_recipes.models import causal_lm_of, evaluating
 from vopd_recipes.packing import MicroBatch, Sample, pack
 
+LARGEST_GAP = 0.5  # of a later window, after which training stops; adapters may have dropout there
 _SAMPLES, _TOKENS = 4, 16
 _LARGEST_EXACT, _LARGEST_ROUNDED = 1e-3, 0.05  # nats per token, on average
 

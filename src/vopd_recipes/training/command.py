@@ -38,7 +38,7 @@ from vopd_recipes.models import (
 )
 from vopd_recipes.planner.explain import FLAG, explain, take_flag
 from vopd_recipes.prompts import Prompts, build_prompts, content_hashes, read_rows
-from vopd_recipes.recipe import Recipe, RecipeError, VOPDConfig, describe_fields, load_recipe
+from vopd_recipes.recipe import Recipe, RecipeError, VOPDConfig, describe_fields, is_set, load_recipe
 from vopd_recipes.teacher import ServerTeacher, StatesServer, StatesTeacher, Teacher, TeacherServer
 from vopd_recipes.training.run import finish_run, publish_finished, publishing, start_run
 from vopd_recipes.training.trainer import TrainingStopped, VOPDTrainer
@@ -74,6 +74,7 @@ def _train(recipe: Recipe, output_dir: Path) -> None:
     checkpoint = checkpoint_to_resume(
         output_dir, recipe.training.resume_from_checkpoint, recipe.training.resume_only_model
     )
+    _check_precision(recipe)
     if recipe.training.push_to_hub and int(os.environ.get("RANK", 0)) == 0:
         check_write_access(Target.of(recipe.resolved()))
     rows = read_rows(recipe.data, recipe.training.seed)
@@ -101,8 +102,12 @@ def _train(recipe: Recipe, output_dir: Path) -> None:
     check_prompts(every, recipe.training.max_completion_length, student, own)
     if own and teacher_tokenizer and (notice := unshared_end(student, tokenizer, own, teacher_tokenizer)):
         logging.warning(notice)
-    if not is_sharded(student):  # else the trainer does, once the shards can be gathered
+    if not (is_sharded(student) or is_set("ACCELERATE_USE_FSDP")):  # else the trainer, later
+        for model in (student, own) if own else (student,):
+            model.to(recipe.training.device)  # some kernels are nowhere else, and a CPU would take minutes
         check_models(student, own, every[0], max(map(len, every)) + recipe.training.max_completion_length)
+        if own and recipe.training.teacher_offload:
+            own.to("cpu")
     if recipe.model.use_peft and recipe.model.lora_dropout:
         logging.warning("lora_dropout: %g: the student trains with it and samples without", recipe.model.lora_dropout)
 
@@ -134,6 +139,18 @@ def _check_batches(training: VOPDConfig, prompts: int) -> None:
         raise RecipeError(
             f"dataloader_drop_last: true leaves none of {prompts} prompts: a batch has per_device_train_batch_size × "
             f"processes = {batch}; set it to false, or lower per_device_train_batch_size"
+        )
+
+
+def _check_precision(recipe: Recipe) -> None:
+    """Updates of a whole model need float32: of bfloat16 weights, 8% moved in 20 steps at a learning rate of 1e-5."""
+    model, training = recipe.model, recipe.training
+    mixed = training.bf16 or os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16"
+    sharded = training.deepspeed or is_set("ACCELERATE_USE_DEEPSPEED") or is_set("ACCELERATE_USE_FSDP")
+    if model.dtype != "float32" and not model.use_peft and not (mixed and sharded):
+        raise RecipeError(
+            f"dtype: {model.dtype}: most updates of the student's weights would round away; use dtype: float32 with "
+            "bf16: true, or use_peft: true, or bf16: true with ZeRO or FSDP, which keep a float32 copy"
         )
 
 

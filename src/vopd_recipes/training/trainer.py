@@ -45,19 +45,17 @@ from vopd_recipes.models import (
     head_of,
     layout,
     redirected,
+    shards_weights,
     vocabulary_of,
 )
 from vopd_recipes.packing import MicroBatch, Sample, pack
 from vopd_recipes.recipe import ModelConfig, VOPDConfig, check_launch
 from vopd_recipes.rollout import RolloutEngine, RolloutFailed, build_rollout, rollout_seed
 from vopd_recipes.teacher import LocalTeacher, Teacher, TeacherUnavailable, TeacherView
-from vopd_recipes.training.agreement import first_gap, largest_first_gap
+from vopd_recipes.training.agreement import LARGEST_GAP, first_gap, largest_first_gap
 from vopd_recipes.training.bookkeeping import Bookkeeping
 from vopd_recipes.training.held_out import held_out_values
 from vopd_recipes.training.metrics import StepMetrics
-
-# Mean |log p_train − log p_rollout| of a window above which the two are different models: a token moves by some 0.01.
-_LARGEST_GAP = 0.5
 
 
 class TrainingStopped(RuntimeError):
@@ -108,7 +106,7 @@ class VOPDTrainer(OwnPublishing, Bookkeeping):
         self.rollout: RolloutEngine = build_rollout(
             args, self.student, self.accelerator, processing_class, self.vocabulary, self._longest_prompt, model_config
         )
-        self._unchecked = layout(self.accelerator) == "zero3"  # loaded sharded, so nobody could check them before
+        self._unchecked = shards_weights(self.accelerator)  # so nobody could check them before
         self._sampler_checked = False
         self._weights_sampled_with = -1  # the step whose weights the rollout engine has
         self._window: list[Sample] = []  # completions of the current step, until they are written
@@ -227,8 +225,7 @@ class VOPDTrainer(OwnPublishing, Bookkeeping):
         failed = torch.tensor(float(failure is not None), device=self.accelerator.device)
         if not self.accelerator.reduce(failed, "sum"):
             return
-        step = self.state.global_step
-        last = last_complete_checkpoint(self.output_dir)
+        step, last = self.state.global_step, last_complete_checkpoint(self.output_dir)
         if step > 0 and self.is_in_train and (last is None or last.name != f"checkpoint-{step}"):
             self._save_checkpoint(self.model_wrapped, trial=None)
         reason = f"{what}: {failure}" if failure else f"{what} on another rank"
@@ -334,8 +331,7 @@ class VOPDTrainer(OwnPublishing, Bookkeeping):
         super()._maybe_log_save_evaluate(*args, **kwargs)
 
     def _write_window(self) -> None:
-        samples = gather_object(self._window)
-        self._window = []
+        samples, self._window = gather_object(self._window), []
         if self.is_world_process_zero():
             write_completions(self.output_dir, self.state.global_step, samples, self.tokenizer)
 
@@ -343,14 +339,14 @@ class VOPDTrainer(OwnPublishing, Bookkeeping):
         """Add the step's metrics to a training line; evaluation and the final summary pass through."""
         if "loss" in logs:
             logs |= self.metrics.reduce()
-            self._check_sampler(logs["rollout/logprob_gap"], _LARGEST_GAP)
+            self._check_sampler(logs["rollout/logprob_gap"], LARGEST_GAP)
         super().log(logs, start_time)
 
     def _check_sampler(self, gap: float, largest: float) -> None:
         """Stop where the sampler is evidently not the student."""
         if not gap <= largest and not self.args.allow_biased_sampling:
-            reason = f"rollout/logprob_gap is {gap:#.3g} nats per token: what samples the completions is not the"
-            raise TrainingStopped(self._stopping(f"{reason} student; compare rollout_backend: transformers"))
+            what = "what samples the completions is not the student; compare rollout_backend: transformers"
+            raise TrainingStopped(self._stopping(f"rollout/logprob_gap is {gap:#.3g} nats per token: {what}"))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Under ZeRO-1 and 2 the weights are whole, and DeepSpeed's copy of them has lost which are tied."""
