@@ -61,7 +61,7 @@ def held_out_values(run: Distillation, rows: list[dict[str, Any]]) -> dict[str, 
     mine = rows[accelerator.process_index :: accelerator.num_processes]
     with run.metrics.set_aside():
         samples = run.sample(mine, step=-1, generations=1)
-    correct = _grade(run, samples, [row["answer"] for row in mine])
+    correct = _grade(run, samples, mine)
     kl, tokens = _reverse_kl(run, samples, largest_share=-(-len(rows) // accelerator.num_processes))
     truncated = sum(not sample.finished for sample in samples)
     local = torch.tensor([kl, tokens, sum(correct), len(correct), len(samples), truncated], dtype=torch.float64)
@@ -90,12 +90,12 @@ def _reverse_kl(run: Distillation, samples: list[Sample], largest_share: int) ->
     return kl, tokens
 
 
-def _grade(run: Distillation, samples: list[Sample], answers: list[str | None]) -> list[bool]:
-    """Whether each completion with a gold answer is right."""
-    with_answer = [(sample, answer) for sample, answer in zip(samples, answers) if answer is not None]
-    texts = [str(run.tokenizer.decode(sample.completion_ids, skip_special_tokens=True)) for sample, _ in with_answer]
-    golds = [answer for _, answer in with_answer]
+def _grade(run: Distillation, samples: list[Sample], rows: list[dict[str, Any]]) -> list[bool]:
+    """Whether each completion of a prompt with a gold answer is right."""
+    asked = [(sample, row) for sample, row in zip(samples, rows) if row["answer"] is not None]
+    texts = [str(run.tokenizer.decode(sample.completion_ids, skip_special_tokens=True)) for sample, _ in asked]
+    golds, questions = [row["answer"] for _, row in asked], [row["prompt"] for _, row in asked]
     if run.answer_format == "choice":
         return [grade_choice(text, gold).correct for text, gold in zip(texts, golds)]
     with MathGrader() as grader:
-        return [grade.correct for grade in grader.grade(texts, golds)]
+        return [grade.correct for grade in grader.grade(texts, golds, questions)]
