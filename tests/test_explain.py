@@ -84,7 +84,7 @@ def test_fields_of_another_machine_are_shown_as_written(write_recipe: Callable[.
     ("fields", "equation"),
     [
         ({"baseline": "none"}, "-r(y) ∇log p(y), r(y) = log q(y) - log p(y) (Eq. 3)"),
-        ({"baseline": "none", "reward_clip_lambda": 0.5}, "r(y) = max(log q(y) - log p(y), 0) (Eq. 3)"),
+        ({"baseline": "none", "reward_clip_lambda": 0.5}, "r(y) = max(log q(y) - log p(y), -1.39) (Eq. 3)"),
         ({"baseline": "constant", "baseline_constant": 2}, "-(r(y) - 2) ∇log p(y)"),
         ({"baseline": "value"}, "-(r(y) + KL(p‖q)) ∇log p(y), r(y) = log q(y) - log p(y) (Eq. 10)"),
         ({"baseline": "value_topk", "support_top_k": 5}, ", KL on the student's top 5 (Eq. 15)"),

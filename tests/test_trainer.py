@@ -189,7 +189,8 @@ def test_a_run_leaves_what_it_promises(write_recipe, tmp_path):
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
     assert all(line.keys() >= LOGGED for line in history if "loss" in line)
     variances = {name.split("/")[1] for name in history[0] if name.startswith("gradient_variance/")}
-    assert variances == {"none", "constant", "value", "value_topk", "optimal", "full", "topk"}
+    assert variances >= {"none", "constant", "value", "value_topk", "optimal", "full", "topk", "rao_blackwell_tail"}
+    assert variances == {row.key for row in METHODS.values()}
     assert history[0]["gradient_variance/optimal"] <= history[0]["gradient_variance/value"]
     held_out = next(line for line in history if "eval_reverse_kl" in line)
     assert {"eval_accuracy", "eval_completion_length", "eval_truncated"} <= held_out.keys()
