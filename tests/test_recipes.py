@@ -35,7 +35,7 @@ SCRIPT = ROOT / "scripts" / "run_vopd.py"
 # What a recipe's sizes and machine become here; everything else is its own.
 SCALED_DOWN: dict[str, Any] = {
     "use_cpu": True, "deepspeed": None, "teacher_backend": "local", "teacher_server_url": None,
-    "teacher_server_scores": "logprobs", "teacher_dtype": None,
+    "teacher_server_scores": "logprobs", "teacher_dtype": None, "eos_token": None,
     "rollout_backend": "transformers", "report_to": "none", "disable_tqdm": True,
     "max_prompt_length": 256, "max_completion_length": 4, "rollout_batch_size": 4, "max_test_prompts": 2,
     "max_steps": 2, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2,

@@ -12,6 +12,7 @@ import transformers
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from vopd_recipes.loss import METHODS
 from vopd_recipes.models import load_student, load_teacher, load_tokenizer
 from vopd_recipes.packing import pack
 from vopd_recipes.prompts import build_prompts, read_rows
