@@ -45,7 +45,7 @@ def test_mathematics_must_be_readable() -> None:
         "x=3",
         "10\\%",
     ]
-    readable += ["1" * 1000, r"5 \text{ cm}", r"\begin{pmatrix}1\\2\end{pmatrix}", r"\{1,2\}", "A"]
+    readable += ["1" * 1000, r"5 \text{ cm}", r"\begin{pmatrix}1\\2\end{pmatrix}", r"\{1,2\}", "A", r"\text{even}"]
     readable += ["5 square units", "12 cubic centimeters", "10 meters per second", r"\frac{3}{4} miles per hour"]
     unreadable = [
         "no solution",
@@ -54,7 +54,7 @@ def test_mathematics_must_be_readable() -> None:
         r"\frac{1",
         "}",
         "1{",
-        r"\text{even}",
+        "#### 7",
         "题目",
         "See it.",
     ]

@@ -24,6 +24,8 @@ _PLAIN = re.compile(
     r"\$?[+-]?(?:[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?|\\[dt]?frac\{[0-9]+\}\{0*[1-9][0-9]*\}|[0-9]+/0*[1-9][0-9]*)\$?"
 )
 _COMMAND = re.compile(r"\\(?:text|mathrm|textbf|mbox)\s*\{[^{}]*\}|\\[A-Za-z]+")
+_SIGN = re.compile(r"[0-9A-Za-zΑ-Ωα-ω∞]")  # without one nothing is said, whatever a string comparison makes of it
+_MARKUP = re.compile(r"(?<!\\)#")  # `#### 7` is an answer in another notation (`answer_in: hashes`)
 _PROSE = re.compile(r"[^\W\d_]{2,}\s+[^\W\d_]{2,}")
 _CHOICE_LINE = re.compile(r"^[ \t(*]{0,4}([A-Z])[.):]", re.MULTILINE)
 _MARKED = re.compile(r"\\(?:text(?:bf|rm|it)?|math(?:rm|bf)|mbox)\s*\{[^\W_][\w ,.:;'()-]{0,60}\}")
@@ -88,6 +90,8 @@ def _needs_asking(gold: str) -> bool:
 
 
 def _may_be_mathematics(gold: str) -> bool:
+    if not _SIGN.search(gold) or _MARKUP.search(gold):
+        return False
     return extract_boxed(rf"\boxed{{{gold}}}") is not None and not _PROSE.search(_COMMAND.sub(" ", rewritten(gold)[0]))
 
 

@@ -37,4 +37,4 @@ if TYPE_CHECKING:
         series,
     )
 
-__getattr__ = on_demand(__name__, "completions", "plots")
+__getattr__ = on_demand(__name__, "plots", "completions")
