@@ -21,7 +21,7 @@ from transformers.utils import cached_file
 
 from vopd_recipes.loss import Head
 from vopd_recipes.models.architecture import head_of
-from vopd_recipes.models.sharding import making_whole_models
+from vopd_recipes.models.sharding import unsharded
 from vopd_recipes.recipe import ModelConfig, RecipeError, one_line
 
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -39,7 +39,7 @@ def load_teacher_head(config: ModelConfig) -> Head:
     dtype = getattr(torch, config.teacher_dtype or config.dtype)
     try:
         settings = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=config.trust_remote_code)
-        with making_whole_models(), torch.device("meta"):
+        with unsharded(), torch.device("meta"):
             model = AutoModelForCausalLM.from_config(settings, trust_remote_code=config.trust_remote_code)
         head = head_of(model)
         weight, bias = (_read(name, revision, _names(model, part)) for part in ("weight", "bias"))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from accelerate import Accelerator
@@ -51,40 +51,29 @@ def loading_teacher(offload: bool) -> Iterator[None]:
     ours: Any = hf_deepspeed._hf_deepspeed_config_weak_ref()  # type: ignore[misc]  # set: it was just asked
     configuration = copy.deepcopy(ours.config)
     configuration["zero_optimization"]["offload_param"] = IN_CPU_MEMORY
-    others = hf_deepspeed.HfDeepSpeedConfig(configuration)  # what loading asks, for as long as it lives
+    with _loading_under(configuration):
+        yield
+
+
+@contextmanager
+def unsharded() -> Iterator[None]:
+    """What transformers builds in the block is whole, under ZeRO-3 as well, where it would be sharded while it loads."""
+    with _loading_under(None) if hf_deepspeed.is_deepspeed_zero3_enabled() else nullcontext():
+        yield
+
+
+@contextmanager
+def _loading_under(configuration: dict[str, Any] | None) -> Iterator[None]:
+    """Models load by another DeepSpeed configuration than the run's, or by none."""
+    ours: Any = hf_deepspeed._hf_deepspeed_config_weak_ref()  # type: ignore[misc]  # set: ZeRO-3 is on
+    others = None if configuration is None else hf_deepspeed.HfDeepSpeedConfig(configuration)  # asked while it lives
+    if others is None:
+        hf_deepspeed.unset_hf_deepspeed_config()
     try:
         yield
     finally:
         hf_deepspeed.set_hf_deepspeed_config(ours)
         del others
-
-
-@contextmanager
-def unsharded() -> Iterator[None]:
-    """What transformers builds in the block is whole, under ZeRO-3 as well."""
-    if not hf_deepspeed.is_deepspeed_zero3_enabled():
-        yield
-        return
-    ours: Any = hf_deepspeed._hf_deepspeed_config_weak_ref()  # type: ignore[misc]  # set: it was just asked
-    hf_deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        hf_deepspeed.set_hf_deepspeed_config(ours)
-
-
-@contextmanager
-def making_whole_models() -> Iterator[None]:
-    """Models that are made in the block are whole; under ZeRO-3 they would be sharded while they are made."""
-    if not hf_deepspeed.is_deepspeed_zero3_enabled():
-        yield
-        return
-    ours: Any = hf_deepspeed._hf_deepspeed_config_weak_ref()  # type: ignore[misc]  # set: it was just asked
-    hf_deepspeed.unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        hf_deepspeed.set_hf_deepspeed_config(ours)
 
 
 @contextmanager
