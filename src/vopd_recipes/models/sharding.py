@@ -57,7 +57,7 @@ def loading_teacher(offload: bool) -> Iterator[None]:
 
 @contextmanager
 def unsharded() -> Iterator[None]:
-    """What transformers builds in the block is whole, under ZeRO-3 as well, where it would be sharded while it loads."""
+    """What transformers builds in the block is whole, under ZeRO-3 as well, which shards models while they load."""
     with _loading_under(None) if hf_deepspeed.is_deepspeed_zero3_enabled() else nullcontext():
         yield
 
