@@ -98,7 +98,8 @@ def main() -> None:
     if words.rounds < 1 or words.sequences < 1:
         raise RecipeError("--rounds and --sequences must be at least 1")
     with tempfile.TemporaryDirectory() as folder:
-        recipe = load_recipe(words.recipe, [*flags, "--output_dir", folder, "--disable_tqdm", "true"])
+        own = ["--output_dir", folder, "--disable_tqdm", "true", "--eval_strategy", "no", "--eval_on_start", "false"]
+        recipe = load_recipe(words.recipe, [*flags, *own])
         tokenizer = load_tokenizer(recipe.model)
         prompts = build_prompts(read_rows(recipe.data, recipe.training.seed), recipe.data, tokenizer)
         models = load_student(recipe.model), load_teacher(recipe.model)
