@@ -126,6 +126,7 @@ def flags(name: str, pair: tuple[Path, Path], prompts: Path, output_dir: Path, *
     student, teacher = pair
     data = prompts / recipe.data.answer_format
     own = {"model_name_or_path": student, "teacher_model_name_or_path": teacher, "dataset_name": data}
+    own["baseline"] = recipe.training.baseline  # a server's default is another than a local teacher's
     held_out = {} if recipe.data.test_size else {"dataset_test_split": "test"}
     values = {**SCALED_DOWN, **own, **held_out, "output_dir": output_dir, **changed}
     return [
