@@ -123,3 +123,19 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.setenv("LOGNAME", "alicesmith")
     return folder
+
+
+@pytest.fixture
+def recorded() -> Iterator[Any]:
+    """Start servers that answer as told: `recorded(reply)`; see `teacher_service.Recorded`."""
+    from teacher_service import Recorded  # late: few tests need it
+
+    started: list[Recorded] = []
+
+    def start(reply: Callable[..., Any]) -> Recorded:
+        started.append(Recorded(reply))
+        return started[-1]
+
+    yield start
+    for service in started:
+        service.close()

@@ -12,7 +12,7 @@ import torch
 from conftest import TinyPair
 from launching import REPOSITORY, SCRIPT, assert_same_run, execute, launch, needs_vllm
 from safetensors.torch import load_file, save_file
-from teacher_service import Recorded, VLLMServer
+from teacher_service import VLLMServer
 from test_trainer import build
 from transformers import AutoModelForCausalLM
 from transformers.integrations.deepspeed import (
@@ -47,19 +47,6 @@ def server(tiny_pair: TinyPair, tmp_path_factory: pytest.TempPathFactory):
     service.wait()
     yield service
     service.kill()
-
-
-@pytest.fixture
-def recorded():
-    started = []
-
-    def start(reply) -> Recorded:
-        started.append(Recorded(reply))
-        return started[-1]
-
-    yield start
-    for service in started:
-        service.close()
 
 
 def refusal(call, *args, error=RecipeError) -> str:

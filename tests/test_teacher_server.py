@@ -14,7 +14,7 @@ import pytest
 import torch
 from conftest import TinyPair
 from launching import REPOSITORY, SCRIPT, Run, assert_same_run, assert_same_weights, execute, launch, needs_vllm
-from teacher_service import Recorded, VLLMServer
+from teacher_service import VLLMServer
 from test_trainer import build
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -38,19 +38,6 @@ def server(tiny_pair: TinyPair, tmp_path_factory: pytest.TempPathFactory):
     service.wait()
     yield service
     service.kill()
-
-
-@pytest.fixture
-def recorded():
-    started = []
-
-    def start(reply) -> Recorded:
-        started.append(Recorded(reply))
-        return started[-1]
-
-    yield start
-    for service in started:
-        service.close()
 
 
 def refusal(call, *args, error=RecipeError, **kwargs) -> str:
