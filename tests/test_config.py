@@ -399,7 +399,17 @@ def test_the_command_refuses_in_one_line(tmp_path: Path, write_recipe: Callable[
         (["--prompt_column", "question"], "has no column 'question'; it has prompt, solution, answer"),
         (["--model_name_or_path", str(tmp_path / "nowhere")], "model_name_or_path: cannot load a tokenizer from"),
     ]
-    commands = [[sys.executable, str(ROOT / "scripts" / "run_vopd.py"), recipe, *flags] for flags, _ in mistakes]
+    commands = [  # side by side, so each has a folder of its own to be kept out of
+        [
+            sys.executable,
+            str(ROOT / "scripts" / "run_vopd.py"),
+            recipe,
+            "--output_dir",
+            str(tmp_path / f"run{n}"),
+            *flags,
+        ]
+        for n, (flags, _) in enumerate(mistakes)
+    ]
     started = [
         subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env=os.environ
@@ -414,4 +424,4 @@ def test_the_command_refuses_in_one_line(tmp_path: Path, write_recipe: Callable[
         assert says in last
         assert [line for line in stderr.splitlines() if line.startswith("error: ")] == [last]
         assert "Traceback" not in stderr
-    assert not (tmp_path / "run").exists()
+    assert not list(tmp_path.glob("run*"))
