@@ -9,7 +9,7 @@ is a target and never an input.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ class Sample:
     completion_ids: list[int]
     rollout_logprobs: list[float]
     finished: bool
+    teacher: str | None = None  # whose prompt it is, where there are several
+    teacher_prompt_ids: list[int] | None = None  # what its teacher reads in the prompt's place
     statistics: dict[str, list[float]] = field(default_factory=dict)
 
     @property
@@ -48,6 +50,17 @@ class MicroBatch:
         """The same row on a device."""
         tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         return MicroBatch(**{**vars(self), **tensors})
+
+    def read_by(self, teacher: str | None) -> MicroBatch:
+        """The row that a teacher reads: completions of its own prompts, in the same order, after its own prompts."""
+        own = [sample for sample in self.samples if sample.teacher == teacher]
+        return _row([replace(sample, prompt_ids=sample.teacher_prompt_ids or sample.prompt_ids) for sample in own])
+
+    def tokens_of(self, teacher: str | None) -> Tensor:
+        """Which of the N tokens are a teacher's, [n]: the order of `read_by`."""
+        lengths = torch.tensor([len(sample.completion_ids) for sample in self.samples], dtype=torch.long)
+        own = torch.tensor([sample.teacher == teacher for sample in self.samples], dtype=torch.bool)
+        return own.repeat_interleave(lengths).nonzero()[:, 0].to(self.targets.device)
 
     def record(self, statistics: dict[str, Tensor]) -> None:
         """Hand each sample its completion's part of some [N] statistics."""

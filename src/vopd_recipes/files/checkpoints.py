@@ -153,7 +153,7 @@ def check_same_recipe(output_dir: Path, resolved: dict[str, Any]) -> None:
     changed = [
         name
         for name in sorted({*before, *resolved})
-        if before.get(name) != resolved.get(name) and not _HARMLESS.match(name)
+        if not _HARMLESS.match(name) and _that_matters(before.get(name)) != _that_matters(resolved.get(name))
     ]
     if changed:
         name = changed[0]
@@ -161,6 +161,13 @@ def check_same_recipe(output_dir: Path, resolved: dict[str, Any]) -> None:
             f"output_dir: {output_dir} holds a run with {name}: {before.get(name)}, not {resolved.get(name)}; "
             "name another output_dir, or remove that folder"
         )
+
+
+def _that_matters(value: Any) -> Any:
+    """Of `teachers`, a mapping of mappings of fields, those that may not change; anything else whole."""
+    if not isinstance(value, dict):
+        return value
+    return {name: _that_matters(part) for name, part in value.items() if not _HARMLESS.match(str(name))}
 
 
 def check_same_prompts(output_dir: Path, hashes: dict[str, str], names: Sequence[str]) -> None:

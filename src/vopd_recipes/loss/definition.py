@@ -36,7 +36,9 @@ Everything here holds [N, V] tensors and leans on autograd. `fused.py` computes 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,6 +78,32 @@ class TokenStats:
     support_mass_teacher: Tensor | None = None
     gradient_variance: Tensor | None = None
     gradient_variances: dict[str, Tensor] | None = None
+
+    @staticmethod
+    def joined(parts: Sequence[tuple[Tensor, TokenStats]], count: int) -> TokenStats:
+        """Of `count` tokens, from parts that say which of them they are; what one part lacks, the whole lacks.
+
+        Args:
+            parts: indices [n] and the statistics of those tokens; every token is in one part.
+            count: N.
+        """
+
+        def scattered(values: Sequence[Tensor]) -> Tensor:
+            whole = values[0].new_empty(count)
+            for (tokens, _), value in zip(parts, values):
+                whole[tokens] = value
+            return whole
+
+        found: dict[str, Any] = {}
+        for item in fields(TokenStats):
+            values = [getattr(stats, item.name) for _, stats in parts]
+            if any(value is None for value in values):
+                continue
+            if item.name == "gradient_variances":
+                found[item.name] = {key: scattered([value[key] for value in values]) for key in values[0]}
+            else:
+                found[item.name] = scattered(values)
+        return TokenStats(**found)
 
 
 def reference_loss(

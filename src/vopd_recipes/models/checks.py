@@ -36,11 +36,11 @@ _MERGING_TOLERANCE = 0.05
 
 
 @torch.no_grad()
-def check_models(student: nn.Module, teacher: nn.Module | None, prompt: list[int], longest: int = 0) -> None:
+def check_models(student: nn.Module | None, teacher: nn.Module | None, prompt: list[int], longest: int = 0) -> None:
     """Before step 1, on a real prompt: the models here are understood and the teacher has something to teach.
 
     Args:
-        student: with or without adapters.
+        student: with or without adapters; `None` where it has been looked at.
         teacher: where it is here.
         prompt: its tokens.
         longest: tokens of the longest sequence there can be; attention windows below it are looked at too.

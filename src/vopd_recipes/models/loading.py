@@ -192,6 +192,18 @@ def base_of(student: nn.Module, source: ModelConfig) -> ModelConfig:
     return replace(source, model_name_or_path=adapter.base_model_name_or_path, model_revision=adapter.revision)
 
 
+def is_own_base(student: nn.Module, config: ModelConfig) -> bool:
+    """Whether a recipe's teacher is the model under the student's adapters: the same weights in the same type."""
+    if not isinstance(student, PeftModel) or (config.teacher_dtype or config.dtype) != config.dtype:
+        return False
+    base = base_of(student, config)
+    teacher = config.teacher_model_name_or_path, config.teacher_model_revision
+    own = base.model_name_or_path, base.model_revision
+    folders = [Path(str(name)) for name, _ in (teacher, own)]
+    same_folder = folders[0].is_dir() and folders[1].is_dir() and folders[0].resolve() == folders[1].resolve()
+    return teacher == own or same_folder
+
+
 def load_teacher(config: ModelConfig) -> PreTrainedModel:
     """The teacher: frozen, in evaluation mode."""
     return _load(config, teacher=True).eval().requires_grad_(False)

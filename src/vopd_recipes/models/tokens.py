@@ -90,7 +90,7 @@ def check_end_tokens(ids: Iterable[int], tokenizer: PreTrainedTokenizerBase, voc
 
 
 def check_prompts(
-    prompts: Iterable[list[int]], completion_length: int, student: nn.Module, teacher: nn.Module | None
+    prompts: Iterable[list[int]], completion_length: int, student: nn.Module | None, teacher: nn.Module | None
 ) -> None:
     """Every prompt with its completion can be read by both models.
 

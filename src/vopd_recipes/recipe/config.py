@@ -9,10 +9,11 @@ and line, or flag) and what to do, before a model or a data set is touched.
 
 from __future__ import annotations
 
+import copy
 import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, cast, get_type_hints
@@ -33,7 +34,9 @@ from vopd_recipes.recipe.checks import (
 )
 from vopd_recipes.recipe.errors import RecipeError, one_line
 from vopd_recipes.recipe.launch import introduce_deepspeed, prepare_launch
+from vopd_recipes.recipe.teachers import of_teacher, read_teachers
 from vopd_recipes.recipe.text import Lines, Word, nearest, read_fields
+from vopd_recipes.recipe.together import check_together
 
 
 def option(default: Any, help: str) -> Any:
@@ -93,6 +96,13 @@ class DataConfig:
     chat_template_kwargs: dict[str, Any] = option({}, "passed to the chat template, e.g. {enable_thinking: false}")
     continue_final_message: bool = option(False, "go on with a last message that is the assistant's")
     max_prompt_length: int = option(1024, "longer prompts are dropped and counted, in tokens")
+    teacher_column: str | None = option(None, "column that names each prompt's teacher, of teachers")
+    teacher_prompt_template: str | None = option(
+        None, "what the teacher reads in the prompt's place, with any {column}; rollouts never see it"
+    )
+    teacher_system_prompt: str | None = option(None, "a system message for the teacher alone, with any {column}")
+    teacher_chat_template: bool | None = option(None, "as chat_template, for the teacher's prompt; default: the same")
+    teacher_max_prompt_length: int | None = option(None, "of the teacher's prompts; default: max_prompt_length")
 
     def __post_init__(self) -> None:
         require(
@@ -119,9 +129,36 @@ class DataConfig:
         )
         for source in self.dataset_mixture or []:
             self._check_source(source)
+        self._check_teacher_prompts()
+
+    def _check_teacher_prompts(self) -> None:
+        length = self.teacher_max_prompt_length
+        require(length is None or length >= 1, f"teacher_max_prompt_length must be at least 1, got {length}")
+        given = [
+            name for name in ("teacher_chat_template", "teacher_max_prompt_length") if getattr(self, name) is not None
+        ]
+        require(
+            self.privileged or not given,
+            f"{' and '.join(given)}: no effect without teacher_prompt_template or teacher_system_prompt",
+        )
+        system = any(source["teacher_system_prompt"] for source in self.sources())
+        require(
+            not system or self.teacher_reads_chat,
+            "teacher_system_prompt is a message of a chat; set teacher_chat_template: true",
+        )
+
+    @property
+    def privileged(self) -> bool:
+        """Whether the teacher reads other prompts than the student."""
+        return any(source["teacher_prompt_template"] or source["teacher_system_prompt"] for source in self.sources())
+
+    @property
+    def teacher_reads_chat(self) -> bool:
+        """Whether prompts of its own are wrapped in the chat template."""
+        return self.chat_template if self.teacher_chat_template is None else self.teacher_chat_template
 
     def _check_source(self, source: dict[str, Any]) -> None:
-        known = [*_MIXTURE_FIELDS, "weight"]
+        known = [*_MIXTURE_FIELDS, "weight", "teacher"]
         for name, value in source.items():
             require(name in known, f"dataset_mixture: unknown field '{name}'{nearest(str(name), known)}")
             require(
@@ -136,13 +173,14 @@ class DataConfig:
         )
 
     def sources(self) -> list[dict[str, Any]]:
-        """Every data set to read: fields of `_MIXTURE_FIELDS` plus weight, defaults filled in."""
+        """Every data set to read: fields of `_MIXTURE_FIELDS` plus weight and teacher, defaults filled in."""
         defaults = {name: getattr(self, name) for name in _MIXTURE_FIELDS}
-        return [{**defaults, "weight": 1.0, **source} for source in self.dataset_mixture or [{}]]
+        return [{**defaults, "weight": 1.0, "teacher": None, **source} for source in self.dataset_mixture or [{}]]
 
 
 _MIXTURE_FIELDS = (
-    "dataset_name", "dataset_config", "dataset_train_split", "prompt_column", "answer_column", "prompt_template"
+    "dataset_name", "dataset_config", "dataset_train_split", "prompt_column", "answer_column", "prompt_template",
+    "teacher_prompt_template", "teacher_system_prompt",
 )  # fmt: skip
 
 
@@ -175,6 +213,10 @@ class VOPDConfig(TrainingArguments):
     vllm_max_model_len: int | None = option(None, "default: the longest prompt + max_completion_length")
     vllm_dtype: _DTYPE | None = option(None, "type of vLLM's weights; default: what training multiplies in")
     vllm_enforce_eager: bool | None = option(None, "no CUDA graphs: starts sooner, samples slower; default: on a CPU")
+    teachers: dict[str, Any] | None = option(
+        None,
+        "instead of one: name → teacher fields; dataset_mixture's teacher or teacher_column says whose a prompt is",
+    )
     teacher_backend: Literal["local", "server"] = option("local", "local, or a vLLM server that scores completions")
     teacher_offload: bool = option(False, "keep a local teacher in CPU memory between its turns")
     teacher_server_url: str | None = option(None, "of teacher_backend: server, such as http://node7:8000")
@@ -200,13 +242,17 @@ class VOPDConfig(TrainingArguments):
 
     def __post_init__(self) -> None:
         check_values(self)
+        if self.teachers is not None:
+            self.teachers = read_teachers(self.teachers, _HINTS)
         if self.baseline is None:
             known: Needs = "support" if self.knows_logprobs_only else "distribution"
             self.baseline = cast(Word, default_baseline(self.divergence, known))
         self.baseline = cast(Word, self.estimator.baseline)
         check_sampling(self)
         check_trackers(self)
-        check_backends(self, self.estimator)
+        for name, one in self.by_teacher().items():
+            with of_teacher(name):
+                check_backends(one, self.estimator)
         check_publishing(self)
         check_best_metric(self)
         prepare_launch(self)
@@ -221,8 +267,21 @@ class VOPDConfig(TrainingArguments):
 
     @property
     def knows_logprobs_only(self) -> bool:
-        """Whether the teacher gives log-probabilities of some tokens and not its whole distribution."""
-        return self.teacher_backend == "server" and self.teacher_server_scores == "logprobs"
+        """Whether a teacher gives log-probabilities of some tokens and not its whole distribution."""
+        return any(
+            one.teacher_backend == "server" and one.teacher_server_scores == "logprobs"
+            for one in self.by_teacher().values()
+        )
+
+    def by_teacher(self) -> dict[str | None, VOPDConfig]:
+        """These fields as each teacher has them, who is then the only one; one without a name is `None`."""
+        if self.teachers is None:
+            return {None: self}
+        found: dict[str | None, VOPDConfig] = {}
+        for name, entry in self.teachers.items():
+            found[name] = copy.copy(self)
+            vars(found[name]).update({"teachers": None, **{key: entry[key] for key in entry if key in vars(self)}})
+        return found
 
     @property
     def estimator(self) -> Estimator:
@@ -239,6 +298,15 @@ class Recipe:
     data: DataConfig
     training: VOPDConfig
     sources: dict[str, str]
+
+    def by_teacher(self) -> dict[str | None, Recipe]:
+        """This recipe as each of its teachers has it, who is then the only one; one without a name is `None`."""
+        found = {}
+        for name, training in self.training.by_teacher().items():
+            entry = (self.training.teachers or {}).get(str(name), {})
+            model = replace(self.model, **{key: value for key, value in entry.items() if hasattr(self.model, key)})
+            found[name] = replace(self, model=model, training=training)
+        return found
 
     def resolved(self) -> dict[str, Any]:
         """Every field of ours and every inherited one that the recipe sets, as plain values that load again."""
@@ -284,10 +352,11 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     path = Path(path)
     values, sources = read_fields(path, overrides, _HINTS, _extended)
     model, data, training = (_build(part, values, sources, path) for part in _PARTS)
-    if training.bf16 and model.teacher_dtype is None:
+    own_base = model.use_peft and model.teacher_model_name_or_path == model.model_name_or_path
+    if training.bf16 and model.teacher_dtype is None and not own_base:  # which keeps the student's, in one copy
         model.teacher_dtype = "bfloat16"
     recipe = Recipe(path, model, data, training, sources)
-    _check_together(recipe)
+    check_together(recipe)
     return recipe
 
 
@@ -299,36 +368,6 @@ def _extended(base: Lines, own: Lines) -> Lines:
     before, _ = base.get("divergence", (VOPDConfig.divergence, ""))
     changed = own.get("divergence", (before, ""))[0] != before
     return {name: line for name, line in base.items() if not (changed and name == "baseline")} | own
-
-
-def _check_together(recipe: Recipe) -> None:
-    """Contradictions between the parts."""
-    data, training = recipe.data, recipe.training
-    if not recipe.model.teacher_model_name_or_path and (
-        training.teacher_backend == "local" or training.teacher_server_scores == "hidden_states"
-    ):
-        why = "" if training.teacher_backend == "local" else ", whose head reads the server's hidden states"
-        raise RecipeError(f"{recipe.path}: teacher_model_name_or_path: missing; name a Hub id or a folder{why}")
-    if (training.metric_for_best_model or "").endswith("accuracy") and not any(
-        source["answer_column"] for source in data.sources()
-    ):
-        where = recipe.sources.get("metric_for_best_model") or str(recipe.path)
-        raise RecipeError(f"{where}: metric_for_best_model: accuracy needs answers; name their answer_column")
-    if training.hub_merge and not recipe.model.use_peft:
-        raise RecipeError(
-            f"{recipe.sources['hub_merge']}: hub_merge: only a LoRA run can be merged; set use_peft: true"
-        )
-    if training.rollout_backend == "vllm":
-        longest = data.max_prompt_length + training.max_completion_length
-        if training.vllm_max_model_len is not None and training.vllm_max_model_len < longest:
-            raise RecipeError(
-                f"{recipe.sources['vllm_max_model_len']}: vllm_max_model_len: {training.vllm_max_model_len} is below "
-                f"max_prompt_length + max_completion_length = {longest}"
-            )
-    evaluates = training.eval_strategy != "no" or training.eval_on_start
-    if evaluates and not (data.dataset_test_split or data.test_size):
-        where = recipe.sources.get("eval_strategy") or recipe.sources.get("eval_on_start") or str(recipe.path)
-        raise RecipeError(f"{where}: evaluation needs held-out prompts; set dataset_test_split or test_size")
 
 
 def _build(part: type, values: dict[str, Any], sources: dict[str, str], path: Path) -> Any:

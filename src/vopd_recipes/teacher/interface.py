@@ -30,6 +30,8 @@ class Teacher(Protocol):
     """A local model or a server."""
 
     vocabulary: int  # number of tokens it scores; the student's may be padded to another
+    remote: bool  # a server, which can be asked while others work
+    collective: bool  # every process takes part in each of its forwards and losses, also without a token
 
     def views(self, batches: Sequence[MicroBatch]) -> list[Callable[[], TeacherView]]:
         """One view per micro-batch, ready or computed when it is called."""

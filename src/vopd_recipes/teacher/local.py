@@ -35,6 +35,7 @@ from vopd_recipes.models import (
     head_of,
     layout,
     redirected,
+    shards_weights,
     vocabulary_of,
 )
 from vopd_recipes.packing import MicroBatch
@@ -51,12 +52,15 @@ class LocalTeacher:
             (`sharding.loading_teacher`).
     """
 
+    remote = False
+
     def __init__(self, model: nn.Module, accelerator: Accelerator, offload: bool = False) -> None:
         self.model = model
         self.vocabulary = vocabulary_of(model)
         self._device = accelerator.device
         self._offload = offload
         kind = layout(accelerator)
+        self.collective = shards_weights(accelerator)
         if kind == "zero3":
             self._engine = _zero3_engine(model, accelerator, offload)
             self._offload = False  # DeepSpeed moves shards by itself

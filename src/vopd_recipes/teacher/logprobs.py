@@ -30,6 +30,8 @@ class ServerTeacher:
         estimator: says whose support is asked for.
     """
 
+    remote, collective = True, False
+
     def __init__(self, server: ScoringClient, vocabulary: int, estimator: Estimator) -> None:
         self.server, self.vocabulary = server, vocabulary
         self.k = server.support_top_k

@@ -135,6 +135,8 @@ class StatesTeacher:
         in_flight_bytes: of states that are asked for or wait.
     """
 
+    remote, collective = True, False
+
     def __init__(self, server: StatesServer, head: Head, in_flight_bytes: int = IN_FLIGHT_BYTES) -> None:
         self.server, self.head, self.vocabulary = server, head, len(head.weight)
         self._in_flight_bytes = in_flight_bytes

@@ -26,20 +26,19 @@ from vopd_recipes.hub import Target, check_write_access
 from vopd_recipes.models import (
     check_models,
     check_prompts,
-    check_tokenizers,
+    is_own_base,
     is_sharded,
     layout,
     load_student,
     load_teacher,
-    load_teacher_head,
     load_tokenizer,
     loading_teacher,
     unshared_end,
 )
 from vopd_recipes.planner.explain import FLAG, explain, take_flag
-from vopd_recipes.prompts import Prompts, build_prompts, content_hashes, read_rows
-from vopd_recipes.recipe import Recipe, RecipeError, VOPDConfig, describe_fields, is_set, load_recipe
-from vopd_recipes.teacher import ServerTeacher, StatesServer, StatesTeacher, Teacher, TeacherServer
+from vopd_recipes.prompts import Prompts, build_prompts, content_hashes, read_by, read_rows
+from vopd_recipes.recipe import Recipe, RecipeError, VOPDConfig, describe_fields, is_set, load_recipe, of_teacher
+from vopd_recipes.teacher import Teacher, connect_to_teacher, teacher_tokenizer
 from vopd_recipes.training.run import finish_run, publish_finished, publishing, start_run
 from vopd_recipes.training.trainer import TrainingStopped, VOPDTrainer
 
@@ -77,37 +76,25 @@ def _train(recipe: Recipe, output_dir: Path) -> None:
     _check_precision(recipe)
     if recipe.training.push_to_hub and int(os.environ.get("RANK", 0)) == 0:
         check_write_access(Target.of(recipe.resolved()))
-    rows = read_rows(recipe.data, recipe.training.seed)
+    rows = read_rows(recipe.data, recipe.training.seed, recipe.training.teachers or ())
     hashes = content_hashes(rows[0])
     check_same_prompts(output_dir, hashes, [str(source["dataset_name"]) for source in recipe.data.sources()])
     tokenizer = load_tokenizer(recipe.model)
-    local = recipe.training.teacher_backend == "local"
-    teacher_tokenizer = None
-    if local or recipe.training.teacher_server_scores == "hidden_states":
-        teacher_tokenizer = load_tokenizer(recipe.model, teacher=True)
-        check_tokenizers(tokenizer, teacher_tokenizer)
+    tokenizers = {}
+    for name, one in recipe.by_teacher().items():
+        with of_teacher(name):
+            tokenizers[name] = teacher_tokenizer(one, tokenizer)
     prompts = build_prompts(rows, recipe.data, tokenizer)
     _check_batches(recipe.training, len(prompts.train))
-    server = None if local else _connect_to_teacher(recipe, tokenizer, prompts)
+    servers = _connect_to_servers(recipe, tokenizer, prompts)
 
     ################
     # Models
     ################
     set_seed(recipe.training.seed)  # LoRA's initial weights
     student = load_student(recipe.model)
-    with loading_teacher(recipe.training.teacher_offload):
-        teacher: nn.Module | Teacher = server or load_teacher(recipe.model)
-    own = teacher if isinstance(teacher, nn.Module) else None
-    every = [row["input_ids"] for rows in (prompts.train, prompts.test) if rows is not None for row in rows]
-    check_prompts(every, recipe.training.max_completion_length, student, own)
-    if own and teacher_tokenizer and (notice := unshared_end(student, tokenizer, own, teacher_tokenizer)):
-        logging.warning(notice)
-    if not (is_sharded(student) or is_set("ACCELERATE_USE_FSDP")):  # else the trainer, later
-        for model in (student, own) if own else (student,):
-            model.to(recipe.training.device)  # some kernels are nowhere else, and a CPU would take minutes
-        check_models(student, own, every[0], max(map(len, every)) + recipe.training.max_completion_length)
-        if own and recipe.training.teacher_offload:
-            own.to("cpu")
+    teachers = {name: servers[name] or _load_teacher(one, student) for name, one in recipe.by_teacher().items()}
+    _check(recipe, student, teachers, tokenizer, tokenizers, prompts)
     if recipe.model.use_peft and recipe.model.lora_dropout:
         logging.warning("lora_dropout: %g: the student trains with it and samples without", recipe.model.lora_dropout)
 
@@ -116,7 +103,7 @@ def _train(recipe: Recipe, output_dir: Path) -> None:
     ################
     trainer = VOPDTrainer(
         student,
-        teacher,
+        teachers,
         recipe.training,
         processing_class=tokenizer,
         answer_format=recipe.data.answer_format,
@@ -154,21 +141,59 @@ def _check_precision(recipe: Recipe) -> None:
         )
 
 
-def _connect_to_teacher(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, prompts: Prompts) -> Teacher:
-    training, estimator = recipe.training, recipe.training.estimator
-    longest = max(len(row["input_ids"]) for rows in (prompts.train, prompts.test) if rows is not None for row in rows)
-    longest += training.max_completion_length
-    place = str(training.teacher_server_url), training.teacher_server_model
-    if training.teacher_server_scores == "hidden_states":
-        head = load_teacher_head(recipe.model)
-        states = StatesServer(*place, head.weight.dtype, training.teacher_server_timeout)
-        states.check(tokenizer, longest, head)
-        return StatesTeacher(states, head)
-    k = estimator.support_top_k if estimator.method.needs == "support" else 0
-    server = TeacherServer(*place, k, training.teacher_server_timeout)
-    teacher = ServerTeacher(server, len(tokenizer), estimator)
-    server.check(tokenizer, longest, teacher.asks_for_ids)
-    return teacher
+def _connect_to_servers(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, prompts: Prompts
+) -> dict[str | None, Teacher | None]:
+    """By teacher; `None` for a local one."""
+    servers = {}
+    for name, one in recipe.by_teacher().items():
+        longest = max(map(len, read_by(prompts, name))) + recipe.training.max_completion_length
+        with of_teacher(name):
+            servers[name] = connect_to_teacher(one, tokenizer, longest)
+    return servers
+
+
+def _load_teacher(recipe: Recipe, student: nn.Module) -> nn.Module:
+    """A local teacher: the student itself where that is its own base, under adapters."""
+    if is_own_base(student, recipe.model):
+        logger.info(
+            "the teacher is the student's own base, %s: one copy of the weights, adapters off for its turn",
+            recipe.model.teacher_model_name_or_path,
+        )
+        return student
+    with loading_teacher(recipe.training.teacher_offload):
+        return load_teacher(recipe.model)
+
+
+def _check(
+    recipe: Recipe,
+    student: nn.Module,
+    teachers: dict[str | None, nn.Module | Teacher],
+    tokenizer: PreTrainedTokenizerBase,
+    tokenizers: dict[str | None, PreTrainedTokenizerBase | None],
+    prompts: Prompts,
+) -> None:
+    """The models here are understood, agree on where a text ends, and have room for what they read."""
+    room, device = recipe.training.max_completion_length, recipe.training.device
+    asked = [row["input_ids"] for rows in (prompts.train, prompts.test) if rows is not None for row in rows]
+    check_prompts(asked, room, student, None)
+    sharded = is_sharded(student) or is_set("ACCELERATE_USE_FSDP")  # then the trainer looks at them, later
+    if not sharded:
+        student.to(device)  # some kernels are nowhere else, and a CPU would take minutes
+        check_models(student, None, asked[0], max(map(len, asked)) + room)
+    for name, model in teachers.items():
+        if not isinstance(model, nn.Module) or model is student:
+            continue
+        with of_teacher(name):
+            read, theirs = read_by(prompts, name), tokenizers[name]
+            check_prompts(read, room, None, model)
+            if theirs and (notice := unshared_end(student, tokenizer, model, theirs)):
+                logger.warning("%s%s", "" if name is None else f"{name}: ", notice)
+            if not sharded:
+                model.to(device)
+                check_models(None, model, read[0], max(map(len, read)) + room)
+                if recipe.by_teacher()[name].training.teacher_offload:
+                    model.to("cpu")
 
 
 def main(words: list[str] | None = None) -> None:

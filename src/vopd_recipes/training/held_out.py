@@ -34,6 +34,7 @@ class Distillation(Protocol):
     tokenizer: PreTrainedTokenizerBase
     answer_format: str
     model_wrapped: nn.Module
+    teacher_names: list[str]  # of several
 
     def sample(self, prompts: list[dict[str, Any]], step: int, generations: int) -> list[Sample]:
         """The student's completions."""
@@ -50,7 +51,7 @@ class Distillation(Protocol):
 @torch.no_grad()
 def held_out_values(run: Distillation, rows: list[dict[str, Any]]) -> dict[str, float]:
     """`reverse_kl` (nats per token), `completion_length`, `truncated`, `runtime` (seconds), and `accuracy` where
-    prompts have answers. Collective.
+    prompts have answers; of several teachers also `reverse_kl/<name>` and `accuracy/<name>`. Collective.
 
     Args:
         run: whose student samples and whose teacher scores.
@@ -61,38 +62,59 @@ def held_out_values(run: Distillation, rows: list[dict[str, Any]]) -> dict[str, 
     mine = rows[accelerator.process_index :: accelerator.num_processes]
     with run.metrics.set_aside():
         samples = run.sample(mine, step=-1, generations=1)
-    correct = _grade(run, samples, mine)
-    kl, tokens = _reverse_kl(run, samples, largest_share=-(-len(rows) // accelerator.num_processes))
-    truncated = sum(not sample.finished for sample in samples)
-    local = torch.tensor([kl, tokens, sum(correct), len(correct), len(samples), truncated], dtype=torch.float64)
-    totals = accelerator.reduce(local.to(accelerator.device), "sum").tolist()
-    kl, tokens, right, graded, completions, truncated = totals
+    sums = {"completions": float(len(samples)), "truncated": float(sum(not sample.finished for sample in samples))}
+    sums |= _right(run, samples, mine)
+    sums |= _reverse_kl(run, samples, largest_share=-(-len(rows) // accelerator.num_processes))
+    local = torch.tensor(list(sums.values()), dtype=torch.float64)
+    total = dict(zip(sums, accelerator.reduce(local.to(accelerator.device), "sum").tolist()))
     values = {
-        "reverse_kl": kl / max(tokens, 1),
-        "completion_length": tokens / completions,
-        "truncated": truncated / completions,
+        "reverse_kl": total["kl"] / max(total["tokens"], 1),
+        "completion_length": total["tokens"] / total["completions"],
+        "truncated": total["truncated"] / total["completions"],
         "runtime": time.perf_counter() - start,
     }
-    return {**values, "accuracy": right / graded} if graded else values
+    for of in _of_each(run):
+        if of and total[f"tokens{of}"]:
+            values[f"reverse_kl{of}"] = total[f"kl{of}"] / total[f"tokens{of}"]
+        if total[f"graded{of}"]:
+            values[f"accuracy{of}"] = total[f"right{of}"] / total[f"graded{of}"]
+    return values
 
 
-def _reverse_kl(run: Distillation, samples: list[Sample], largest_share: int) -> tuple[float, int]:
-    """Summed over this process's tokens, and their number, in as many micro-batches as on every other process."""
-    kl, tokens = 0.0, 0
+def _of_each(run: Distillation) -> list[str]:
+    """What follows a sum's name: nothing for all prompts, and each teacher's name for its own."""
+    return ["", *(f"/{name}" for name in run.teacher_names)]
+
+
+def _reverse_kl(run: Distillation, samples: list[Sample], largest_share: int) -> dict[str, float]:
+    """`kl` summed over this process's `tokens`, in as many micro-batches as on every other process."""
+    sums = {f"{name}{of}": 0.0 for of in _of_each(run) for name in ("kl", "tokens")}
     with evaluating(run.model_wrapped):
         rows = pack(samples, -(-largest_share // run.args.per_device_eval_batch_size))
         batches = [batch.to(run.accelerator.device) for batch in rows]
         for batch, view in zip(batches, run.teacher_views(batches)):
             weights = torch.zeros_like(batch.rollout_logprobs)
             _, stats = run.student_loss(run.model_wrapped, batch, view(), weights, gradient_variance=False)
-            kl += stats.reverse_kl.double().sum().item()
-            tokens += len(batch.targets)
-    return kl, tokens
+            for of in _of_each(run):
+                kl = stats.reverse_kl[batch.tokens_of(of[1:])] if of else stats.reverse_kl
+                sums[f"kl{of}"] += kl.double().sum().item()
+                sums[f"tokens{of}"] += len(kl)
+    return sums
 
 
-def _grade(run: Distillation, samples: list[Sample], rows: list[dict[str, Any]]) -> list[bool]:
-    """Whether each completion of a prompt with a gold answer is right."""
+def _right(run: Distillation, samples: list[Sample], rows: list[dict[str, Any]]) -> dict[str, float]:
+    """How many completions of prompts with a gold answer are `right`, of how many that were `graded`."""
     asked = [(sample, row) for sample, row in zip(samples, rows) if row["answer"] is not None]
+    correct = _grade(run, asked)
+    sums: dict[str, float] = {}
+    for of in _of_each(run):
+        own = [right for right, (sample, _) in zip(correct, asked) if not of or sample.teacher == of[1:]]
+        sums |= {f"right{of}": float(sum(own)), f"graded{of}": float(len(own))}
+    return sums
+
+
+def _grade(run: Distillation, asked: list[tuple[Sample, dict[str, Any]]]) -> list[bool]:
+    """Whether each completion is right."""
     texts = [str(run.tokenizer.decode(sample.completion_ids, skip_special_tokens=True)) for sample, _ in asked]
     golds, questions = [row["answer"] for _, row in asked], [row["prompt"] for _, row in asked]
     if run.answer_format == "choice":

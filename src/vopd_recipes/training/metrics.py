@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from vopd_recipes.loss import TokenStats, importance_weight
-from vopd_recipes.packing import Sample
+from vopd_recipes.packing import MicroBatch, Sample
 
 
 class StepMetrics:
@@ -25,10 +25,12 @@ class StepMetrics:
     Args:
         accelerator: reduces over processes.
         importance_sampling_cap: of the estimator, for `importance/mean` and `importance/max`.
+        teachers: names of several.
     """
 
-    def __init__(self, accelerator: Accelerator, importance_sampling_cap: float) -> None:
+    def __init__(self, accelerator: Accelerator, importance_sampling_cap: float, teachers: Sequence[str] = ()) -> None:
         self._accelerator = accelerator
+        self._teachers = teachers
         self._cap = importance_sampling_cap
         self.clear()
 
@@ -45,8 +47,9 @@ class StepMetrics:
         yield
         self._sums, self._largest_importance = own
 
-    def add_tokens(self, stats: TokenStats, rollout_logprobs: Tensor) -> None:
+    def add_tokens(self, stats: TokenStats, batch: MicroBatch) -> None:
         """One micro-batch's [N] statistics."""
+        rollout_logprobs = batch.rollout_logprobs
         importance = importance_weight(stats.student_logprob, rollout_logprobs, self._cap)
         sums = {
             "tokens": torch.ones_like(stats.reward),
@@ -65,6 +68,10 @@ class StepMetrics:
             sums["support/mass_teacher"] = stats.support_mass_teacher
         for name, variance in (stats.gradient_variances or {}).items():
             sums[f"gradient_variance/{name}"] = variance
+        for teacher in self._teachers:  # on every process, whether it has tokens of this one or none
+            own = batch.tokens_of(teacher)
+            for name in ("tokens", "reverse_kl", "reward"):
+                sums[f"{name}/{teacher}"] = sums[name][own]
         for name, values in sums.items():
             self._sums[name] = self._sums[name] + values.double().sum()
         if len(importance):
@@ -77,6 +84,10 @@ class StepMetrics:
         self._sums["completions"] += len(samples)
         self._sums["completion_length"] += sum(len(sample.completion_ids) for sample in samples)
         self._sums["truncated"] += sum(not sample.finished for sample in samples)
+        for teacher in self._teachers:
+            lengths = [len(sample.completion_ids) for sample in samples if sample.teacher == teacher]
+            self._sums[f"completions/{teacher}"] += len(lengths)
+            self._sums[f"completion_length/{teacher}"] += sum(lengths)
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -107,7 +118,8 @@ class StepMetrics:
         totals = dict(zip(names, self._accelerator.reduce(local, "sum").tolist()))
         largest_anywhere = self._accelerator.gather(largest).max().item()
         self.clear()
-        return _log_line(totals, largest_anywhere, self._accelerator.num_processes)
+        line = _log_line(totals, largest_anywhere, self._accelerator.num_processes)
+        return line | _by_teacher(totals, self._teachers)
 
 
 # Seconds per step: `teacher_window` is what a teacher says before the first micro-batch, `update` every micro-batch's
@@ -145,6 +157,18 @@ def _log_line(totals: dict[str, float], largest_importance: float, processes: in
     line["time/optimizer"] = seconds["train"] - line["time/teacher"] - student
     step_seconds = seconds["rollout"] + seconds["sync"] + seconds["train"]
     line["tokens_per_second"] = totals["tokens"] / steps / max(step_seconds, 1e-9)
+    return line
+
+
+def _by_teacher(totals: dict[str, float], teachers: Sequence[str]) -> dict[str, float]:
+    """Means over each teacher's own tokens and completions; of one that had none, nothing."""
+    line = {}
+    for teacher in teachers:
+        if tokens := totals[f"tokens/{teacher}"]:
+            line[f"reverse_kl/{teacher}"] = totals[f"reverse_kl/{teacher}"] / tokens
+            line[f"reward/mean/{teacher}"] = totals[f"reward/{teacher}"] / tokens
+        if completions := totals[f"completions/{teacher}"]:
+            line[f"completion/length/{teacher}"] = totals[f"completion_length/{teacher}"] / completions
     return line
 
 

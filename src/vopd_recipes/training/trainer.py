@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -51,7 +52,7 @@ from vopd_recipes.models import (
 from vopd_recipes.packing import MicroBatch, Sample, pack
 from vopd_recipes.recipe import ModelConfig, VOPDConfig, check_launch
 from vopd_recipes.rollout import RolloutEngine, RolloutFailed, build_rollout, rollout_seed
-from vopd_recipes.teacher import LocalTeacher, Teacher, TeacherUnavailable, TeacherView
+from vopd_recipes.teacher import LocalTeacher, OwnBase, SeveralTeachers, Teacher, TeacherUnavailable, TeacherView
 from vopd_recipes.training.agreement import LARGEST_GAP, first_gap, largest_first_gap
 from vopd_recipes.training.bookkeeping import Bookkeeping
 from vopd_recipes.training.held_out import held_out_values
@@ -67,7 +68,8 @@ class VOPDTrainer(OwnPublishing, Bookkeeping):
 
     Args:
         model: the student.
-        teacher: a frozen model in evaluation mode, or what stands for one elsewhere.
+        teacher: a frozen model in evaluation mode, or what stands for one elsewhere; the student itself, where that
+            has adapters, is its own base; several by name, the only one by `None`.
         args: estimator, sampling and everything that `transformers.TrainingArguments` has.
         processing_class: the student's tokenizer.
         answer_format: how held-out answers are graded, `math` or `choice`.
@@ -81,7 +83,7 @@ class VOPDTrainer(OwnPublishing, Bookkeeping):
     def __init__(
         self,
         model: nn.Module,
-        teacher: nn.Module | Teacher,
+        teacher: nn.Module | Teacher | Mapping[str | None, nn.Module | Teacher],
         args: VOPDConfig,
         processing_class: PreTrainedTokenizerBase,
         answer_format: str = "math",
@@ -97,12 +99,15 @@ class VOPDTrainer(OwnPublishing, Bookkeeping):
         self.tokenizer = processing_class
         self.estimator = args.estimator
         self.answer_format = answer_format
-        if isinstance(teacher, nn.Module):
-            teacher = LocalTeacher(teacher, self.accelerator, args.teacher_offload)
-        self.teacher: Teacher = teacher
+        self.teachers = self._teachers(teacher)
+        datasets: list[Any] = [data for data in (self.train_dataset, self.eval_dataset) if data is not None]
+        privileged = any("teacher_input_ids" in data.column_names for data in datasets)
+        alone = None in self.teachers and not privileged
+        self.teacher: Teacher = self.teachers[None] if alone else SeveralTeachers(self.teachers)
         self.vocabulary = min(vocabulary_of(model), self.teacher.vocabulary)
         self.output_dir = Path(str(args.output_dir))
-        self.metrics = StepMetrics(self.accelerator, args.importance_sampling_cap)
+        self.teacher_names = [name for name in self.teachers if name is not None]
+        self.metrics = StepMetrics(self.accelerator, args.importance_sampling_cap, self.teacher_names)
         self.rollout: RolloutEngine = build_rollout(
             args, self.student, self.accelerator, processing_class, self.vocabulary, self._longest_prompt, model_config
         )
@@ -112,6 +117,22 @@ class VOPDTrainer(OwnPublishing, Bookkeeping):
         self._window: list[Sample] = []  # completions of the current step, until they are written
         self._window_start = 0.0
         self.publisher: Publisher | None = None  # on one process, while the run is published
+
+    def _teachers(
+        self, given: nn.Module | Teacher | Mapping[str | None, nn.Module | Teacher]
+    ) -> dict[str | None, Teacher]:
+        """By name; `None` is the name of the only one."""
+        named: Mapping[Any, nn.Module | Teacher] = given if isinstance(given, Mapping) else {None: given}
+        offload = {name: one.teacher_offload for name, one in self.args.by_teacher().items()}
+        found: dict[str | None, Teacher] = {}
+        for name, one in named.items():
+            if one is self.model and isinstance(one, PeftModel):
+                found[name] = OwnBase(one, self.accelerator, lambda: self.model_wrapped)
+            elif isinstance(one, nn.Module):
+                found[name] = LocalTeacher(one, self.accelerator, offload.get(name, False))
+            else:
+                found[name] = one
+        return found
 
     @property
     def student(self) -> nn.Module:
@@ -167,9 +188,12 @@ class VOPDTrainer(OwnPublishing, Bookkeeping):
             TrainingStopped: on every process, where sampling fails on any.
         """
         if self._unchecked:
-            local = self.teacher.model if isinstance(self.teacher, LocalTeacher) else None
             longest = self._longest_prompt() + self.args.max_completion_length
-            check_models(self.student, local, self.train_dataset[0]["input_ids"], longest)  # type: ignore[index]
+            first = self.train_dataset[0]["input_ids"]  # type: ignore[index]
+            check_models(self.student, None, first, longest)
+            for teacher in self.teachers.values():
+                if isinstance(teacher, LocalTeacher):
+                    check_models(None, teacher.model, first, longest)
             self._unchecked = False
         rows = [(row, generation) for row in prompts for generation in range(generations)]
         seeds = [rollout_seed(self.args.seed, step, row["prompt_id"], generation) for row, generation in rows]
@@ -183,7 +207,15 @@ class VOPDTrainer(OwnPublishing, Bookkeeping):
             failure = error
         self._stop_together("sampling failed", failure)
         samples = [
-            Sample(row["prompt_id"], row["input_ids"], completion.token_ids, completion.logprobs, completion.finished)
+            Sample(
+                row["prompt_id"],
+                row["input_ids"],
+                completion.token_ids,
+                completion.logprobs,
+                completion.finished,
+                row.get("teacher"),
+                row.get("teacher_input_ids"),
+            )
             for (row, _), completion in zip(rows, completions)
         ]
         if not self._sampler_checked:
@@ -254,7 +286,7 @@ class VOPDTrainer(OwnPublishing, Bookkeeping):
         with self.metrics.timed("teacher"):
             view = inputs["teacher_view"]()
         loss, stats = self.student_loss(model, batch, view, weights, self.args.log_gradient_variance)
-        self.metrics.add_tokens(stats, batch.rollout_logprobs)
+        self.metrics.add_tokens(stats, batch)
         batch.record({name: getattr(stats, name) for name in RECORDED})
         return loss
 

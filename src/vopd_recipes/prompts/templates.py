@@ -1,0 +1,45 @@
+r"""What a template says of a row: `{column}` stands for that column's value, and other braces for themselves."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from vopd_recipes.recipe import RecipeError, nearest
+
+# Braces that LaTeX means: \boxed{answer}, \frac{a}{b}, x^{n}. A \n that YAML left as it stands is no command of its.
+_LATEX = re.compile(r"\\(?![ntr]\{)[a-zA-Z]+\*?(?:\[[^\]]*\])?(?:\{[^{}]*\})+|[\^_]\{[^{}]*\}")
+
+
+def fill_template(template: str, row: dict[str, Any]) -> str:
+    r"""Replace each {column} that is a column; other braces stay, since templates say \boxed{}."""
+    return re.sub(r"\{(\w+)\}", lambda match: str(row[match[1]]) if match[1] in row else match[0], template)
+
+
+def check_template(field: str, source: dict[str, Any], columns: list[str]) -> None:
+    """Each {name} of a template is a column, unless LaTeX means its braces."""
+    own = ["prompt"] if field == "prompt_template" or not source["answer_column"] else ["prompt", "answer"]
+    for name in re.findall(r"\{([^\W\d]\w*)\}", _LATEX.sub("", source[field] or "")):
+        if name not in (*columns, *own):
+            raise RecipeError(
+                f"{field}: {{{name}}} is no column of {source['dataset_name']}{nearest(name, columns)}; it "
+                f"has {', '.join(columns)}; braces that are to stay as they are have spaces inside: {{ {name} }}"
+            )
+
+
+def filled(field: str, source: dict[str, Any], row: dict[str, Any], index: int) -> str:
+    template = source[field]
+    if not template:
+        return row["prompt"]
+    for name in re.findall(r"\{(\w+)\}", template):
+        if name in row and is_null(row[name]):
+            raise RecipeError(
+                f"{field}: column '{name}' of {source['dataset_name']}, row {index}, is null, and {{{name}}} "
+                "needs its text; leave such rows out of the data set"
+            )
+    return fill_template(template, row)
+
+
+def is_null(value: Any) -> bool:
+    """Also NaN, which is what pandas writes for a number that is not there."""
+    return value is None or value != value
