@@ -386,11 +386,11 @@ def test_a_local_teacher_and_a_server(several, tiny_pair, tmp_path) -> None:
     service.start()
     try:
         service.wait()
-        local = build(several(**fields, **privileged))
         remote = {"teacher_model_name_or_path": None, "backend": "server", "server_url": service.url}
-        path = several(first=remote, **fields, **privileged)
-        recipe = load_recipe(path)
-        teacher = connect_to_teacher(recipe.by_teacher()["first"], local.tokenizer, 200)
+        served = load_recipe(several(first=remote, **fields, **privileged)).by_teacher()["first"]
+        local = build(several(**fields, **privileged))
+        teacher = connect_to_teacher(served, local.tokenizer, 200)
+        teacher.vocabulary = local.vocabulary  # with the padding, which random models give mass to
         samples = mixed_samples(local)
         expected_loss, expected = gradients_of(local, pack(samples, 2))
         local.teacher = SeveralTeachers({"first": teacher, "second": local.teachers["second"]})
