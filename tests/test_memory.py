@@ -114,12 +114,12 @@ def test_sharded_states_are_those_of_three_processes(tiny_pair: TinyPair) -> Non
     done = execute([*words, str(tiny_pair.student)])
     assert done.returncode == 0, done.stderr[-4000:]
     cases = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert len(cases) == 8
+    assert len(cases) == 11
     for measured in cases:
-        stage, half, lora = case = measured.pop("case")
+        stage, half, lora, in_float32 = case = measured.pop("case")
         student = Architecture(str(tiny_pair.student), lora=LORA if lora else None)
-        sharding = "fsdp2" if stage == 4 else f"zero{stage}"
-        planned = training_states(make_setup(student, gpus=3, sharding=sharding, half="bfloat16" if half else None))
+        layout = {"sharding": "fsdp2" if stage == 4 else f"zero{stage}", "half": "bfloat16" if half else None}
+        planned = training_states(make_setup(student, gpus=3, accumulates_float32=in_float32, **layout))
         assert {name: getattr(planned, name) for name in measured} == measured, case
 
 

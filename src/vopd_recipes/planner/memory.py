@@ -3,7 +3,8 @@
 Four sums, of which the largest must fit (P parameters, N processes, b bytes per element):
 
     weights     bP on each GPU, or sharded under ZeRO-3 and FSDP2
-    gradients   bP of what is trained; sharded from ZeRO-2 on; twice with DDP's buckets
+    gradients   bP of what is trained; sharded from ZeRO-2 on; twice with DDP's buckets; in float32 under ZeRO,
+                where its configuration says so, as ours do
     optimiser   Adam's two moments in the type of the weights; under ZeRO in float32, with a float32 copy: 12 P/N
     activations counted by `activations`; a logit chunk and the head's gradient as `fused` allocates them
 
@@ -72,6 +73,7 @@ class Setup:
     server_suffices: bool = False  # a teacher server can give what the estimator needs
     optimizer_offload: bool = False
     parameter_offload: bool = False
+    accumulates_float32: bool = True  # DeepSpeed, whatever type gradients come in
     reduce_bucket: int | None = None  # elements; default: hidden size squared
     overlap_comm: bool = True
     persistence: int | None = None  # elements; default: 10 hidden sizes
@@ -93,6 +95,11 @@ class Setup:
     def by_deepspeed(self) -> bool:
         """Whether DeepSpeed lays the model out, and keeps a float32 copy of what is trained."""
         return self.sharding.startswith("zero")
+
+    @property
+    def widens_gradients(self) -> bool:
+        """Whether gradients are of a larger type than the weights; ZeRO-0 refuses to."""
+        return self.by_deepspeed and self.sharding != "zero0" and bool(self.half) and self.accumulates_float32
 
     @property
     def sharded(self) -> bool:
@@ -174,7 +181,8 @@ class Plan:
     def host_bytes(self) -> int:
         """CPU memory that offloading takes per GPU: of the optimiser, states, copy and gradient in float32, and b."""
         setup = self.setup
-        optimizer = 18 * training_states(setup).part if setup.optimizer_offload else 0
+        per_element = 20 if setup.widens_gradients and setup.sharding == "zero3" else 18
+        optimizer = per_element * training_states(setup).part if setup.optimizer_offload else 0
         if not (setup.teacher and setup.teacher_offload):
             return optimizer
         teacher = sum(parameter.numel * parameter.itemsize for parameter in parameters_of(setup.teacher))
@@ -229,10 +237,12 @@ def _deepspeed_states(
     itemsize, total = parameters[0].itemsize, sum(parameter.numel for parameter in trained)  # gradients' type as well
     padding = 0 if setup.sharding == "zero3" else (ways * part - total) * itemsize
     weights = sum(_elements(parameter, setup) * parameter.itemsize for parameter in parameters) + padding
-    gradients = part if setup.sharding in ("zero2", "zero3") else total
-    if setup.optimizer_offload:
-        return States(weights, 0, 0, part)
-    return States(weights, gradients * itemsize, 4 * part * (1 + moments) + scalar * tensors, part)
+    gradients = (part if setup.sharding in ("zero2", "zero3") else total) * itemsize
+    if setup.widens_gradients:  # ZeRO-1 keeps those that are added as well
+        gradients = 4 * ways * part + gradients if setup.sharding == "zero1" else 4 * part
+    if setup.optimizer_offload:  # ZeRO-2 adds up in float32 before they go, on the GPU
+        return States(weights, gradients if setup.widens_gradients and setup.sharding == "zero2" else 0, 0, part)
+    return States(weights, gradients, 4 * part * (1 + moments) + scalar * tensors, part)
 
 
 def _elements(parameter: Parameter, setup: Setup) -> int:

@@ -41,7 +41,9 @@ def read_setup(path: Path, overrides: list[str], gpus: int, gpu_bytes: int, shar
     stage = f"zero{zero.get('stage', 0)}" if deepspeed else None
     if stage and stage not in get_args(Sharding):
         raise RecipeError(f"{texts['deepspeed'][1]}: deepspeed: no ZeRO stage {zero['stage']}")
-    return _setup(recipe, gpus, gpu_bytes, sharding or stage or "none", zero)
+    accumulation = deepspeed.get("data_types", {}).get("grad_accum_dtype")
+    in_float32 = not deepspeed or accumulation == "fp32"  # a launcher's configuration is one of ours
+    return _setup(recipe, gpus, gpu_bytes, sharding or stage or "none", zero, in_float32)
 
 
 def read_anywhere(path: Path, overrides: list[str]) -> tuple[Recipe, dict[str, tuple[Any, str]]]:
@@ -60,7 +62,9 @@ def read_anywhere(path: Path, overrides: list[str]) -> tuple[Recipe, dict[str, t
     return recipe, {name: text for name, text in texts.items() if name in OF_THE_MACHINE}
 
 
-def _setup(recipe: Recipe, gpus: int, gpu_bytes: int, sharding: Any, zero: dict[str, Any]) -> Setup:
+def _setup(
+    recipe: Recipe, gpus: int, gpu_bytes: int, sharding: Any, zero: dict[str, Any], accumulates_float32: bool
+) -> Setup:
     model, data, training = recipe.model, recipe.data, recipe.training
     half = "bfloat16" if training.bf16 else None
     targets = model.lora_target_modules
@@ -99,6 +103,7 @@ def _setup(recipe: Recipe, gpus: int, gpu_bytes: int, sharding: Any, zero: dict[
         server_suffices=training.estimator.method.needs != "distribution" and not training.log_gradient_variance,
         optimizer_offload="offload_optimizer" in zero,
         parameter_offload="offload_param" in zero,
+        accumulates_float32=accumulates_float32,
         reduce_bucket=_number(zero, "reduce_bucket_size"),
         overlap_comm=bool(zero.get("overlap_comm", True)),
         persistence=_number(zero, "stage3_param_persistence_threshold"),
