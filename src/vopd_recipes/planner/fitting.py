@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 from vopd_recipes.planner.architectures import Lora
-from vopd_recipes.planner.memory import CONTEXT_BYTES, GB, PHASES, Plan, Setup, Sharding, plan, training_states
+from vopd_recipes.planner.memory import CONTEXT_BYTES, GB, PHASES, Plan, plan
+from vopd_recipes.planner.states import Setup, Sharding, training_states
 
 _SHARES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
 

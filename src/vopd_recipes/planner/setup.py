@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from vopd_recipes.planner.architectures import Architecture, Lora
-from vopd_recipes.planner.memory import Setup, Sharding
+from vopd_recipes.planner.states import Setup, Sharding
 from vopd_recipes.recipe import Recipe, RecipeError, load_recipe, read_flags, read_yaml
 
 # What a machine without the recipe's GPUs and packages would refuse, and what is checked in its place.
