@@ -23,8 +23,11 @@ class OneLineParser(argparse.ArgumentParser):
 def describe(result: Plan) -> str:
     setup = result.setup
     lines = []
-    for name, model in (("student", setup.student), ("teacher", setup.teacher)):
-        if model:
+    taught = [(f"teacher {one.teacher_name}".strip(), one) for one in setup.teachers]
+    for name, model in (("student", setup.student), *((name, one.teacher) for name, one in taught)):
+        if any(one.own_base for each, one in taught if each == name):
+            lines.append(f"{name}: the student's own base, in one copy")
+        elif model:
             parameters = parameters_of(model)
             trained = sum(parameter.numel for parameter in parameters if parameter.trained and name == "student")
             total = sum(parameter.numel for parameter in parameters)

@@ -4,7 +4,10 @@ The same command, started again, resumes an interrupted run. With `--explain [PR
 would do.
 """
 
-from vopd_recipes.training import main
+from vopd_recipes.recipe import take_cpu_share
 
 if __name__ == "__main__":
+    take_cpu_share()  # before torch is imported
+    from vopd_recipes.training import main
+
     main()

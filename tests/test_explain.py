@@ -19,7 +19,8 @@ from transformers import Trainer, TrainingArguments
 
 from vopd_recipes.planner.explain import explain, optimizer_steps, take_flag
 from vopd_recipes.planner.fitting import verdict
-from vopd_recipes.planner.memory import GB, PHASES, plan
+from vopd_recipes.planner.items import PHASES
+from vopd_recipes.planner.memory import GB, plan
 from vopd_recipes.planner.setup import read_setup
 from vopd_recipes.recipe import RecipeError, VOPDConfig, load_recipe
 

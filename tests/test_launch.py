@@ -2,16 +2,18 @@
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
-from launching import REPOSITORY, SCRIPT, execute
+from launching import REPOSITORY, SCRIPT, environment, execute
 from test_trainer import build
 
-from vopd_recipes.recipe import RecipeError, check_launch, load_recipe
+from vopd_recipes.recipe import RecipeError, check_launch, load_recipe, threads
+from vopd_recipes.recipe.threads import available_cores
 
 CONFIGS = REPOSITORY / "recipes" / "accelerate_configs"
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
@@ -54,7 +56,9 @@ def test_the_repositorys_configurations_are_read_by_accelerate(name: str) -> Non
     assert settings.distributed_type == kinds[name]
     if name.startswith("zero"):
         file = REPOSITORY / settings.deepspeed_config["deepspeed_config_file"]
-        assert json.loads(file.read_text())["zero_optimization"]["stage"] == int(name[-1])
+        configuration = json.loads(file.read_text())
+        assert configuration["zero_optimization"]["stage"] == int(name[-1])
+        assert configuration["data_types"] == {"grad_accum_dtype": "fp32"}
 
 
 def test_a_deepspeed_file_that_is_not_there(write_recipe) -> None:
@@ -75,8 +79,81 @@ def test_zero3_that_saves_no_model(write_recipe, tmp_path) -> None:
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("in_float32", [True, False])
+def test_gradients_that_are_added_up_in_bfloat16(write_recipe, tmp_path, in_float32) -> None:
+    """Slow for the same reason; with ours, bfloat16 trains on a CPU and nothing is to be said."""
+    settings = json.loads((REPOSITORY / "recipes" / "deepspeed" / "zero2.json").read_text())
+    if not in_float32:
+        del settings["data_types"]
+    path = tmp_path / "zero2.json"
+    path.write_text(json.dumps(settings))
+    done = execute([sys.executable, str(SCRIPT), str(write_recipe(deepspeed=str(path), bf16=True))])
+    assert done.returncode == 0, done.stderr[-3000:]
+    said = [line for line in done.stderr.splitlines() if "lacks data_types: {grad_accum_dtype: fp32}" in line]
+    assert len(said) == (not in_float32)
+
+
 def test_processes_that_did_not_find_each_other(write_recipe, monkeypatch) -> None:
     trainer = build(write_recipe())
     monkeypatch.setitem(os.environ, "WORLD_SIZE", "2")
     with pytest.raises(RecipeError, match="2 processes were started but 1 found each other"):
         check_launch(trainer.accelerator)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "chosen"), [(1, None), (2, None), (1, "1")])
+def test_processes_share_the_cores(write_recipe, tmp_path, processes, chosen) -> None:
+    """Slow: the real launcher, because it is what sets one thread where nobody has said how many."""
+    words = ["--multi_gpu", "--num_processes", "2"] if processes > 1 else []
+    given = {"OMP_NUM_THREADS": chosen} if chosen else {}
+    without = {name: value for name, value in environment().items() if name != "OMP_NUM_THREADS"}
+    subprocess.run(
+        [*LAUNCH, *words, str(SCRIPT), str(write_recipe(max_steps=1))],
+        env=without | given, cwd=REPOSITORY, check=True, capture_output=True, timeout=300,
+    )  # fmt: skip
+    found = json.loads((tmp_path / "run" / "environment.json").read_text())
+    share = int(chosen) if chosen else max(1, available_cores() // processes)
+    assert (found["processes"], found["cpu_threads"]) == (processes, share)
+
+
+SHARE = """
+import os, sys
+from vopd_recipes.recipe import take_cpu_share
+if "late" in sys.argv:
+    import torch
+take_cpu_share()
+assert "late" in sys.argv or "torch" not in sys.modules
+import torch
+print(os.environ["OMP_NUM_THREADS"], torch.get_num_threads())
+"""
+CORES = available_cores()
+
+
+@pytest.mark.parametrize("when", ["early", "late"])
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, CORES),
+        ({"LOCAL_WORLD_SIZE": str(2 * CORES)}, 1),
+        ({"OMP_NUM_THREADS": "3"}, 3),
+        ({"OMP_NUM_THREADS": "1"}, 1),  # in a shell, whose own environment does not show it
+        ({"OMP_NUM_THREADS": "1", "ACCELERATE_MIXED_PRECISION": "no"}, CORES),  # of a launcher that was given none
+        ({"OMP_NUM_THREADS": "5", "ACCELERATE_MIXED_PRECISION": "no"}, 5),
+    ],
+)
+def test_a_share_is_taken_where_nobody_chose(when, given, expected) -> None:
+    """Before torch is imported or after; the shell is the launcher, whose own environment says nothing."""
+    exports = "".join(f"export {name}={value}; " for name, value in given.items())
+    words = ["sh", "-c", f'{exports}"$@"; exit $?', "sh", sys.executable, "-c", SHARE, when]
+    bare = {name: value for name, value in os.environ.items() if name not in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE")}
+    done = subprocess.run(words, env=bare, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == [str(expected), str(min(expected, CORES))], done.stderr  # torch takes no more
+
+
+def test_a_quota_is_less_than_the_cores(tmp_path, monkeypatch) -> None:
+    quota = tmp_path / "cpu.max"
+    monkeypatch.setattr(threads, "_QUOTA", quota)
+    for text, cores in (("max 100000", CORES), ("150000 100000", 1), ("50000 100000", 1), ("9900000 100000", CORES)):
+        quota.write_text(text)
+        assert available_cores() == cores

@@ -21,8 +21,10 @@ from vopd_recipes.models import PACKED_SDPA, load_student, packed_arguments
 from vopd_recipes.planner.activations import count_training, inference_peak, training_activations
 from vopd_recipes.planner.architectures import MODEL_CONFIGS, Architecture, Lora, build, parameters_of
 from vopd_recipes.planner.fitting import smallest_change, table, verdict
-from vopd_recipes.planner.memory import GB, PHASES, Setup, plan, training_states
+from vopd_recipes.planner.items import PHASES
+from vopd_recipes.planner.memory import GB, plan
 from vopd_recipes.planner.setup import read_setup
+from vopd_recipes.planner.states import Setup, training_states
 from vopd_recipes.recipe import load_recipe
 from vopd_recipes.tiny import pair as tiny
 
@@ -114,12 +116,12 @@ def test_sharded_states_are_those_of_three_processes(tiny_pair: TinyPair) -> Non
     done = execute([*words, str(tiny_pair.student)])
     assert done.returncode == 0, done.stderr[-4000:]
     cases = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert len(cases) == 8
+    assert len(cases) == 11
     for measured in cases:
-        stage, half, lora = case = measured.pop("case")
+        stage, half, lora, in_float32 = case = measured.pop("case")
         student = Architecture(str(tiny_pair.student), lora=LORA if lora else None)
-        sharding = "fsdp2" if stage == 4 else f"zero{stage}"
-        planned = training_states(make_setup(student, gpus=3, sharding=sharding, half="bfloat16" if half else None))
+        layout = {"sharding": "fsdp2" if stage == 4 else f"zero{stage}", "half": "bfloat16" if half else None}
+        planned = training_states(make_setup(student, gpus=3, accumulates_float32=in_float32, **layout))
         assert {name: getattr(planned, name) for name in measured} == measured, case
 
 
@@ -230,8 +232,12 @@ def test_offloading_moves_what_it_says() -> None:
     assert (teacher.rollout, teacher.teacher, teacher.backward) == (head, 2 * 8_190_735_360, head)
     assert offloaded.need("backward") < here.need("backward")
     assert (here.host_bytes, offloaded.host_bytes) == (0, 2 * 8_190_735_360)
-    states = training_states(replace(setup, optimizer_offload=True))
+    offloading = replace(setup, optimizer_offload=True)
+    states = training_states(replace(offloading, accumulates_float32=False))
     assert (states.gradients, states.optimizer) == (0, 0)
+    states = training_states(offloading)  # DeepSpeed's ZeRO-2 adds up in float32 on the GPU
+    assert (states.gradients, states.optimizer) == (4 * states.part, 0)
+    assert training_states(replace(offloading, sharding="zero3")).gradients == 0
 
 
 @pytest.mark.parametrize("sharding", ["zero3", "fsdp2"])

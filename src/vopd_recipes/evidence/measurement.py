@@ -45,6 +45,10 @@ def check_measurable(recipe: Recipe, checkpoint: Path | None, draws: int, prompt
             raise RecipeError(f"--{name} must be at least 1, got {value}")
     if checkpoint and not any((checkpoint / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise RecipeError(f"--checkpoint: {checkpoint} holds no model (no config.json or adapter_config.json)")
+    if recipe.training.teachers or recipe.data.privileged:
+        raise RecipeError(
+            "teachers, teacher_prompt_template: variance is measured for one teacher of the same prompts"
+        )
     if recipe.training.teacher_backend != "local":
         raise RecipeError(
             "teacher_backend: server does not know the whole distribution that a reference needs; use local"

@@ -21,7 +21,7 @@ from vopd_recipes.files import title_of
 from vopd_recipes.hub.queue import MAIN
 from vopd_recipes.loss import method_of
 from vopd_recipes.paper import PAPER, datasets_of, distilled, samples_of
-from vopd_recipes.recipe import is_hub_id
+from vopd_recipes.recipe import is_hub_id, models_of_teachers
 
 _HYPER_PARAMETERS = (
     "max_steps", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "num_generations",
@@ -130,8 +130,15 @@ def _link(name: str | None, kind: str = "") -> str:
 
 
 def _summary(about: Published, recipe: dict[str, Any], state: dict[str, Any]) -> str:
-    student, teacher = recipe.get("model_name_or_path"), recipe.get("teacher_model_name_or_path")
-    teacher = teacher or recipe.get("teacher_server_model") or "a model behind a server"
+    student, taught = recipe.get("model_name_or_path"), models_of_teachers(recipe)
+    links = [_link(model) if name is None else f"{_link(model)} ({name})" for name, model in taught.items()]
+    teachers = (
+        f"teacher {links[0]} scores every token"
+        if len(links) == 1
+        else (f"teachers {', '.join(links)} score every token, each of its own prompts")
+    )
+    if recipe.get("teacher_prompt_template") or recipe.get("teacher_system_prompt"):
+        teachers += ", after a prompt that says more than the student's"
     merged = recipe.get("use_peft") and not about.is_adapter
     form = "LoRA adapter of" if about.is_adapter else "LoRA run merged into" if merged else "Trained from"
     step = f" This revision (`{about.revision}`) is step {state['global_step']}." if state else ""
@@ -140,7 +147,7 @@ def _summary(about: Published, recipe: dict[str, Any], state: dict[str, Any]) ->
     curves = "\n![Training curves](plots/training.png)\n" if (about.folder / "plots/training.png").is_file() else ""
     return (
         f"{form} {_link(student)} by on-policy distillation ({method_of(recipe).title}): the student writes, the "
-        f"teacher {_link(teacher)} scores every token.{step} Every saved step is a branch, such as "
+        f"{teachers}.{step} Every saved step is a branch, such as "
         f"`step-00000100`.\n\n"
         f"Prompts: {', '.join(_link(name, 'datasets/') for name in datasets_of(recipe))}{prepared}.\n{curves}"
     )

@@ -1,12 +1,14 @@
 """Does a recipe fit, and what would it do? Asked before a GPU is rented: no weights are loaded.
 
-`setup` (recipe and launch) → `architectures` (every parameter of a model, from its configuration alone) →
-`activations` (what a forward and backward pass holds, counted on fake tensors) → `memory` (each phase of a step on the
-fullest GPU) → `fitting` (the table, and the smallest change that fits). `explain` tells a run before it starts.
+`setup` (recipe and launch) → `architectures` (every parameter of a model, from its configuration alone) → `states`
+(what is there whatever the batch) and `activations` (what a forward and backward pass holds, counted on fake tensors)
+→ `memory` (each phase of a step on the fullest GPU) → `fitting` (the table, and the smallest change that fits).
+`explain` tells a run before it starts.
 """
 
 from vopd_recipes.planner.architectures import parameters_of
 from vopd_recipes.planner.explain import FLAG, explain, take_flag
 from vopd_recipes.planner.fitting import smallest_change, table, verdict
-from vopd_recipes.planner.memory import GB, Plan, Sharding, plan
+from vopd_recipes.planner.memory import GB, Plan, plan
 from vopd_recipes.planner.setup import read_setup
+from vopd_recipes.planner.states import Sharding

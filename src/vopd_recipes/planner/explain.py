@@ -27,7 +27,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from vopd_recipes.paper import prompts_of
 from vopd_recipes.planner.fitting import verdict
-from vopd_recipes.planner.memory import GB, PHASES, plan
+from vopd_recipes.planner.items import PHASES
+from vopd_recipes.planner.memory import GB, plan
 from vopd_recipes.planner.setup import OF_THE_MACHINE, read_anywhere, read_setup
 from vopd_recipes.prompts import build_prompts, read_rows
 from vopd_recipes.recipe import ModelConfig, Recipe, RecipeError, VOPDConfig
@@ -85,6 +86,7 @@ def explain(path: Path, overrides: list[str], processes: int) -> str:
         prompts = _prompts(recipe)
         told = {
             "gradient": f"{recipe.training.estimator.equation}, at each completion token",
+            **_teachers(recipe),
             "prompts": prompts.words,
             **_length(recipe.training, prompts, processes),
             "memory": _memory(path, overrides, processes),
@@ -118,6 +120,23 @@ def _text(value: Any) -> str:
     return text.removesuffix("...\n").strip()
 
 
+def _teachers(recipe: Recipe) -> dict[str, str]:
+    """Who teaches what, where that is more than one model scoring what the student reads."""
+    data, lines = recipe.data, []
+    for name, one in recipe.by_teacher().items():
+        server = one.training.teacher_server_url if one.training.teacher_backend == "server" else None
+        model = one.model.teacher_model_name_or_path or one.training.teacher_server_model or "the model"
+        own_base = server is None and one.model.teacher_is_base
+        where = f"at {server}" if server else "the student's own base, one copy of the weights" if own_base else "here"
+        prompts = [str(source["dataset_name"]) for source in data.sources() if source["teacher"] in (None, name)]
+        of = f"rows whose {data.teacher_column} is {name}" if data.teacher_column else ", ".join(prompts)
+        lines.append(f"{name}: {model} ({where}), of {of}" if name else f"{model} ({where})")
+    if data.privileged:
+        lines.append("reads a prompt of its own: teacher_prompt_template, teacher_system_prompt")
+    told = len(lines) > 1 or "own base" in lines[0]
+    return {"teachers": "\n#           ".join(lines)} if told else {}
+
+
 def _prompts(recipe: Recipe) -> _Prompts:
     """As far as this machine can tell."""
     data = recipe.data
@@ -127,7 +146,7 @@ def _prompts(recipe: Recipe) -> _Prompts:
         if (count := prompts_of(recipe.resolved())) is None:
             return _Prompts(None, "", words)
         return _Prompts(count - data.test_size, "about ", f"{words}; the paper has about {count:,}")
-    rows = read_rows(data, recipe.training.seed)
+    rows = read_rows(data, recipe.training.seed, recipe.training.teachers or ())
     if (tokenizer := _tokenizer(recipe.model)) is None:
         limit = f"less those over {data.max_prompt_length} tokens: the student's tokenizer is not on this machine"
         return _Prompts(len(rows[0]), "at most ", f"{len(rows[0]):,}, {limit}")

@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 
 from vopd_recipes.planner.architectures import Lora
-from vopd_recipes.planner.memory import CONTEXT_BYTES, GB, PHASES, Plan, Setup, Sharding, plan, training_states
+from vopd_recipes.planner.items import PHASES
+from vopd_recipes.planner.memory import CONTEXT_BYTES, GB, Plan, plan
+from vopd_recipes.planner.states import Setup, Sharding, training_states
 
 _SHARES = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
 
@@ -25,9 +27,14 @@ class Change:
 
 
 def _halved_teacher(setup: Setup) -> Iterator[Change]:
-    if setup.teacher and setup.half and setup.teacher.dtype == "float32":
-        teacher = replace(setup.teacher, dtype=setup.half)
-        yield Change(f"teacher_dtype: {setup.half}", replace(setup, teacher=teacher))
+    changed = tuple(
+        replace(one, teacher=replace(one.teacher, dtype=setup.half))
+        if setup.half and one.teacher and one.teacher.dtype == "float32" and not one.own_base
+        else one
+        for one in setup.teachers
+    )
+    if changed != setup.teachers:
+        yield Change(f"teacher_dtype: {setup.half}", setup.taught_by(*changed))
 
 
 def _checkpointed(setup: Setup) -> Iterator[Change]:
@@ -60,8 +67,12 @@ def _optimizer_offloaded(setup: Setup) -> Iterator[Change]:
 
 def _teacher_offloaded(setup: Setup) -> Iterator[Change]:
     """Under FSDP2 it is planned where a recipe asks for it, but not proposed: no test of ours has trained with it."""
-    if setup.teacher and not setup.teacher_offload and setup.sharding != "fsdp2":
-        yield Change("teacher_offload: true", replace(setup, teacher_offload=True))
+    changed = tuple(
+        one if one.teacher is None or one.teacher_head_only or one.own_base else replace(one, teacher_offload=True)
+        for one in setup.teachers
+    )
+    if changed != setup.teachers and setup.sharding != "fsdp2":
+        yield Change("teacher_offload: true", setup.taught_by(*changed))
 
 
 def _other_share(setup: Setup) -> Iterator[Change]:
@@ -90,8 +101,10 @@ def _adapters(setup: Setup) -> Iterator[Change]:
 
 
 def _elsewhere(setup: Setup) -> Iterator[Change]:
-    if setup.teacher and not setup.teacher_head_only and setup.server_suffices:
-        yield Change("teacher_backend: server", replace(setup, teacher=None, teacher_offload=False))
+    here = [one for one in setup.teachers if one.teacher and not one.teacher_head_only]
+    if here and setup.server_suffices:
+        away = (replace(one, teacher=None, teacher_offload=False) if one in here else one for one in setup.teachers)
+        yield Change("teacher_backend: server", setup.taught_by(*away))
 
 
 Kind = Callable[[Setup], Iterator[Change]]

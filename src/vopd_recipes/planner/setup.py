@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from vopd_recipes.planner.architectures import Architecture, Lora
-from vopd_recipes.planner.memory import Setup, Sharding
+from vopd_recipes.planner.states import Setup, Sharding, TeacherSetup
 from vopd_recipes.recipe import Recipe, RecipeError, load_recipe, read_flags, read_yaml
 
 # What a machine without the recipe's GPUs and packages would refuse, and what is checked in its place.
@@ -41,7 +41,9 @@ def read_setup(path: Path, overrides: list[str], gpus: int, gpu_bytes: int, shar
     stage = f"zero{zero.get('stage', 0)}" if deepspeed else None
     if stage and stage not in get_args(Sharding):
         raise RecipeError(f"{texts['deepspeed'][1]}: deepspeed: no ZeRO stage {zero['stage']}")
-    return _setup(recipe, gpus, gpu_bytes, sharding or stage or "none", zero)
+    accumulation = deepspeed.get("data_types", {}).get("grad_accum_dtype")
+    in_float32 = not deepspeed or accumulation == "fp32"  # a launcher's configuration is one of ours
+    return _setup(recipe, gpus, gpu_bytes, sharding or stage or "none", zero, in_float32)
 
 
 def read_anywhere(path: Path, overrides: list[str]) -> tuple[Recipe, dict[str, tuple[Any, str]]]:
@@ -60,7 +62,9 @@ def read_anywhere(path: Path, overrides: list[str]) -> tuple[Recipe, dict[str, t
     return recipe, {name: text for name, text in texts.items() if name in OF_THE_MACHINE}
 
 
-def _setup(recipe: Recipe, gpus: int, gpu_bytes: int, sharding: Any, zero: dict[str, Any]) -> Setup:
+def _setup(
+    recipe: Recipe, gpus: int, gpu_bytes: int, sharding: Any, zero: dict[str, Any], accumulates_float32: bool
+) -> Setup:
     model, data, training = recipe.model, recipe.data, recipe.training
     half = "bfloat16" if training.bf16 else None
     targets = model.lora_target_modules
@@ -68,18 +72,17 @@ def _setup(recipe: Recipe, gpus: int, gpu_bytes: int, sharding: Any, zero: dict[
     student = Architecture(
         str(model.model_name_or_path), model.model_revision, model.dtype, lora if model.use_peft else None
     )
-    teacher = Architecture(
-        str(model.teacher_model_name_or_path), model.teacher_model_revision, model.teacher_dtype or model.dtype
-    )
+    first, *others = [_teacher(name or "", one) for name, one in recipe.by_teacher().items()]
     longest = data.max_prompt_length + training.max_completion_length
-    head_only = training.teacher_server_scores == "hidden_states"
     vllm_dtype = training.vllm_dtype or half or model.dtype
     return Setup(
         gpus=gpus,
         gpu_bytes=gpu_bytes,
         sharding=sharding,
         student=student,
-        teacher=None if training.teacher_backend == "server" and not head_only else teacher,
+        **vars(first),
+        other_teachers=tuple(others),
+        teacher_prompt_tokens=(data.teacher_max_prompt_length if data.privileged else None) or data.max_prompt_length,
         half=half,
         optim=getattr(training.optim, "value", training.optim),
         checkpointing=training.gradient_checkpointing,
@@ -94,15 +97,31 @@ def _setup(recipe: Recipe, gpus: int, gpu_bytes: int, sharding: Any, zero: dict[
         vllm_parallel=training.vllm_tensor_parallel_size,
         vllm_itemsize=4 if vllm_dtype == "float32" else 2,
         vllm_length=training.vllm_max_model_len or longest,
-        teacher_offload=training.teacher_offload,
-        teacher_head_only=head_only,
         server_suffices=training.estimator.method.needs != "distribution" and not training.log_gradient_variance,
         optimizer_offload="offload_optimizer" in zero,
         parameter_offload="offload_param" in zero,
+        accumulates_float32=accumulates_float32,
         reduce_bucket=_number(zero, "reduce_bucket_size"),
         overlap_comm=bool(zero.get("overlap_comm", True)),
         persistence=_number(zero, "stage3_param_persistence_threshold"),
         max_live=_number(zero, "stage3_max_live_parameters") or 10**9,
+    )
+
+
+def _teacher(name: str, recipe: Recipe) -> TeacherSetup:
+    """Of a recipe of one teacher."""
+    model, training = recipe.model, recipe.training
+    local = training.teacher_backend == "local"
+    head_only = not local and training.teacher_server_scores == "hidden_states"
+    teacher = Architecture(
+        str(model.teacher_model_name_or_path), model.teacher_model_revision, model.teacher_dtype or model.dtype
+    )
+    return TeacherSetup(
+        teacher_name=name,
+        teacher=teacher if local or head_only else None,
+        teacher_offload=training.teacher_offload,
+        teacher_head_only=head_only,
+        own_base=local and model.teacher_is_base,
     )
 
 

@@ -2,7 +2,7 @@
 
 A YAML file and command-line flags (`text`) become checked dataclasses (`config`, `together`); what is wrong is one
 line with file and line (`errors`). `teachers` makes one recipe of several teachers as many of one. `launch` makes sure
-that the processes are as many, and of the kind, that was asked for.
+that the processes are as many, and of the kind, that was asked for, and `threads` that each has its share of the CPU.
 """
 
 from typing import TYPE_CHECKING
@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from vopd_recipes.exports import on_demand
 from vopd_recipes.recipe.errors import RecipeError, one_line, one_line_errors
 from vopd_recipes.recipe.hub_ids import is_hub_id
-from vopd_recipes.recipe.teachers import of_teacher
+from vopd_recipes.recipe.teachers import models_of_teachers, of_teacher
 from vopd_recipes.recipe.text import check_fields, coerce, nearest, read_fields, read_flags, read_yaml
+from vopd_recipes.recipe.threads import take_cpu_share
 
 if TYPE_CHECKING:
     from vopd_recipes.recipe.config import DataConfig, ModelConfig, Recipe, VOPDConfig, describe_fields, load_recipe

@@ -74,6 +74,12 @@ class ModelConfig:
         require(self.lora_r >= 1, f"lora_r must be at least 1, got {self.lora_r}")
         require(0 <= self.lora_dropout < 1, f"lora_dropout must lie in [0, 1), got {self.lora_dropout}")
 
+    @property
+    def teacher_is_base(self) -> bool:
+        """Whether the names say that the teacher is what is under the student's adapters."""
+        teacher = self.teacher_model_name_or_path, self.teacher_model_revision, self.teacher_dtype or self.dtype
+        return self.use_peft and teacher == (self.model_name_or_path, self.model_revision, self.dtype)
+
 
 @dataclass
 class DataConfig:
@@ -352,8 +358,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     path = Path(path)
     values, sources = read_fields(path, overrides, _HINTS, _extended)
     model, data, training = (_build(part, values, sources, path) for part in _PARTS)
-    own_base = model.use_peft and model.teacher_model_name_or_path == model.model_name_or_path
-    if training.bf16 and model.teacher_dtype is None and not own_base:  # which keeps the student's, in one copy
+    if training.bf16 and model.teacher_dtype is None and not model.teacher_is_base:  # in one copy, of one type
         model.teacher_dtype = "bfloat16"
     recipe = Recipe(path, model, data, training, sources)
     check_together(recipe)

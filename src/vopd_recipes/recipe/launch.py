@@ -8,15 +8,19 @@ DeepSpeed needs is filled in.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from transformers import TrainingArguments
 
 from vopd_recipes.recipe.errors import RecipeError
+
+logger = logging.getLogger(__name__)
 
 _USE_TORCHRUN = "start it with `torchrun --nproc_per_node N scripts/run_vopd.py RECIPE`"
 
@@ -74,6 +78,8 @@ def check_launch(accelerator: Accelerator) -> None:
             f"DeepSpeed was asked for, but the processes run as {accelerator.distributed_type.value}; name its "
             f"configuration in the recipe, as deepspeed: FILE, and {_USE_TORCHRUN}"
         )
+    if deepspeed is not None and deepspeed.zero_stage > 0 and accelerator.mixed_precision == "bf16":
+        _warn_of_bfloat16_sums(deepspeed.deepspeed_config)
     if deepspeed is not None and deepspeed.zero_stage == 3:
         zero = deepspeed.deepspeed_config["zero_optimization"]
         if not zero.get("stage3_gather_16bit_weights_on_model_save"):
@@ -89,6 +95,14 @@ def check_launch(accelerator: Accelerator) -> None:
                 "configuration, as recipes/accelerate_configs/fsdp2.yaml has them; else it saves no model that others "
                 "can load"
             )
+
+
+def _warn_of_bfloat16_sums(configuration: dict[str, Any]) -> None:
+    if configuration.get("data_types", {}).get("grad_accum_dtype") != "fp32":
+        logger.warning(
+            "the DeepSpeed configuration lacks data_types: {grad_accum_dtype: fp32}: gradients of micro-batches are "
+            "added up in bfloat16, where small ones round away"
+        )
 
 
 def free_port() -> int:

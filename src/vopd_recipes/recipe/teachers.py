@@ -12,7 +12,7 @@ teacher knows nothing of the others.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -60,6 +60,21 @@ def read_teachers(entries: dict[Any, Any], hints: dict[str, Any]) -> dict[str, d
             lines[field] = (value, where)
         read[str(name)], _ = check_fields(lines, known)
     return read
+
+
+def models_of_teachers(recipe: Mapping[str, Any]) -> dict[str | None, str]:
+    """What teaches, by name, in words for people; `None` is the name of the only one.
+
+    Args:
+        recipe: resolved.
+    """
+    entries = recipe.get("teachers") or {None: {}}
+    named = {}
+    for name, entry in entries.items():
+        fields = {**recipe, **entry}
+        model = fields.get("teacher_model_name_or_path") or fields.get("teacher_server_model")
+        named[name] = str(model or "a model behind a server")
+    return named
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from vopd_recipes.recipe import models_of_teachers
 from vopd_recipes.reporting.elements import cell, key, section
 from vopd_recipes.reporting.escaping import escaped
 from vopd_recipes.reporting.runs import Group, Run, differing_fields
@@ -19,11 +20,9 @@ def student_of(group: Group) -> str:
 
 
 def teacher_of(group: Group) -> str:
-    """Name of the teacher."""
-    recipe = group.recipe
-    return str(
-        recipe.get("teacher_model_name_or_path") or recipe.get("teacher_server_model") or "a model behind a server"
-    )
+    """Name of the teacher, or of all of them."""
+    taught = models_of_teachers(group.recipe).items()
+    return ", ".join(model if name is None else f"{name}: {model}" for name, model in taught)
 
 
 def methods(groups: Sequence[Group]) -> str:

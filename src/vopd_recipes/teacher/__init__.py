@@ -5,7 +5,7 @@ without its adapters; over HTTP (`client`) a server gives a few log-probabilitie
 hidden states as well (`states`). `several` makes one of many; `build` comes from a recipe to its teachers.
 """
 
-from vopd_recipes.teacher.build import connect_to_teacher, teacher_tokenizer
+from vopd_recipes.teacher.build import as_teachers, connect_to_teacher, teacher_tokenizer
 from vopd_recipes.teacher.client import TeacherUnavailable
 from vopd_recipes.teacher.interface import Teacher, TeacherView
 from vopd_recipes.teacher.local import LocalTeacher

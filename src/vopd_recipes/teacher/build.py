@@ -1,16 +1,21 @@
-"""From a recipe to who scores: servers are asked who they are, local models are loaded.
-
-Each function takes a recipe of one teacher (`Recipe.by_teacher`), whatever others there are.
-"""
+"""Who scores: from a recipe of one teacher (`Recipe.by_teacher`) to its server, and from models to teachers."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from accelerate import Accelerator
+from peft import PeftModel
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from vopd_recipes.models import check_tokenizers, load_teacher_head, load_tokenizer
 from vopd_recipes.recipe import Recipe
 from vopd_recipes.teacher.interface import Teacher
+from vopd_recipes.teacher.local import LocalTeacher
 from vopd_recipes.teacher.logprobs import ServerTeacher
+from vopd_recipes.teacher.own_base import OwnBase
 from vopd_recipes.teacher.server import TeacherServer
 from vopd_recipes.teacher.states import StatesServer, StatesTeacher
 
@@ -53,3 +58,31 @@ def connect_to_teacher(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, longe
     teacher = ServerTeacher(server, len(tokenizer), estimator)
     server.check(tokenizer, longest, teacher.asks_for_ids)
     return teacher
+
+
+def as_teachers(
+    given: nn.Module | Teacher | Mapping[str | None, nn.Module | Teacher],
+    student: nn.Module,
+    accelerator: Accelerator,
+    wrapped: Callable[[], nn.Module],
+    offload: Collection[str | None],
+) -> dict[str | None, Teacher]:
+    """What a trainer was given, as teachers by name; `None` is the name of the only one.
+
+    Args:
+        given: models, or what stands for them elsewhere; the student itself, where it has adapters, is its own base.
+        student: is trained.
+        accelerator: the trainer's.
+        wrapped: gives the student inside its distributed wrapper.
+        offload: names of models that wait in CPU memory between their turns.
+    """
+    named: Mapping[Any, nn.Module | Teacher] = given if isinstance(given, Mapping) else {None: given}
+    found: dict[str | None, Teacher] = {}
+    for name, one in named.items():
+        if one is student and isinstance(one, PeftModel):
+            found[name] = OwnBase(one, accelerator, wrapped)
+        elif isinstance(one, nn.Module):
+            found[name] = LocalTeacher(one, accelerator, name in offload)
+        else:
+            found[name] = one
+    return found

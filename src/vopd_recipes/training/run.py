@@ -106,6 +106,7 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
         "git_revision": _git_revision(),
         "devices": devices or [f"{os.cpu_count()} CPU cores"],
         "processes": accelerator.num_processes,
+        "cpu_threads": torch.get_num_threads(),
         "distributed_type": accelerator.distributed_type.value,
         "mixed_precision": accelerator.mixed_precision,
     }

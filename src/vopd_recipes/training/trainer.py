@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -52,7 +51,7 @@ from vopd_recipes.models import (
 from vopd_recipes.packing import MicroBatch, Sample, pack
 from vopd_recipes.recipe import ModelConfig, VOPDConfig, check_launch
 from vopd_recipes.rollout import RolloutEngine, RolloutFailed, build_rollout, rollout_seed
-from vopd_recipes.teacher import LocalTeacher, OwnBase, SeveralTeachers, Teacher, TeacherUnavailable, TeacherView
+from vopd_recipes.teacher import LocalTeacher, SeveralTeachers, Teacher, TeacherUnavailable, TeacherView, as_teachers
 from vopd_recipes.training.agreement import LARGEST_GAP, first_gap, largest_first_gap
 from vopd_recipes.training.bookkeeping import Bookkeeping
 from vopd_recipes.training.held_out import held_out_values
@@ -99,10 +98,9 @@ class VOPDTrainer(OwnPublishing, Bookkeeping):
         self.tokenizer = processing_class
         self.estimator = args.estimator
         self.answer_format = answer_format
-        self.teachers = self._teachers(teacher)
-        datasets: list[Any] = [data for data in (self.train_dataset, self.eval_dataset) if data is not None]
-        privileged = any("teacher_input_ids" in data.column_names for data in datasets)
-        alone = None in self.teachers and not privileged
+        offload = {name for name, one in args.by_teacher().items() if one.teacher_offload}
+        self.teachers = as_teachers(teacher, model, self.accelerator, lambda: self.model_wrapped, offload)
+        alone = None in self.teachers and not self._has_column("teacher_input_ids")
         self.teacher: Teacher = self.teachers[None] if alone else SeveralTeachers(self.teachers)
         self.vocabulary = min(vocabulary_of(model), self.teacher.vocabulary)
         self.output_dir = Path(str(args.output_dir))
@@ -118,28 +116,16 @@ class VOPDTrainer(OwnPublishing, Bookkeeping):
         self._window_start = 0.0
         self.publisher: Publisher | None = None  # on one process, while the run is published
 
-    def _teachers(
-        self, given: nn.Module | Teacher | Mapping[str | None, nn.Module | Teacher]
-    ) -> dict[str | None, Teacher]:
-        """By name; `None` is the name of the only one."""
-        named: Mapping[Any, nn.Module | Teacher] = given if isinstance(given, Mapping) else {None: given}
-        offload = {name: one.teacher_offload for name, one in self.args.by_teacher().items()}
-        found: dict[str | None, Teacher] = {}
-        for name, one in named.items():
-            if one is self.model and isinstance(one, PeftModel):
-                found[name] = OwnBase(one, self.accelerator, lambda: self.model_wrapped)
-            elif isinstance(one, nn.Module):
-                found[name] = LocalTeacher(one, self.accelerator, offload.get(name, False))
-            else:
-                found[name] = one
-        return found
-
     @property
     def student(self) -> nn.Module:
         """The student, outside any distributed wrapper."""
         return self.accelerator.unwrap_model(self.model)
 
     # Rollouts -------------------------------------------------------------------------------------------------------
+
+    def _has_column(self, name: str) -> bool:
+        datasets: list[Any] = [self.train_dataset, self.eval_dataset]
+        return any(data is not None and name in data.column_names for data in datasets)
 
     def _longest_prompt(self) -> int:
         """Of the training and held-out prompts, in tokens."""
