@@ -2,6 +2,7 @@ r"""Problems with worked answers, generated from a seed: a task for every machin
 
 `chain`   7+5+3+…: single digits added from left to right. The worked solution keeps a running total, a step at a time,
           short enough for a model of a million parameters to learn in a minute on two cores.
+`falling` 47-5-3-…: the same downwards, from a number of two digits.
 `word`    a two-step word problem in plain English, for pre-trained models.
 
 A problem is known by its text: `split` never puts the same one on both sides, whatever the seed.
@@ -37,6 +38,18 @@ def chain(generator: random.Random, sums: int = 4) -> Problem:
     return Problem("+".join(map(str, digits)) + "=?\n", "\n".join(steps) + f"\n\\boxed{{{total}}}", str(total))
 
 
+def falling(generator: random.Random, differences: int = 4) -> Problem:
+    """Single digits taken one by one from a number that lasts, a running difference at a time."""
+    digits = [generator.randint(1, 9) for _ in range(differences)]
+    start = generator.randint(sum(digits), 60)
+    left, steps = start, []
+    for digit in digits:
+        steps.append(f"{left}-{digit}={left - digit}")
+        left -= digit
+    prompt = "-".join(map(str, [start, *digits])) + "=?\n"
+    return Problem(prompt, "\n".join(steps) + f"\n\\boxed{{{left}}}", str(left))
+
+
 _NAMES = ("Ana", "Ben", "Chen", "Dina", "Emil", "Fatima", "Goran", "Hana", "Ivan", "Jo", "Kira", "Liam")
 _THINGS = ("apples", "books", "coins", "eggs", "marbles", "pencils", "shells", "stamps", "stickers", "tickets")
 _STEPS = (
@@ -67,7 +80,7 @@ def word(generator: random.Random) -> Problem:
     return Problem(prompt, " ".join(working) + f" \\boxed{{{total}}}", str(total))
 
 
-KINDS: dict[str, Callable[[random.Random], Problem]] = {"chain": chain, "word": word}
+KINDS: dict[str, Callable[[random.Random], Problem]] = {"chain": chain, "falling": falling, "word": word}
 
 
 def split(kind: str, train: int, test: int, seed: int = 0) -> tuple[list[Problem], list[Problem]]:
