@@ -31,18 +31,16 @@ def main() -> None:
     if (words.folder / "pair.json").is_file():
         print(f"{words.folder}: already built")
         return
-    prompts = (
-        {"chain": "prompts/sums", "falling": "prompts/differences"} if words.two_teachers else {"chain": "prompts"}
-    )
+    prompts, blueprints = {"chain": "prompts"}, PAIR
+    if words.two_teachers:
+        prompts, blueprints = {"chain": "prompts/sums", "falling": "prompts/differences"}, TWO_TEACHERS
     try:
-        found = build_models(words.folder, TWO_TEACHERS if words.two_teachers else PAIR, prompts)
+        found = build_models(words.folder, blueprints, prompts)
     except FileExistsError as error:
         raise SystemExit(f"error: {error}") from None
     for name, facts in found.items():
         right = facts["accuracy"] if words.two_teachers else {"chain": facts["accuracy"]}
-        shares = ", ".join(
-            f"{share:.1%} of held-out {prompts[kind].rpartition('/')[2]}" for kind, share in right.items()
-        )
+        shares = ", ".join(f"{share:.1%} of held-out {Path(prompts[kind]).name}" for kind, share in right.items())
         print(f"{name}: {facts['parameters']:,} parameters, right on {shares}")
 
 

@@ -81,7 +81,7 @@ def accuracy(model: PreTrainedModel, problems: list[Problem]) -> float:
     rollout = TransformersRollout(lambda: model, {tokenizer.eos_token_id}, 257, Sampling(), batch_size=256)
     prompts = [tokenizer(problem.prompt)["input_ids"] for problem in problems]
     completions = rollout.generate(prompts, seeds=list(range(len(prompts))), max_new_tokens=_LONGEST)
-    texts = [tokenizer.decode(completion.token_ids, skip_special_tokens=True) for completion in completions]
+    texts = [str(tokenizer.decode(completion.token_ids, skip_special_tokens=True)) for completion in completions]
     with MathGrader() as grader:
         grades = grader.grade(texts, [problem.answer for problem in problems])
     return sum(grade.correct for grade in grades) / len(grades)
