@@ -18,8 +18,8 @@ PAIR = {
 }
 TWO_TEACHERS = {
     "teacher-sums": Blueprint(hidden_size=128, layers=3, steps=400, kinds=("chain",)),
-    "teacher-differences": Blueprint(hidden_size=128, layers=3, steps=400, kinds=("falling",)),
-    "student": Blueprint(hidden_size=96, layers=2, steps=400, kinds=("chain", "falling")),
+    "teacher-differences": Blueprint(hidden_size=128, layers=3, steps=600, kinds=("falling",)),
+    "student": Blueprint(hidden_size=96, layers=2, steps=300, kinds=("chain", "falling")),
 }
 
 

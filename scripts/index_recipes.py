@@ -12,6 +12,7 @@ from pathlib import Path
 from vopd_recipes.loss import method_of
 from vopd_recipes.paper import published_columns
 from vopd_recipes.planner.setup import read_anywhere
+from vopd_recipes.recipe import models_of_teachers
 
 ROOT = Path(__file__).resolve().parent.parent
 INDEX = Path("recipes/README.md")
@@ -24,6 +25,9 @@ HEAD = """\
 WORDS = {
     "data/tiny-arithmetic/student": "0.27M Qwen3, made on the spot",
     "data/tiny-arithmetic/teacher": "0.62M Qwen3, made on the spot",
+    "data/tiny-two-teachers/student": "0.27M Qwen3, made on the spot",
+    "data/tiny-two-teachers/teacher-sums": "0.62M Qwen3 of sums",
+    "data/tiny-two-teachers/teacher-differences": "0.62M Qwen3 of differences",
     "data/smollm2-135m-pruned": "SmolLM2-135M-Instruct less 3 of 30 layers",
     "data/tiny-arithmetic/prompts": "tiny arithmetic",
     "data/word-problems": "word problems",
@@ -58,8 +62,12 @@ def row_of(short: str, page: str, said: dict[str, str]) -> str:
     values = recipe.resolved() | {name: value for name, (value, _) in texts.items()}
     columns = published_columns("ours", values)
     published = next((numbers for heading, numbers in columns.items() if heading != "paper, before"), {})
-    names = [values[name] for name in ("model_name_or_path", "teacher_model_name_or_path", "dataset_name")]
-    student, teacher, data = (WORDS.get(name, name.rpartition("/")[2]) for name in names)
+    taught = models_of_teachers(values).values()
+    read = [str(source["dataset_name"]) for source in recipe.data.sources()]
+    student, teacher, data = (
+        ", ".join(WORDS.get(name, name.rpartition("/")[2]) for name in names)
+        for names in ([values["model_name_or_path"]], taught, read)
+    )
     method = method_of(values).title
     label = Path(short).name if "_from_" in short else "vopd.yaml and its variants"
     hardware = re.search(rf"^\| {re.escape(label)} \| ([^|]+) \| fits", page, re.MULTILINE)

@@ -11,7 +11,9 @@ NOT_FOR_TRAINING = ("accelerate_configs", "data")
 RECIPES = sorted(
     str(path.relative_to(ROOT)) for path in ROOT.glob("recipes/*/*.yaml") if path.parent.name not in NOT_FOR_TRAINING
 )
-BASES = [name for name in RECIPES if name.endswith("/vopd.yaml")]
+# Of one teacher each; recipes of several stand beside one another in folders of their own.
+SEVERAL = [name for name in RECIPES if Path(name).parent.name == "tiny-two-teachers"]
+BASES = [name for name in RECIPES if name.endswith("/vopd.yaml") and name not in SEVERAL]
 
 
 def as_it_stands(name: str) -> Recipe:

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from recipe_files import BASES, RECIPES, ROOT, as_it_stands, resolved
+from recipe_files import BASES, RECIPES, ROOT, SEVERAL, as_it_stands, resolved
 from safetensors.torch import load_file
 from scaled_pairs import config_file, is_made_here, write_pair
 
@@ -51,9 +51,14 @@ METHODS = {
     "opd": {"divergence": "sampled", "baseline": "none"},
     "opd_full": {"divergence": "full", "baseline": "none"},
     "opd_topk": {"divergence": "topk", "baseline": "none"},
+    "self_distillation": {"divergence": "sampled", "baseline": "value"},
     "vopd_from_32b_server": {"divergence": "rao_blackwell", "baseline": "tail", "support": "teacher"},
 }
-OF_EVERY_PAIR = {name for name in METHODS if "_from_" not in name}
+OF_EVERY_PAIR = {name for name in METHODS if "_from_" not in name and name != "self_distillation"}
+OF_ITSELF = {
+    "teacher_model_name_or_path", "teacher_prompt_template", "teacher_max_prompt_length", "use_peft", "lora_r",
+    "lora_alpha",
+}  # fmt: skip
 OF_THE_PAIR = {
     "teacher_model_name_or_path", "teacher_dtype", "deepspeed", "gradient_accumulation_steps",
     "teacher_backend", "teacher_server_url", "teacher_server_scores",
@@ -111,7 +116,7 @@ def pair_of(tmp_path_factory: pytest.TempPathFactory, tiny_pair: Any) -> Callabl
 
     def pair(recipe: Recipe) -> tuple[Path, Path]:
         names = (str(recipe.model.model_name_or_path), str(recipe.model.teacher_model_name_or_path))
-        if all(map(is_made_here, names)):
+        if recipe.training.teachers or all(map(is_made_here, names)):
             return tiny_pair.student, tiny_pair.teacher
         if names not in written:
             written[names] = write_pair(recipe.model, tmp_path_factory.mktemp("pair"))
@@ -126,6 +131,12 @@ def flags(name: str, pair: tuple[Path, Path], prompts: Path, output_dir: Path, *
     student, teacher = pair
     data = prompts / recipe.data.answer_format
     own = {"model_name_or_path": student, "teacher_model_name_or_path": teacher, "dataset_name": data}
+    if names := list(recipe.training.teachers or {}):
+        teachers = {one: {"teacher_model_name_or_path": str(teacher)} for one in names}
+        mixture = [{"dataset_name": str(data), "teacher": one} for one in names]
+        own = {"model_name_or_path": student, "teachers": json.dumps(teachers), "dataset_mixture": json.dumps(mixture)}
+    if recipe.model.teacher_is_base:
+        own["teacher_model_name_or_path"] = student
     own["baseline"] = recipe.training.baseline  # a server's default is another than a local teacher's
     held_out = {} if recipe.data.test_size else {"dataset_test_split": "test"}
     values = {**SCALED_DOWN, **own, **held_out, "output_dir": output_dir, **changed}
@@ -161,7 +172,7 @@ def test_recipe_runs(
         assert math.isfinite(line["loss"]) and line["grad_norm"] > 0 and line["reverse_kl"] > 0
     assert 0 <= evaluations[0]["eval_accuracy"] <= 1
     assert [path.name for path in complete_checkpoints(folder)] == ["checkpoint-1", "checkpoint-2"]
-    if own.model.use_peft:
+    if own.model.use_peft:  # as every large pair does it
         adapted = json.loads((folder / "adapter_config.json").read_text())["target_modules"]
         assert {module.rpartition(".")[2] for module in adapted} == ADAPTED
 
@@ -193,17 +204,15 @@ def test_the_plain_command(tmp_path: Path, prompts: Path, pair_of: Callable[[Rec
 def test_recipes_are_found() -> None:
     """Every file is one of a pair's, or is named as something else."""
     assert len(BASES) >= 8 and len(RECIPES) >= len(OF_EVERY_PAIR) * len(BASES)
-    assert {Path(name).parent.name for name in RECIPES} == {Path(name).parent.name for name in BASES}
+    assert {Path(name).parent.name for name in RECIPES} == {Path(name).parent.name for name in [*BASES, *SEVERAL]}
 
 
 @pytest.mark.parametrize("base", BASES)
 def test_every_pair_has_every_method(base: str) -> None:
-    assert {path.stem for path in Path(base).parent.glob("*.yaml")} >= {
-        name for name in METHODS if "_from_" not in name
-    }
+    assert {path.stem for path in Path(base).parent.glob("*.yaml")} >= OF_EVERY_PAIR
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [name for name in RECIPES if name not in SEVERAL])
 def test_a_recipe_does_what_its_name_says(name: str) -> None:
     """A variant is its pair's `vopd.yaml` but for the method, the folder, and a teacher with what that one needs."""
     path = Path(name)
@@ -218,10 +227,11 @@ def test_a_recipe_does_what_its_name_says(name: str) -> None:
     dropped = {"baseline"} if "divergence" in written else set()  # another divergence inherits none
     assert written.keys() == {"extends", *differing} - dropped  # no line that changes nothing
     changed = {field for field in method if method[field] != base[field]}
-    assert differing == {*changed, "output_dir"} | (differing & OF_THE_PAIR if "_from_" in path.stem else set())
+    more = OF_THE_PAIR if "_from_" in path.stem else OF_ITSELF if path.stem == "self_distillation" else set()
+    assert differing == {*changed, "output_dir"} | (differing & more)
 
 
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("base", [*BASES, *(name for name in SEVERAL if name.endswith("/vopd.yaml"))])
 def test_every_value_says_where_it_comes_from(base: str) -> None:
     """Beside each value that decides what is trained: from the paper, from its released code, or ours."""
     text, mark, _ = Path(base).read_text().partition("\n# What the run leaves\n")
@@ -242,7 +252,7 @@ def test_every_run_has_its_own_folder() -> None:
 def test_models_are_known_without_a_hub(name: str) -> None:
     models = as_it_stands(name).model
     for model in (str(models.model_name_or_path), str(models.teacher_model_name_or_path)):
-        if not is_made_here(model):
+        if model != "None" and not is_made_here(model):
             source = json.loads(config_file(model).read_text())["_source"]
             assert source == f"https://huggingface.co/{model}/blob/main/config.json"
 

@@ -25,6 +25,8 @@ from transformers import AutoModelForCausalLM
 
 from vopd_recipes.models import is_own_base, load_student, load_teacher, load_tokenizer
 from vopd_recipes.packing import pack
+from vopd_recipes.planner import explain, plan, read_setup
+from vopd_recipes.planner.items import Item
 from vopd_recipes.prompts import build_prompts, read_rows
 from vopd_recipes.recipe import DataConfig, RecipeError, load_recipe
 from vopd_recipes.teacher import LocalTeacher, OwnBase, SeveralTeachers, connect_to_teacher
@@ -484,3 +486,53 @@ def test_weights_of_the_same_folder_are_one(write_recipe, tiny_pair, tmp_path) -
     ):
         recipe = load_recipe(write_recipe(teacher_model_name_or_path=str(teacher), **{**fields, **extra}))
         assert is_own_base(load_student(recipe.model), recipe.model) == expected
+
+
+# Planned and explained -----------------------------------------------------------------------------------------------
+
+
+def test_the_planner_counts_every_teacher(several, write_recipe, tiny_pair, second) -> None:
+    """Weights of all; of those that visit, their heads and one visit at a time; of the student's own base, nothing."""
+
+    def items(path: Path, **changed: object) -> dict[str, Item]:
+        words = [word for name, value in changed.items() for word in (f"--{name}", str(value))]
+        return {item.name: item for item in plan(read_setup(path, words, 1, 10**11)).items}
+
+    def weights(folder: Path) -> int:
+        return sum(tensor.numel() * 4 for tensor in load_file(folder / "model.safetensors").values())
+
+    together = items(several())
+    assert together["teacher first: weights"].loss == weights(tiny_pair.teacher)
+    assert together["teacher second: weights"].loss == weights(second)
+    visiting = items(several(teacher_offload=True))
+    heads = {"first": 4 * 264 * 64, "second": 4 * 272 * 48}
+    for name, head in heads.items():
+        assert visiting[f"teacher {name}: weights"].teacher == visiting[f"teacher {name}: weights"].loss == head
+    in_turn = visiting["teachers: in turn, hidden states"].teacher
+    stay = together["teachers: in turn, hidden states"].teacher
+    assert in_turn - stay >= weights(tiny_pair.teacher) - heads["first"]
+
+    own = {"teacher_model_name_or_path": str(tiny_pair.student), "use_peft": True, "lora_r": 4}
+    one, two = items(write_recipe(**own)), items(write_recipe(**own, teacher_dtype="bfloat16"))
+    assert not any(name.startswith("teacher: weights") for name in one)
+    assert two["teacher: weights"].loss == weights(tiny_pair.student) // 2
+    longer = items(write_recipe(teacher_prompt_template="{solution}{prompt}", teacher_max_prompt_length=2048))
+    plain = items(write_recipe())
+    name = "teacher: forward, hidden states"
+    assert longer[name].teacher > plain[name].teacher and longer[name].loss == plain[name].loss
+
+
+def test_explain_says_who_teaches_what(several, write_recipe, tiny_pair, second, problem_folder) -> None:
+    text = explain(several(), [], 1)
+    assert f"# teachers: first: {tiny_pair.teacher} (here), of {problem_folder}\n" in text
+    assert f"second: {second} (here), of " in text
+    served = {"teacher_model_name_or_path": None, "backend": "server", "server_url": "http://node7:8000"}
+    text = explain(several(first=served, baseline="none"), [], 1)
+    assert "first: the model (at http://node7:8000), of " in text
+    own = write_recipe(
+        teacher_model_name_or_path=str(tiny_pair.student), use_peft=True, teacher_prompt_template="{answer}{prompt}"
+    )
+    text = explain(own, [], 1)
+    assert "the student's own base, one copy of the weights" in text
+    assert "reads a prompt of its own" in text
+    assert "# teachers:" not in explain(write_recipe(), [], 1)
