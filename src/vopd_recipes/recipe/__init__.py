@@ -1,7 +1,8 @@
 """What a recipe says: its fields and their text, the errors in them, and how the processes were launched.
 
 A YAML file and command-line flags (`text`) become checked dataclasses (`config`); what is wrong is one line with file
-and line (`errors`). `launch` makes sure that the processes are as many, and of the kind, that was asked for.
+and line (`errors`). `shipped` knows the recipes that come with the package. `launch` makes sure that the processes are
+as many, and of the kind, that was asked for.
 """
 
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 from vopd_recipes.exports import on_demand
 from vopd_recipes.recipe.errors import RecipeError, one_line, one_line_errors
 from vopd_recipes.recipe.hub_ids import is_hub_id
+from vopd_recipes.recipe.shipped import find_recipe, find_shipped
 from vopd_recipes.recipe.text import check_fields, coerce, nearest, read_fields, read_flags, read_yaml
 
 if TYPE_CHECKING:

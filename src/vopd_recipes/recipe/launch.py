@@ -17,6 +17,7 @@ from accelerate.utils import DistributedType
 from transformers import TrainingArguments
 
 from vopd_recipes.recipe.errors import RecipeError
+from vopd_recipes.recipe.shipped import find_shipped
 
 _USE_TORCHRUN = "start it with `torchrun --nproc_per_node N scripts/run_vopd.py RECIPE`"
 
@@ -37,6 +38,8 @@ def prepare_launch(args: TrainingArguments) -> None:
             "use_cpu: true: on CPUs the recipe itself must name the DeepSpeed configuration, as deepspeed: FILE; "
             f"{_USE_TORCHRUN}"
         )
+    if isinstance(args.deepspeed, str):
+        args.deepspeed = str(find_shipped(Path(args.deepspeed)))
     if isinstance(args.deepspeed, str) and not Path(args.deepspeed).is_file():
         raise RecipeError(f"deepspeed: no such file: {args.deepspeed}")
     if args.deepspeed and "RANK" not in os.environ:  # one process: DeepSpeed would look for MPI

@@ -102,16 +102,16 @@ def ending(trainer: VOPDTrainer, seconds: float) -> Rows:
         seconds: since this process began.
     """
     folder, args = trainer.output_dir, trainer.args
-    publish = f"python scripts/publish.py {folder} --hub-model-id org/name"
+    publish = f"vopd publish {folder} --hub-model-id org/name"
     if args.push_to_hub:
-        publish = f"python scripts/download.py {args.hub_model_id} --list"
+        publish = f"vopd download {args.hub_model_id} --list"
     return [
         *before_and_after(trainer.state.log_history),
         ("time", f"{duration(seconds)}, to step {trainer.state.global_step}"),
         ("model", str(folder)),
         ("picture", str(folder / "plots" / "training.png")),
-        ("next", f"python scripts/report.py {folder}"),
-        ("", f"make evaluate MODEL={folder}"),
+        ("next", f"vopd report {folder}"),
+        ("", f"vopd evaluate {folder}"),
         ("", publish),
     ]
 

@@ -43,7 +43,7 @@ from vopd_recipes.models import (
 )
 from vopd_recipes.planner.explain import FLAG, explain, take_flag
 from vopd_recipes.prompts import Prompts, build_prompts, content_hashes, read_rows
-from vopd_recipes.recipe import Recipe, RecipeError, VOPDConfig, describe_fields, is_set, load_recipe
+from vopd_recipes.recipe import Recipe, RecipeError, VOPDConfig, describe_fields, find_recipe, is_set, load_recipe
 from vopd_recipes.teacher import ServerTeacher, StatesServer, StatesTeacher, Teacher, TeacherServer
 from vopd_recipes.training import announcement
 from vopd_recipes.training.run import finish_run, publish_finished, publishing, start_run
@@ -193,6 +193,12 @@ def _connect_to_teacher(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, prom
     return teacher
 
 
+def description(usage: str) -> str:
+    """A command's help: how it is called, and every field of ours."""
+    lines = [usage, "", "fields of this library (every field of transformers.TrainingArguments works too):"]
+    return "\n".join([*lines, *(f"  --{name:32}{text} [{default}]" for name, text, default in describe_fields())])
+
+
 def main(words: list[str] | None = None) -> None:
     """Do what a command line says, and exit with 2 for a mistake in it, 1 for a run that had to stop, 130 at Ctrl-C.
 
@@ -202,21 +208,19 @@ def main(words: list[str] | None = None) -> None:
     rank = int(os.environ.get("RANK", 0))
     words = sys.argv[1:] if words is None else words
     if not words or words[0] in ("-h", "--help"):
-        print(USAGE, "", "fields of this library (every field of transformers.TrainingArguments works too):", sep="\n")
-        for name, text, default in describe_fields():
-            print(f"  --{name:32}{text} [{default}]")
+        print(description(USAGE))
         sys.exit(0 if words else 2)
     output_dir = None
     try:
         if FLAG in words:
             processes, words = take_flag(words)
             if rank == 0:
-                print(explain(Path(words[0]), words[1:], processes))
+                print(explain(find_recipe(words[0]), words[1:], processes))
             return
         signal.signal(signal.SIGINT, _interrupt_once)
         with Noise(rank) as noise:
             try:
-                recipe = load_recipe(words[0], words[1:])
+                recipe = load_recipe(find_recipe(words[0]), words[1:])
                 output_dir = Path(str(recipe.training.output_dir))
                 train(recipe, noise)
             except (RecipeError, TrainingStopped) as error:
