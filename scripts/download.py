@@ -1,28 +1,6 @@
-"""Fetch and check a published revision: `python scripts/download.py org/name [--revision step-00000100 | --list]`."""
+"""Fetch and check a published revision: `vopd download` of a checkout."""
 
-import argparse
-from pathlib import Path
-
-from vopd_recipes.hub import download, hub_client, list_revisions
-from vopd_recipes.recipe import one_line_errors
-
-
-@one_line_errors()
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("repo_id", help="org/name")
-    parser.add_argument("--revision", default="main", help="branch, tag or commit [main]")
-    parser.add_argument("--list", action="store_true", help="print every revision instead")
-    parser.add_argument("--to", type=Path, help="folder; default: the cache that from_pretrained reads")
-    words = parser.parse_args()
-    api = hub_client(60.0)
-    if words.list:
-        for revision in list_revisions(api, words.repo_id):
-            state = f"not complete: no {revision.missing[0]}" if revision.missing else "complete"
-            print(f"{revision.name:24}{revision.commit[:10]}  {revision.size / 1e6:10.1f} MB  {state}")
-    else:
-        print(download(api, words.repo_id, words.revision, words.to))
-
+from vopd_recipes.command.download import main
 
 if __name__ == "__main__":
     main()

@@ -1,44 +1,6 @@
-"""Make a training set: `python scripts/prepare_data.py recipes/data/<name>.yaml [--push org/name] [--field value]`."""
+"""Make a training set: `vopd data` of a checkout."""
 
-import argparse
-import logging
-import sys
-from pathlib import Path
-
-from vopd_recipes.data import check_access, load_data_recipe, prepare, prepared, push
-from vopd_recipes.hub import hub_client
-from vopd_recipes.recipe import RecipeError, one_line_errors
-
-
-@one_line_errors()
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("recipe", type=Path, help="a data recipe; --field value changes a field of it")
-    parser.add_argument("--push", metavar="org/name", help="upload as a private data set")
-    words, overrides = parser.parse_known_args()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    api = hub_client(300.0)
-    recipe = load_data_recipe(words.recipe, overrides)
-    if words.push:
-        check_access(api, words.push)
-    summary = prepared(recipe)
-    if summary is not None:
-        print(f"{recipe.output_dir} was made by this recipe before; delete it to make it anew", file=sys.stderr)
-    elif Path(recipe.output_dir).exists():
-        raise RecipeError(
-            f"output_dir: {recipe.output_dir} is there already, from another recipe or other input; "
-            "delete it or name another"
-        )
-    summary = summary or prepare(recipe)
-    removed = ", ".join(f"{count:,} {name}" for name, count in summary["rows_removed"].items() if count)
-    print(f"{recipe.output_dir}: {summary['rows_written']:,} of {summary['rows_read']:,} rows", end="")
-    print(f"; left out: {removed}" if removed else "")
-    for name, known in summary["evaluation_sets"].items():
-        if "not_checked" in known:
-            print(f"not compared with {name}: {known['not_checked']}", file=sys.stderr)
-    if words.push:
-        print(push(api, Path(recipe.output_dir), words.push))
-
+from vopd_recipes.command.data import main
 
 if __name__ == "__main__":
     main()

@@ -18,6 +18,7 @@ from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -61,7 +62,9 @@ def test_a_wheel_has_every_file_of_the_package(wheel: Path) -> None:
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("vopd_recipes/")}
     paths = [path for path in (SOURCE / "vopd_recipes").rglob("*") if path.is_file() and path.suffix != ".pyc"]
     files = {path.relative_to(SOURCE).as_posix() for path in paths}
-    assert inside == files
+    recipes = [path for path in (ROOT / "recipes").rglob("*") if path.suffix in (".yaml", ".json")]
+    shipped = {f"vopd_recipes/{path.relative_to(ROOT).as_posix()}" for path in recipes}
+    assert inside == files | shipped
     assert {Path(name).suffix for name in files} == {".py", ".typed", ".json", ".css", ".js"}
 
 
@@ -88,6 +91,13 @@ def test_an_installed_wheel_trains(tmp_path: Path, wheel: Path, write_recipe: Ca
         assert [line["step"] for line in history if "loss" in line] == [1, 2]
         assert (folder / "model.safetensors").is_file() and (folder / "plots" / "training.png").is_file()
         assert json.loads((folder / "environment.json").read_text())["git_revision"] is None
+
+    vopd, own = installation / "bin" / "vopd", write_recipe(output_dir=str(tmp_path / "own")).read_text()
+    fields = {**yaml.safe_load(own), "eval_strategy": "no", "eval_on_start": "false"}
+    flags = [word for name, value in fields.items() for word in (f"--{name}", value)]
+    run([vopd, "train", "tiny-arithmetic/vopd", *flags], empty)
+    assert yaml.safe_load((tmp_path / "own" / "recipe.yaml").read_text())["log_gradient_variance"] is True
+    assert "divergence: rao_blackwell" in run([vopd, "explain", "qwen3-1.7b/vopd_rao_blackwell"], empty)
     assert list(empty.iterdir()) == []
 
 

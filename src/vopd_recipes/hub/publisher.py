@@ -21,6 +21,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
+from vopd_recipes.console import screen
 from vopd_recipes.files import complete_checkpoints, write_text
 from vopd_recipes.hub.queue import MAIN, Queue, Target, step_revision
 from vopd_recipes.hub.revisions import without_addresses
@@ -168,6 +169,7 @@ class Publisher:
                 self._process = subprocess.Popen(
                     _command(self.queue.run, self.pace),
                     stdin=subprocess.PIPE,
+                    stderr=screen.for_children,
                     text=True,
                     env={**os.environ, "HF_HUB_DISABLE_PROGRESS_BARS": "1"},
                     start_new_session=True,  # an interrupt at the keyboard ends the training; the queue is drained

@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from vopd_recipes.planner.architectures import Architecture, Lora
 from vopd_recipes.planner.states import Setup, Sharding, TeacherSetup
-from vopd_recipes.recipe import Recipe, RecipeError, load_recipe, read_flags, read_yaml
+from vopd_recipes.recipe import Recipe, RecipeError, find_shipped, load_recipe, read_flags, read_yaml
 
 # What a machine without the recipe's GPUs and packages would refuse, and what is checked in its place.
 OF_THE_MACHINE = {
@@ -130,7 +130,7 @@ def _read_deepspeed(value: Any, where: str) -> dict[str, Any]:
     if value is None or isinstance(value, dict):
         return value or {}
     try:
-        return dict(json.loads(Path(str(value)).read_text(encoding="utf-8")))
+        return dict(json.loads(find_shipped(Path(str(value))).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise RecipeError(f"{where}: deepspeed: cannot read {value}: {error}") from None
 

@@ -1,8 +1,9 @@
 """What a recipe says: its fields and their text, the errors in them, and how the processes were launched.
 
 A YAML file and command-line flags (`text`) become checked dataclasses (`config`, `together`); what is wrong is one
-line with file and line (`errors`). `teachers` makes one recipe of several teachers as many of one. `launch` makes sure
-that the processes are as many, and of the kind, that was asked for, and `threads` that each has its share of the CPU.
+line with file and line (`errors`). `shipped` knows the recipes that come with the package, and `teachers` makes one
+recipe of several teachers as many of one. `launch` makes sure that the processes are as many, and of the kind, that
+was asked for, and `threads` that each has its share of the CPU.
 """
 
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from vopd_recipes.exports import on_demand
 from vopd_recipes.recipe.errors import RecipeError, one_line, one_line_errors
 from vopd_recipes.recipe.hub_ids import is_hub_id
+from vopd_recipes.recipe.shipped import find_recipe, find_shipped
 from vopd_recipes.recipe.teachers import models_of_teachers, of_teacher
 from vopd_recipes.recipe.text import check_fields, coerce, nearest, read_fields, read_flags, read_yaml
 from vopd_recipes.recipe.threads import take_cpu_share

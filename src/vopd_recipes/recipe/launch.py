@@ -19,6 +19,7 @@ from accelerate.utils import DistributedType
 from transformers import TrainingArguments
 
 from vopd_recipes.recipe.errors import RecipeError
+from vopd_recipes.recipe.shipped import find_shipped
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,8 @@ def prepare_launch(args: TrainingArguments) -> None:
             "use_cpu: true: on CPUs the recipe itself must name the DeepSpeed configuration, as deepspeed: FILE; "
             f"{_USE_TORCHRUN}"
         )
+    if isinstance(args.deepspeed, str):
+        args.deepspeed = str(find_shipped(Path(args.deepspeed)))
     if isinstance(args.deepspeed, str) and not Path(args.deepspeed).is_file():
         raise RecipeError(f"deepspeed: no such file: {args.deepspeed}")
     if args.deepspeed and "RANK" not in os.environ:  # one process: DeepSpeed would look for MPI

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.utils.logging import tqdm
 
+from vopd_recipes.console import screen
 from vopd_recipes.models import FullCopy
 from vopd_recipes.rollout.engine import Completion, Sampling
 
@@ -70,7 +70,7 @@ class TransformersRollout:
         model = self._copy.model if self._copy is not None else self._model()
         completions: list[Completion | None] = [None] * len(prompts)
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        bar = tqdm(total=len(prompts), desc="Sampling", leave=False, disable=not self._progress)
+        bar = screen.bar(total=len(prompts), desc="Sampling", leave=False, disable=not self._progress)
         for start in range(0, len(order), self._batch_size):
             rows = order[start : start + self._batch_size]
             decoding = _Decoding(model, [prompts[i] for i in rows], [seeds[i] for i in rows], max_new_tokens)

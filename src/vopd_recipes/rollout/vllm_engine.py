@@ -21,8 +21,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from transformers.utils.logging import tqdm
 
+from vopd_recipes.console import screen
 from vopd_recipes.models import unsharded
 from vopd_recipes.recipe import RecipeError, free_port, one_line
 from vopd_recipes.rollout.engine import Completion, RolloutFailed, Sampling
@@ -167,7 +167,7 @@ class VLLMRollout:
             )
             for i in order
         ]
-        bar = partial(tqdm, leave=False) if self._progress else False
+        bar = partial(screen.bar, leave=False) if self._progress else False
         outputs = self._llm.generate([{"prompt_token_ids": prompts[i]} for i in order], parameters, use_tqdm=bar)
         completions: list[Any] = [None] * len(prompts)
         for i, output in zip(order, outputs):

@@ -6,39 +6,47 @@ command, started again, resumes an interrupted run. With `--explain [PROCESSES]`
 
 import logging
 import os
+import signal
 import sys
-from contextlib import nullcontext
+import time
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Any, NoReturn
 
-from torch import nn
-from transformers import PreTrainedTokenizerBase, set_seed
+from transformers import set_seed
 
+from vopd_recipes.console import Noise, screen
 from vopd_recipes.files import (
     check_same_layout,
     check_same_prompts,
     check_same_recipe,
     checkpoint_to_resume,
+    discard_incomplete,
     finished_step,
     only_process_in,
     step_of,
 )
 from vopd_recipes.hub import Target, check_write_access
 from vopd_recipes.models import (
-    check_models,
-    check_prompts,
-    is_own_base,
-    is_sharded,
     layout,
     load_student,
-    load_teacher,
     load_tokenizer,
-    loading_teacher,
-    unshared_end,
 )
 from vopd_recipes.planner.explain import FLAG, explain, take_flag
-from vopd_recipes.prompts import Prompts, build_prompts, content_hashes, read_by, read_rows
-from vopd_recipes.recipe import Recipe, RecipeError, VOPDConfig, describe_fields, is_set, load_recipe, of_teacher
-from vopd_recipes.teacher import Teacher, connect_to_teacher, teacher_tokenizer
+from vopd_recipes.prompts import build_prompts, content_hashes, read_rows
+from vopd_recipes.recipe import (
+    Recipe,
+    RecipeError,
+    VOPDConfig,
+    describe_fields,
+    find_recipe,
+    is_set,
+    load_recipe,
+    of_teacher,
+)
+from vopd_recipes.teacher import teacher_tokenizer
+from vopd_recipes.training import announcement
+from vopd_recipes.training.preparation import check_all, connect_to_servers, load_or_share
 from vopd_recipes.training.run import finish_run, publish_finished, publishing, start_run
 from vopd_recipes.training.trainer import TrainingStopped, VOPDTrainer
 
@@ -47,8 +55,15 @@ logger = logging.getLogger(__name__)
 USAGE = "usage: accelerate launch scripts/run_vopd.py RECIPE.yaml [--explain [PROCESSES]] [--field value ...]"
 
 
-def train(recipe: Recipe) -> None:
+_PATIENCE = 15.0  # seconds
+
+
+def train(recipe: Recipe, noise: Noise | None = None) -> None:
     """Train a recipe to its end, from its last complete checkpoint if there is one; a finished run stays as it is.
+
+    Args:
+        recipe: what to train.
+        noise: what libraries print, to be kept in the run's folder.
 
     Raises:
         RecipeError: whatever is wrong with it, before weights are loaded where that can be known.
@@ -63,19 +78,22 @@ def train(recipe: Recipe) -> None:
             publish_finished(recipe)
         return
     with only_process_in(output_dir) if first else nullcontext():
-        _train(recipe, output_dir)
+        _train(recipe, output_dir, noise)
 
 
-def _train(recipe: Recipe, output_dir: Path) -> None:
+def _train(recipe: Recipe, output_dir: Path, noise: Noise | None) -> None:
     ################
     # Prompts, then everything that can be wrong before weights are loaded
     ################
+    begun = time.perf_counter()
     checkpoint = checkpoint_to_resume(
         output_dir, recipe.training.resume_from_checkpoint, recipe.training.resume_only_model
     )
     _check_precision(recipe)
     if recipe.training.push_to_hub and int(os.environ.get("RANK", 0)) == 0:
         check_write_access(Target.of(recipe.resolved()))
+    if noise and int(os.environ.get("RANK", 0)) == 0:
+        screen.line("reading prompts, loading models")
     rows = read_rows(recipe.data, recipe.training.seed, recipe.training.teachers or ())
     hashes = content_hashes(rows[0])
     check_same_prompts(output_dir, hashes, [str(source["dataset_name"]) for source in recipe.data.sources()])
@@ -86,17 +104,17 @@ def _train(recipe: Recipe, output_dir: Path) -> None:
             tokenizers[name] = teacher_tokenizer(one, tokenizer)
     prompts = build_prompts(rows, recipe.data, tokenizer)
     _check_batches(recipe.training, len(prompts.train))
-    servers = _connect_to_servers(recipe, tokenizer, prompts)
+    servers = connect_to_servers(recipe, tokenizer, prompts)
 
     ################
     # Models
     ################
     set_seed(recipe.training.seed)  # LoRA's initial weights
     student = load_student(recipe.model)
-    teachers = {name: servers[name] or _load_teacher(one, student) for name, one in recipe.by_teacher().items()}
-    _check(recipe, student, teachers, tokenizer, tokenizers, prompts)
+    teachers = {name: servers[name] or load_or_share(one, student) for name, one in recipe.by_teacher().items()}
+    check_all(recipe, student, teachers, tokenizer, tokenizers, prompts)
     if recipe.model.use_peft and recipe.model.lora_dropout:
-        logging.warning("lora_dropout: %g: the student trains with it and samples without", recipe.model.lora_dropout)
+        logger.warning("lora_dropout: %g: the student trains with it and samples without", recipe.model.lora_dropout)
 
     ################
     # Training
@@ -115,9 +133,15 @@ def _train(recipe: Recipe, output_dir: Path) -> None:
     if checkpoint:
         check_same_layout(checkpoint, layout(trainer.accelerator), trainer.accelerator.num_processes)
         logger.info("resuming from %s, after step %d", checkpoint, step_of(checkpoint))
+    log = noise.keep(output_dir) if noise else None
+    if trainer.is_world_process_zero():
+        resumed = step_of(checkpoint) if checkpoint else 0
+        screen.box(announcement.title(recipe), announcement.beginning(recipe, trainer, resumed, log), "cyan")
     with publishing(recipe, trainer):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         finish_run(trainer)
+    if trainer.is_world_process_zero():
+        screen.box("done", announcement.ending(trainer, time.perf_counter() - begun), "green")
 
 
 def _check_batches(training: VOPDConfig, prompts: int) -> None:
@@ -141,82 +165,66 @@ def _check_precision(recipe: Recipe) -> None:
         )
 
 
-def _connect_to_servers(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, prompts: Prompts
-) -> dict[str | None, Teacher | None]:
-    """By teacher; `None` for a local one."""
-    servers = {}
-    for name, one in recipe.by_teacher().items():
-        longest = max(map(len, read_by(prompts, name))) + recipe.training.max_completion_length
-        with of_teacher(name):
-            servers[name] = connect_to_teacher(one, tokenizer, longest)
-    return servers
-
-
-def _load_teacher(recipe: Recipe, student: nn.Module) -> nn.Module:
-    """A local teacher: the student itself where that is its own base, under adapters."""
-    if is_own_base(student, recipe.model):
-        logger.info(
-            "the teacher is the student's own base, %s: one copy of the weights, adapters off for its turn",
-            recipe.model.teacher_model_name_or_path,
-        )
-        return student
-    with loading_teacher(recipe.training.teacher_offload):
-        return load_teacher(recipe.model)
-
-
-def _check(
-    recipe: Recipe,
-    student: nn.Module,
-    teachers: dict[str | None, nn.Module | Teacher],
-    tokenizer: PreTrainedTokenizerBase,
-    tokenizers: dict[str | None, PreTrainedTokenizerBase | None],
-    prompts: Prompts,
-) -> None:
-    """The models here are understood, agree on where a text ends, and have room for what they read."""
-    room, device = recipe.training.max_completion_length, recipe.training.device
-    asked = [row["input_ids"] for rows in (prompts.train, prompts.test) if rows is not None for row in rows]
-    check_prompts(asked, room, student, None)
-    sharded = is_sharded(student) or is_set("ACCELERATE_USE_FSDP")  # then the trainer looks at them, later
-    if not sharded:
-        student.to(device)  # some kernels are nowhere else, and a CPU would take minutes
-        check_models(student, None, asked[0], max(map(len, asked)) + room)
-    for name, model in teachers.items():
-        if not isinstance(model, nn.Module) or model is student:
-            continue
-        with of_teacher(name):
-            read, theirs = read_by(prompts, name), tokenizers[name]
-            check_prompts(read, room, None, model)
-            if theirs and (notice := unshared_end(student, tokenizer, model, theirs)):
-                logger.warning("%s%s", "" if name is None else f"{name}: ", notice)
-            if not sharded:
-                model.to(device)
-                check_models(None, model, read[0], max(map(len, read)) + room)
-                if recipe.by_teacher()[name].training.teacher_offload:
-                    model.to("cpu")
+def description(usage: str) -> str:
+    """A command's help: how it is called, and every field of ours."""
+    lines = [usage, "", "fields of this library (every field of transformers.TrainingArguments works too):"]
+    return "\n".join([*lines, *(f"  --{name:32}{text} [{default}]" for name, text, default in describe_fields())])
 
 
 def main(words: list[str] | None = None) -> None:
-    """Do what a command line says, and exit with 2 for a mistake in it, 1 for a run that had to stop.
+    """Do what a command line says, and exit with 2 for a mistake in it, 1 for a run that had to stop, 130 at Ctrl-C.
 
     Args:
         words: the recipe and its overrides; default: those of the process.
     """
     rank = int(os.environ.get("RANK", 0))
-    logging.basicConfig(level=logging.WARNING if rank else logging.INFO, format="%(message)s")
     words = sys.argv[1:] if words is None else words
     if not words or words[0] in ("-h", "--help"):
-        print(USAGE, "", "fields of this library (every field of transformers.TrainingArguments works too):", sep="\n")
-        for name, text, default in describe_fields():
-            print(f"  --{name:32}{text} [{default}]")
+        print(description(USAGE))
         sys.exit(0 if words else 2)
+    output_dir = None
     try:
         if FLAG in words:
             processes, words = take_flag(words)
             if rank == 0:
-                print(explain(Path(words[0]), words[1:], processes))
+                print(explain(find_recipe(words[0]), words[1:], processes))
             return
-        train(load_recipe(words[0], words[1:]))
-    except (RecipeError, TrainingStopped) as error:
-        print(f"{f'[rank {rank}] ' if rank else ''}error: {error}", file=sys.stderr)
-        sys.exit(2 if isinstance(error, RecipeError) else 1)
+        signal.signal(signal.SIGINT, _interrupt_once)
+        with Noise(rank) as noise:
+            try:
+                recipe = load_recipe(find_recipe(words[0]), words[1:])
+                output_dir = Path(str(recipe.training.output_dir))
+                train(recipe, noise)
+            except (RecipeError, TrainingStopped) as error:
+                _end(rank, str(error), 2 if isinstance(error, RecipeError) else 1)
+            except KeyboardInterrupt:
+                _leave(rank, output_dir)
+    except RecipeError as error:
+        _end(rank, str(error), 2)
+
+
+def _end(rank: int, reason: str, status: int) -> NoReturn:
+    """The first process speaks for all, and its end is the launcher's reason to end the others; who is still there
+    then met something that the first did not.
+    """
+    if rank:
+        time.sleep(_PATIENCE)
+    print(f"{f'[rank {rank}] ' if rank else ''}error: {reason}", file=screen.errors, flush=True)
+    sys.exit(status)
+
+
+def _interrupt_once(*_: Any) -> NoReturn:
+    """Ctrl-C; a launcher sends it a second time, which must not cut the last line off."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _leave(rank: int, output_dir: Path | None) -> NoReturn:
+    """Leave what can be resumed, and say how."""
+    if rank == 0:
+        if output_dir is not None and output_dir.is_dir():
+            with suppress(OSError):  # other processes may still be writing there; the next start does it then
+                discard_incomplete(output_dir)
+        behind = "\n" if screen.is_terminal else ""  # which has written ^C, or a bar
+        print(f"{behind}{announcement.interrupted(output_dir)}", file=screen.errors, flush=True)
+    sys.exit(130)

@@ -12,7 +12,6 @@ using the head's weight beside them, or the model inside its wrapper, trains som
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,8 +22,10 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PrinterCallback
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
+from vopd_recipes.console import Progress
 from vopd_recipes.files import (
     RECORDED,
     keep_newest,
@@ -56,6 +57,7 @@ from vopd_recipes.training.agreement import LARGEST_GAP, first_gap, largest_firs
 from vopd_recipes.training.bookkeeping import Bookkeeping
 from vopd_recipes.training.held_out import held_out_values
 from vopd_recipes.training.metrics import StepMetrics
+from vopd_recipes.training.window import own_prompts
 
 
 class TrainingStopped(RuntimeError):
@@ -104,6 +106,8 @@ class VOPDTrainer(OwnPublishing, Bookkeeping):
         self.teacher: Teacher = self.teachers[None] if alone else SeveralTeachers(self.teachers)
         self.vocabulary = min(vocabulary_of(model), self.teacher.vocabulary)
         self.output_dir = Path(str(args.output_dir))
+        self.remove_callback(PrinterCallback if args.disable_tqdm else DEFAULT_PROGRESS_CALLBACK)
+        self.add_callback(Progress(self.output_dir))
         self.teacher_names = [name for name in self.teachers if name is not None]
         self.metrics = StepMetrics(self.accelerator, args.importance_sampling_cap, self.teacher_names)
         self.rollout: RolloutEngine = build_rollout(
@@ -138,7 +142,8 @@ class VOPDTrainer(OwnPublishing, Bookkeeping):
         """Sample and pack one accumulation window: its micro-batches, and its tokens over all processes."""
         if self.state.global_step >= self.state.max_steps:  # a finished run, resumed: the Trainer would step once more
             return [], torch.zeros((), device=device)
-        prompts = self._own_prompts([batch for _, batch in zip(range(num_batches), epoch_iterator)])
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator)]
+        prompts = own_prompts(self, batches, len(self.train_dataset))  # type: ignore[arg-type]
         samples = self.sample(prompts, self.state.global_step, self.args.num_generations)
         self.metrics.add_completions(samples)
         self._window = samples
@@ -149,23 +154,6 @@ class VOPDTrainer(OwnPublishing, Bookkeeping):
             views = self.teacher_views(micro_batches)
         window = [{"micro_batch": batch, "teacher_view": view} for batch, view in zip(micro_batches, views)]
         return window, self.accelerator.reduce(tokens, "sum")
-
-    def _own_prompts(self, batches: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-        """Without the prompts that fill the last batches of an epoch up, so that every process has as many.
-
-        Batch i of an epoch goes to process i mod W, and the fillers come after the last prompt.
-        """
-        processes, size = self.accelerator.num_processes, self._train_batch_size
-        total = len(self.train_dataset)  # type: ignore[arg-type]
-        per_process = math.ceil(math.ceil(total / size) / processes)
-        windows = math.ceil(per_process / self.args.gradient_accumulation_steps)
-        first = self.state.global_step % windows * self.args.gradient_accumulation_steps
-        return [
-            row
-            for i, batch in enumerate(batches, first)
-            for j, row in enumerate(batch, (i * processes + self.accelerator.process_index) * size)
-            if j < total or self.args.dataloader_drop_last
-        ]
 
     def sample(self, prompts: list[dict[str, Any]], step: int, generations: int) -> list[Sample]:
         """The student's completions of this process's prompts, `generations` each. Collective.
@@ -246,7 +234,7 @@ class VOPDTrainer(OwnPublishing, Bookkeeping):
         step, last = self.state.global_step, last_complete_checkpoint(self.output_dir)
         if step > 0 and self.is_in_train and (last is None or last.name != f"checkpoint-{step}"):
             self._save_checkpoint(self.model_wrapped, trial=None)
-        reason = f"{what}: {failure}" if failure else f"{what} on another rank"
+        reason = f"{what}: {next(why for why in gather_object([failure and str(failure)]) if why)}"
         raise TrainingStopped(self._stopping(reason)) from failure
 
     def _stopping(self, reason: str) -> str:

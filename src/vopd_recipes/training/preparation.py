@@ -1,0 +1,86 @@
+"""Before the first step: teachers are found or loaded, and every model is looked at with the prompts that it reads."""
+
+from __future__ import annotations
+
+import logging
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from vopd_recipes.models import (
+    check_models,
+    check_prompts,
+    is_own_base,
+    is_sharded,
+    load_teacher,
+    loading_teacher,
+    unshared_end,
+)
+from vopd_recipes.prompts import Prompts, read_by
+from vopd_recipes.recipe import Recipe, is_set, of_teacher
+from vopd_recipes.teacher import Teacher, connect_to_teacher
+
+logger = logging.getLogger(__name__)
+
+
+def connect_to_servers(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, prompts: Prompts
+) -> dict[str | None, Teacher | None]:
+    """Those that are found and hold the right model, by teacher; `None` for a local one.
+
+    Raises:
+        RecipeError: one is not there, or is another model, or cannot give what the estimator needs.
+    """
+    servers = {}
+    for name, one in recipe.by_teacher().items():
+        longest = max(map(len, read_by(prompts, name))) + recipe.training.max_completion_length
+        with of_teacher(name):
+            servers[name] = connect_to_teacher(one, tokenizer, longest)
+    return servers
+
+
+def load_or_share(recipe: Recipe, student: nn.Module) -> nn.Module:
+    """A local teacher: the student itself where that is its own base, under adapters."""
+    if is_own_base(student, recipe.model):
+        logger.info(
+            "the teacher is the student's own base, %s: one copy of the weights, adapters off for its turn",
+            recipe.model.teacher_model_name_or_path,
+        )
+        return student
+    with loading_teacher(recipe.training.teacher_offload):
+        return load_teacher(recipe.model)
+
+
+def check_all(
+    recipe: Recipe,
+    student: nn.Module,
+    teachers: dict[str | None, nn.Module | Teacher],
+    tokenizer: PreTrainedTokenizerBase,
+    tokenizers: dict[str | None, PreTrainedTokenizerBase | None],
+    prompts: Prompts,
+) -> None:
+    """The models here are understood, agree on where a text ends, and have room for what they read.
+
+    Raises:
+        RecipeError: one of them does not, before anything is trained.
+    """
+    room, device = recipe.training.max_completion_length, recipe.training.device
+    asked = [row["input_ids"] for rows in (prompts.train, prompts.test) if rows is not None for row in rows]
+    check_prompts(asked, room, student, None)
+    sharded = is_sharded(student) or is_set("ACCELERATE_USE_FSDP")  # then the trainer looks at them, later
+    if not sharded:
+        student.to(device)  # some kernels are nowhere else, and a CPU would take minutes
+        check_models(student, None, asked[0], max(map(len, asked)) + room)
+    for name, model in teachers.items():
+        if not isinstance(model, nn.Module) or model is student:
+            continue
+        with of_teacher(name):
+            read, theirs = read_by(prompts, name), tokenizers[name]
+            check_prompts(read, room, None, model)
+            if theirs and (notice := unshared_end(student, tokenizer, model, theirs)):
+                logger.warning("%s%s", "" if name is None else f"{name}: ", notice)
+            if not sharded:
+                model.to(device)
+                check_models(None, model, read[0], max(map(len, read)) + room)
+                if recipe.by_teacher()[name].training.teacher_offload:
+                    model.to("cpu")
