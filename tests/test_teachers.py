@@ -33,6 +33,7 @@ from vopd_recipes.teacher import LocalTeacher, OwnBase, SeveralTeachers, connect
 from vopd_recipes.tiny import pair as tiny
 from vopd_recipes.tiny import problems as arithmetic
 from vopd_recipes.training import VOPDTrainer
+from vopd_recipes.training.announcement import beginning
 from vopd_recipes.training.command import train
 
 ESTIMATORS = [
@@ -536,3 +537,14 @@ def test_explain_says_who_teaches_what(several, write_recipe, tiny_pair, second,
     assert "the student's own base, one copy of the weights" in text
     assert "reads a prompt of its own" in text
     assert "# teachers:" not in explain(write_recipe(), [], 1)
+
+
+def test_the_banner_names_every_teacher(several, write_recipe, tiny_pair, second) -> None:
+    path = several(teacher_offload=True, answer_column="answer", teacher_prompt_template="{answer}{prompt}")
+    rows = beginning(load_recipe(path), build(path), 0, None)
+    told = [text for label, text in rows[[label for label, _ in rows].index("teacher") :] if label in ("teacher", "")]
+    assert told[:3] == [
+        f"first: {tiny_pair.teacher}, in CPU memory between its turns",
+        f"second: {second}, in CPU memory between its turns",
+        "reads more than the student: a prompt of its own",
+    ]
