@@ -46,6 +46,7 @@ class Setup:
     teacher_offload: bool
     teacher_head_only: bool = False  # a server gives hidden states, and the head that reads them is here
     server_suffices: bool = False  # a teacher server can give what the estimator needs
+    loss_compile: bool = False
     optimizer_offload: bool = False
     parameter_offload: bool = False
     accumulates_float32: bool = True  # DeepSpeed, whatever type gradients come in

@@ -163,7 +163,7 @@ def _connect_to_teacher(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, prom
         head = load_teacher_head(recipe.model)
         states = StatesServer(*place, head.weight.dtype, training.teacher_server_timeout)
         states.check(tokenizer, longest, head)
-        return StatesTeacher(states, head)
+        return StatesTeacher(states, head, compiled=training.loss_compile)
     k = estimator.support_top_k if estimator.method.needs == "support" else 0
     server = TeacherServer(*place, k, training.teacher_server_timeout)
     teacher = ServerTeacher(server, len(tokenizer), estimator)

@@ -98,7 +98,7 @@ class VOPDTrainer(OwnPublishing, Bookkeeping):
         self.estimator = args.estimator
         self.answer_format = answer_format
         if isinstance(teacher, nn.Module):
-            teacher = LocalTeacher(teacher, self.accelerator, args.teacher_offload)
+            teacher = LocalTeacher(teacher, self.accelerator, args.teacher_offload, args.loss_compile)
         self.teacher: Teacher = teacher
         self.vocabulary = min(vocabulary_of(model), self.teacher.vocabulary)
         self.output_dir = Path(str(args.output_dir))
