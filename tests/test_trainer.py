@@ -153,7 +153,7 @@ def test_a_compiled_loss_changes_nothing(write_recipe, tmp_path):
         trainer.train()
         models.append(trainer.model)
         assert (counters["stats"]["unique_graphs"] > 0) == on
-    assert_same_weights(*models, tolerance=1e-6)
+    assert_same_weights(*models, tolerance=1e-5)  # Adam's first step magnifies rounding in small gradients
 
 
 @pytest.mark.parametrize("baseline", ["value", "optimal", "value_topk"])

@@ -94,11 +94,11 @@ def build_rollout(
 
 
 def slow_notice(device: str, args: VOPDConfig) -> str | None:
-    """What long completions cost on a GPU without vLLM, or `None` where that is a few tokens or the machine's choice."""
+    """What long completions cost on a GPU without vLLM, or `None` where they are short or there is no GPU."""
     if device != "cuda" or args.max_completion_length <= _SHORT:
         return None
     return (
         f"rollout_backend: transformers samples up to {args.max_completion_length} tokens with a forward of the whole "
-        "model for each: vLLM was 2.3 times as fast in float32 and 3.5 in bfloat16 (docs/smollm2-135m.md, two CPU "
-        "cores; more is to be expected of a GPU, where such forwards wait for their launches); set rollout_backend: vllm"
+        "model for each: vLLM was 2.3 times as fast in float32 and 3.5 in bfloat16, on two CPU cores "
+        "(docs/smollm2-135m.md; not yet measured on a GPU); set rollout_backend: vllm"
     )
