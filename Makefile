@@ -46,6 +46,7 @@ $(STAMP): setup.cfg pyproject.toml
 	fi \
 	  || { echo "error: the packages could not be installed: $$(grep -a ERROR $(LOG) | tail -n 1); is the network up?"; \
 	       exit 1; }
+	@$(BIN)/python scripts/check_cuda.py
 	@touch $(STAMP)
 
 # vLLM's CPU build pins a local version of torch, so it cannot be an extra. torchvision, torchaudio and torchcodec come

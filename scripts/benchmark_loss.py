@@ -12,6 +12,7 @@ Peaks are counted over the inputs; on a CPU each is taken in a fresh process, be
 
     python scripts/benchmark_loss.py
     python scripts/benchmark_loss.py --tables chunks --tokens 1536
+    python scripts/benchmark_loss.py --compiled          # besides, some of ours as `loss_compile: true` runs them
     python scripts/benchmark_loss.py --device cuda --tokens 8192 --hidden 4096 --dtype bfloat16
 """
 
@@ -40,8 +41,10 @@ CHUNK_SIZES = (64, 128, 192, 256, 384, 512)
 HEADS = ("frozen", "trained")
 ESTIMATORS = {row.key: Estimator(row.divergence, row.baseline) for row in METHODS.values()}
 ESTIMATORS["value, variances"] = Estimator()
+COMPILED = ("value", "full", "rao_blackwell_optimal")
 # Whose loss and gradient must be the dense one's.
 SAME = {"value": "dense sampled", "full": "dense full", "topk": "dense topk", "TRL full": "dense full"}
+SAME |= {f"{name}, compiled": name for name in COMPILED}
 
 
 @dataclass(frozen=True)
@@ -132,25 +135,27 @@ def trl_full(inputs: Inputs) -> Tensor:
 
 def fused(name: str, chunk_size: int | None) -> Loss:
     """One of our estimators as a function of the inputs alone."""
-    options = {"chunk_size": chunk_size, "gradient_variance": "variances" in name}
+    estimator = ESTIMATORS[name.removesuffix(", compiled")]
+    options = {"chunk_size": chunk_size, "gradient_variance": "variances" in name, "compiled": "compiled" in name}
     return lambda inputs: fused_loss(
         inputs.student_hidden, Head(inputs.student_weight), inputs.teacher_hidden, Head(inputs.teacher_weight),
-        inputs.targets, ESTIMATORS[name], **options,
+        inputs.targets, estimator, **options,
     )[0]  # fmt: skip
 
 
-def contenders(chunk_size: int | None) -> dict[str, Loss]:
+def contenders(chunk_size: int | None, compiled: bool = False) -> dict[str, Loss]:
     found = {"dense sampled": dense_sampled, "dense full": dense_full, "dense topk": dense_topk}
     if importlib.util.find_spec("trl"):
         found["TRL full"] = trl_full
-    return found | {name: fused(name, chunk_size) for name in ESTIMATORS}
+    ours = [*ESTIMATORS, *(f"{name}, compiled" for name in COMPILED if compiled)]
+    return found | {name: fused(name, chunk_size) for name in ours}
 
 
 def dense_of(name: str) -> str:
     """The dense contender of the same kind: of a sampled gradient, of the top k's, of a whole divergence's."""
-    if name not in ESTIMATORS:
+    if (own := name.removesuffix(", compiled")) not in ESTIMATORS:
         return "dense " + name.split()[-1]
-    method = ESTIMATORS[name].method
+    method = ESTIMATORS[own].method
     return "dense topk" if method.divergence == "topk" else "dense sampled" if method.samples else "dense full"
 
 
@@ -203,7 +208,7 @@ def resident(field: str) -> int:
 
 def peak_here(options: argparse.Namespace, name: str, head: str, tokens: int) -> int:
     """Peak bytes over the inputs of one forward and backward pass in this process."""
-    loss, inputs = contenders(options.chunk_size)[name], Inputs.make(options, tokens)
+    loss, inputs = contenders(options.chunk_size, compiled=True)[name], Inputs.make(options, tokens)
     seconds(loss, inputs.first(1), head)  # loads kernels and workspaces
     inputs.reset(head)
     if options.device == "cuda":
@@ -235,7 +240,7 @@ def weight_gradient(options: argparse.Namespace, head: str) -> int:
 
 
 def time_table(options: argparse.Namespace) -> list[list[str]]:
-    losses, inputs = contenders(options.chunk_size), Inputs.make(options, options.tokens)
+    losses, inputs = contenders(options.chunk_size, options.compiled), Inputs.make(options, options.tokens)
     check(inputs, losses)
     header = ["", *(f"{head}: {unit}" for head in HEADS for unit in ("ms", "ms/token", "× value", "× dense", "× TRL"))]
     rows = [[name] for name in losses]
@@ -264,7 +269,7 @@ def variances_table(options: argparse.Namespace) -> list[list[str]]:
 
 def memory_table(options: argparse.Namespace) -> list[list[str]]:
     """Peaks over the inputs and, where the head is trained, over its gradient, which is a result."""
-    rows = {name: [name] for name in contenders(None)}
+    rows = {name: [name] for name in contenders(None, options.compiled)}
     for head in HEADS:
         peaks = {name: peak(options, name, head, options.tokens) - weight_gradient(options, head) for name in rows}
         for name, row in rows.items():
@@ -347,6 +352,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--vocab", type=int, default=151936, help="V (Qwen3 has 151,936)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--chunk_size", type=int, help="tokens per chunk of ours; default: fused_loss chooses")
+    parser.add_argument("--compiled", action="store_true", help="some of ours as loss_compile runs them too")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES[:3])
     parser.add_argument("--output", type=Path, help="also write the tables to this Markdown file")

@@ -69,11 +69,11 @@ def row_of(short: str, page: str, said: dict[str, str]) -> str:
         for names in ([values["model_name_or_path"]], taught, read)
     )
     method = method_of(values).title
-    label = Path(short).name if "_from_" in short else "vopd.yaml and its variants"
+    label = Path(short).name if re.search("_(from|on)_", short) else "vopd.yaml and its variants"
     hardware = re.search(rf"^\| {re.escape(label)} \| ([^|]+) \| fits", page, re.MULTILINE)
     cells = [
         f"[{short}]({short})", student, teacher, method, data, hardware[1] if hardware else "2 CPU cores",
-        hours_of(method, page, said) or ("2–6 (paper)" if published else ""),
+        hours_of(method, page, said) or ("2–6 (paper)" if published else "") if "_on_" not in short else "",
         published.get("average") or " / ".join(published.values()),
         said.get("ours", "not yet run").replace("](../../", "](../"),  # from one folder further up
     ]  # fmt: skip

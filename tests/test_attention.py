@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from vopd_recipes.models import PACKED_SDPA, hidden_states, packed_arguments
-from vopd_recipes.models.attention import packed_sdpa
+from vopd_recipes.models.attention import fits_varlen, packed_sdpa, varlen_arguments
 
 CPU = torch.device("cpu")
 LENGTHS = (9, 1, 17, 4)  # one as long as the windows below
@@ -171,3 +171,94 @@ def test_capped_scores_are_refused() -> None:
     model = build(Gemma2Config(**SHAPE, query_pre_attn_scalar=8), PACKED_SDPA)
     with pytest.raises(RuntimeError, match="Gemma2Attention caps its scores.*attn_implementation: eager"):
         model(input_ids=sequences()[0])
+
+
+# torch's own kernel for whole rows, where there is a GPU -------------------------------------------------------------
+
+HALF = torch.bfloat16
+
+
+def row(heads: int, size: int = 16, dtype: torch.dtype = HALF, device: str = "cpu") -> Tensor:
+    generator = torch.Generator().manual_seed(heads + size)
+    return torch.randn(1, heads, sum(LENGTHS), size, generator=generator).to(device, dtype)
+
+
+def varlen_oracle(
+    query: Tensor, key: Tensor, value: Tensor, cu_seq_q: Tensor, cu_seq_k: Tensor, max_q: int, max_k: int, *,
+    scale: float | None, window_size: tuple[int, int], enable_gqa: bool,
+) -> Tensor:  # fmt: skip
+    """What torch documents of `varlen_attn`, token by token: [T, heads, head_dim]."""
+    assert query.shape[1] == key.shape[1] or enable_gqa
+    assert torch.equal(cu_seq_q, cu_seq_k) and cu_seq_q.dtype == torch.int32
+    assert max_q == max_k == cu_seq_q.diff().max()
+    key, value = (tensor.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for tensor in (key, value))
+    left, right = window_size
+    assert right == 0
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    outputs = []
+    for i in range(len(query)):
+        start = int(cu_seq_q[cu_seq_q <= i].max())
+        seen = slice(start if left < 0 else max(start, i - left), i + 1)
+        weights = (scale * torch.einsum("hd,shd->hs", query[i].float(), key[seen].float())).softmax(-1)
+        outputs.append(torch.einsum("hs,shd->hd", weights, value[seen].float()).to(query.dtype))
+    return torch.stack(outputs)
+
+
+@pytest.mark.parametrize("window", [None, 1, 4, 9, 17, 99])
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2)])
+@pytest.mark.parametrize("scaling", [None, 0.3])
+def test_arguments_of_varlen_attn(window: int | None, heads: tuple[int, int], scaling: float | None) -> None:
+    tensors = row(heads[0]), row(heads[1]), row(heads[1], 16).flip(2)
+    expected, _ = packed_sdpa(
+        nn.Identity(), *(tensor.float().repeat_interleave(4 // tensor.shape[1], dim=1) for tensor in tensors), None,
+        sequence_lengths=LENGTHS, sliding_window=window, scaling=scaling,
+    )  # fmt: skip
+    actual = varlen_oracle(**varlen_arguments(*tensors, LENGTHS, window, {"scaling": scaling}))
+    torch.testing.assert_close(actual.float(), expected[0], atol=0.02, rtol=0.02)
+
+
+def test_autocast_is_what_varlen_attn_does_not_know() -> None:
+    """Rotary embeddings leave queries and keys in float32 beside values in half precision."""
+    tensors = row(4, dtype=torch.float32), row(4, dtype=torch.float32), row(4)
+    assert not fits_varlen(*tensors, {}, on_gpu=True)
+    with torch.autocast("cpu", HALF):
+        assert fits_varlen(*tensors, {}, on_gpu=True)
+        arguments = varlen_arguments(*tensors, LENGTHS, None, {})
+    assert {arguments[name].dtype for name in ("query", "key", "value")} == {HALF}
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype", "options", "fits"),
+    [
+        (64, HALF, {"dropout": 0.0, "scaling": 0.1}, True),
+        (256, torch.float16, {}, True),
+        (264, HALF, {}, False),
+        (20, HALF, {}, False),
+        (64, torch.float32, {}, False),
+        (64, HALF, {"dropout": 0.1}, False),
+        (64, HALF, {"s_aux": torch.zeros(4)}, False),
+        (64, HALF, {"softcap": 50.0}, False),
+        (64, HALF, {"position_bias": torch.zeros(1)}, False),
+    ],
+)
+def test_where_varlen_attn_serves(size: int, dtype: torch.dtype, options: dict[str, Any], fits: bool) -> None:
+    tensors = [row(2, size, dtype)] * 3
+    assert fits_varlen(*tensors, options, on_gpu=True) == fits
+    assert not fits_varlen(*tensors, options)  # here is none
+    assert not fits_varlen(*tensors[:2], row(2, 2 * size, dtype), options, on_gpu=True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("window", [None, 4, 9])
+def test_varlen_attn_equals_sdpa_a_sequence_at_a_time(window: int | None) -> None:
+    """On a GPU, forward and backward, against float32."""
+    leaves = [row(heads, 64, device="cuda").requires_grad_() for heads in (4, 2, 2)]
+    assert fits_varlen(*leaves, {})
+    module = nn.Identity()
+    module.num_key_value_groups = 2
+    results = []
+    for dtype in (HALF, torch.float32):
+        output, _ = packed_sdpa(module, *(x.to(dtype) for x in leaves), None, LENGTHS, window, scaling=0.2)
+        results.append([output.float(), *torch.autograd.grad(output.float().square().sum(), leaves)])
+    for ours, expected in zip(*results):
+        torch.testing.assert_close(ours.float(), expected.float(), atol=0.05, rtol=0.05)

@@ -269,12 +269,24 @@ def test_wrong_values(tmp_path: Path, lines: str, flags: tuple[str, ...], where:
         ("", ("--eval_strategy", "steps", "--eval_steps", "2"), "--eval_strategy", "evaluation needs held-out"),
         ("chat_template_kwargs: {a: 1}\n", (), "recipe.yaml:7", "no effect with chat_template: false"),
         ("continue_final_message: true\n", (), "recipe.yaml:7", "no effect with chat_template: false"),
+        (
+            "loss_compile: true\nteacher_backend: server\nteacher_server_url: http://a\n",
+            ("--baseline", "none"),
+            "recipe.yaml:7",
+            "loss_compile has no effect with teacher_server_scores: logprobs",
+        ),
     ],
 )
 def test_contradictions(tmp_path: Path, lines: str, flags: tuple[str, ...], where: str, says: str) -> None:
     message = refusal(tmp_path, lines, *flags)
     assert message.startswith(f"{where}: ")
     assert says in message
+
+
+def test_a_compiled_loss_needs_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    message = refusal(tmp_path, "loss_compile: true\n")
+    assert message.startswith("recipe.yaml:7: loss_compile: true needs a C++ compiler, and no-such-compiler is not on")
 
 
 def test_schedules_trackers_and_metrics_that_there_are(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 """fused = dense: loss, statistics and every gradient, over all methods and the shapes that go wrong."""
 
+import shutil
 from dataclasses import fields
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from vopd_recipes.loss import Estimator, Head, TokenStats, baselines, fused_loss, reference_loss
 
@@ -85,7 +87,16 @@ def dense(inputs, estimator, scale=(1.0, 1.0), softcap=(None, None), **_):
     return reference_loss(*heads, inputs["targets"], estimator, **options)
 
 
-def fused(inputs, estimator, scale=(1.0, 1.0), softcap=(None, None), chunk_size=None, gradient_variance=True, **_):
+def fused(
+    inputs,
+    estimator,
+    scale=(1.0, 1.0),
+    softcap=(None, None),
+    chunk_size=None,
+    gradient_variance=True,
+    compiled=False,
+    **_,
+):
     heads = [
         Head(inputs[f"{side}_weight"], inputs[f"{side}_bias"], scale[i], softcap[i])
         for i, side in enumerate(("student", "teacher"))
@@ -93,7 +104,7 @@ def fused(inputs, estimator, scale=(1.0, 1.0), softcap=(None, None), chunk_size=
     options = {name: inputs.get(name) for name in ("token_weights", "rollout_logprobs")}
     return fused_loss(
         inputs["student_hidden"], heads[0], inputs["teacher_hidden"], heads[1], inputs["targets"], estimator,
-        chunk_size=chunk_size, gradient_variance=gradient_variance, **options,
+        chunk_size=chunk_size, gradient_variance=gradient_variance, compiled=compiled, **options,
     )  # fmt: skip
 
 
@@ -176,6 +187,28 @@ def test_chunk_size_does_not_matter():
     whole = run(fused, inputs, {}, Estimator(), True)
     for chunk_size in (1, 7, 22, 23, 100):
         assert_same(run(fused, inputs, {"chunk_size": chunk_size}, Estimator(), True), whole, tolerance=1e-5)
+
+
+@pytest.mark.slow  # some ten seconds of compiling each: a wrong graph would be nobody's error
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler")
+@pytest.mark.parametrize(
+    ("estimator", "case"),
+    [
+        (Estimator(), {}),
+        (Estimator("full"), CASES["softcap"]),
+        (Estimator("rao_blackwell", "optimal", "teacher", 5, reward_clip_lambda=0.3), {}),
+    ],
+    ids=["value", "full-softcap", "rao_blackwell"],
+)
+def test_compiled_is_plain(estimator, case):
+    """In one graph, for blocks of two sizes."""
+    torch.compiler.reset()
+    counters.clear()
+    for sized in ({"weights": "random", "rollout": True}, {"weights": "random", "rollout": True, "count": 52}):
+        inputs, options = make_inputs(torch.float32, **sized, **case), {**case, "gradient_variance": False}
+        plain = run(fused, inputs, options, estimator, True)
+        assert_same(run(fused, inputs, {**options, "compiled": True}, estimator, True), plain, tolerance=1e-6)
+    assert counters["stats"]["unique_graphs"] > 0 and not counters["graph_break"]
 
 
 def test_without_gradients_only_statistics_are_computed():

@@ -319,11 +319,14 @@ def test_a_gpu_recipe_is_planned_without_a_gpu(gpu_recipe: Path) -> None:
     assert setup.sequences == (1024 + 4096 - 1,) * 3
     assert read_setup(gpu_recipe, [], 8, 80 * GB, "fsdp2").sharding == "fsdp2"
     assert read_setup(gpu_recipe, ["--deepspeed", "null"], 8, 80 * GB).sharding == "none"
+    assert setup.accumulates_float32 and not setup.loss_compile
+    compiled = read_setup(gpu_recipe, ["--loss_compile", "true"], 8, 80 * GB)
+    assert plan(compiled).need("loss") > plan(replace(compiled, loss_compile=False)).need("loss")
     configuration = json.dumps({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}})
     offloading = gpu_recipe.with_name("zero.json")
     offloading.write_text(configuration)
     setup = read_setup(gpu_recipe, ["--deepspeed", str(offloading)], 8, 80 * GB)
-    assert (setup.sharding, setup.optimizer_offload) == ("zero3", True)
+    assert (setup.sharding, setup.optimizer_offload, setup.accumulates_float32) == ("zero3", True, False)
 
 
 def run_script(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import TinyPair, sharpened
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import nn
@@ -178,6 +179,41 @@ def test_only_adapters_are_trained(tiny_pair: TinyPair, targets: str | list[str]
                 parameter.normal_()
     assert (hidden_states(student, ids, positions) - before).abs().max() > 0.1
     check_models(student, teacher, PROMPT)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+def test_adapters_cast_only_what_autocast_does_not(tiny_pair: TinyPair, dtype: str, dropout: float) -> None:
+    """To the last bit, in fewer bytes kept for the backward; outside autocast inputs still fit the weights."""
+    fields = {"use_peft": True, "lora_r": 4, "lora_alpha": 8, "lora_dropout": dropout, "dtype": dtype}
+    found = []
+    for as_peft_does in (True, False):
+        torch.manual_seed(0)
+        student = load_student(config(tiny_pair, **fields)).train()
+        for module in student.modules():
+            if isinstance(module, LoraLayer):
+                nn.init.normal_(module.lora_B["default"].weight, generator=torch.Generator().manual_seed(1))
+                if as_peft_does:
+                    module.cast_input_dtype_enabled = True
+        kept: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        saving = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with saving, torch.autocast("cpu", torch.bfloat16):
+            logits = student(torch.tensor([PROMPT]), use_cache=False).logits
+        logits.float().square().mean().backward()
+        found.append((logits, [p.grad for p in student.parameters() if p.grad is not None], sum(kept.values())))
+        outside = student(torch.tensor([PROMPT]), use_cache=False).logits
+        assert outside.isfinite().all()
+    (theirs, expected, before), (ours, gradients, after) = found
+    if dropout == 0:
+        assert torch.equal(ours, theirs)
+        assert all(torch.equal(one, other) for one, other in zip(gradients, expected, strict=True))
+    assert after < before
 
 
 def test_wrong_target_modules(tiny_pair: TinyPair) -> None:

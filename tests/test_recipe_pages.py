@@ -82,14 +82,19 @@ def test_readmes_have_the_published_numbers(base: str) -> None:
 def test_readmes_have_the_planners_verdict(base: str) -> None:
     """Of one 80 GB GPU and of eight, with 64 sequences a step."""
     text = (Path(base).parent / "README.md").read_text()
+    sequences = resolved(base)["per_device_train_batch_size"]
     launches = [(base, gpus, []) for gpus in (1, 8)]
     for path in Path(base).parent.glob("*_from_*.yaml"):
         served = "teacher_backend: server" in path.read_text()
         launches += [(str(path), 8, []), (str(path), 1, [] if served else ["--teacher_offload", "true"])]
     for name, gpus, words in launches:
-        words = [*words, "--gradient_accumulation_steps", str(64 // gpus)]
+        words = [*words, "--gradient_accumulation_steps", str(64 // gpus // sequences)]
         planned = plan(read_setup(Path(name), words, gpus, 80 * GB))
         assert planned.fits and f"| {gpus} × 80 GB | {verdict(planned)} |" in text
+    for path in Path(base).parent.glob("*_on_*gb.yaml"):
+        memory = int(path.stem.rpartition("_")[2].removesuffix("gb"))
+        planned = plan(read_setup(path, [], 1, memory * GB))
+        assert planned.fits and f"| {path.name} | 1 × {memory} GB | {verdict(planned)} |" in text
 
 
 @pytest.mark.parametrize("base", BASES)
@@ -138,9 +143,10 @@ def test_the_index_lists_every_recipe() -> None:
         sources = [str(source["dataset_name"]) for source in recipe.data.sources()]
         for word, source in zip(data.split(", "), sources, strict=True):
             assert word and word.lower().replace(" ", "-") in Path(source).parts
-        label = f"{Path(name).name if '_from_' in name else 'vopd.yaml and its variants'} | {hardware} | fits"
+        own = Path(name).name if re.search("_(from|on)_", name) else "vopd.yaml and its variants"
+        label = f"{own} | {hardware} | fits"
         assert hardware == "2 CPU cores" if here else f"| {label}" in (pair / "README.md").read_text()
-        assert time == hours(name)
+        assert time == ("" if "_on_" in name else hours(name))
         assert average == (numbers.get("average") or " / ".join(numbers.values()))
         assert ours == "not yet run" or (here and "](../" in ours)
 

@@ -59,6 +59,7 @@ OF_ITSELF = {
     "teacher_model_name_or_path", "teacher_prompt_template", "teacher_max_prompt_length", "use_peft", "lora_r",
     "lora_alpha",
 }  # fmt: skip
+OF_THE_CARD = {"per_device_train_batch_size", "gradient_accumulation_steps", "vllm_gpu_memory_utilization"}
 OF_THE_PAIR = {
     "teacher_model_name_or_path", "teacher_dtype", "deepspeed", "gradient_accumulation_steps",
     "teacher_backend", "teacher_server_url", "teacher_server_scores",
@@ -71,7 +72,7 @@ PAPERS_SETTING: dict[str, Any] = {
     "rollout_backend": "vllm", "importance_sampling_cap": 2.0, "max_completion_length": 2048, "num_generations": 1,
     "temperature": 1.0, "top_p": 1.0, "top_k": 0, "support_top_k": 20, "chat_template": False,
     "optim": "adamw_torch_fused",
-    "per_device_train_batch_size": 1, "gradient_accumulation_steps": 64, "lr_scheduler_type": "cosine",
+    "lr_scheduler_type": "cosine",
     "warmup_steps": 0, "weight_decay": 0.0, "max_grad_norm": 1.0, "save_steps": 20,
 }  # fmt: skip
 ADAPTED = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
@@ -212,12 +213,17 @@ def test_every_pair_has_every_method(base: str) -> None:
     assert {path.stem for path in Path(base).parent.glob("*.yaml")} >= OF_EVERY_PAIR
 
 
+def sequences(values: dict[str, Any]) -> int:
+    """Of a step on one GPU."""
+    return values["per_device_train_batch_size"] * values["gradient_accumulation_steps"] * values["num_generations"]
+
+
 @pytest.mark.parametrize("name", [name for name in RECIPES if name not in SEVERAL])
 def test_a_recipe_does_what_its_name_says(name: str) -> None:
     """A variant is its pair's `vopd.yaml` but for the method, the folder, and a teacher with what that one needs."""
     path = Path(name)
     base, own = resolved(str(path.with_name("vopd.yaml"))), resolved(name)
-    method = METHODS.get(path.stem) or METHODS[path.stem.split("_from_")[0]]
+    method = METHODS.get(path.stem) or METHODS[re.split("_(?:from|on)_", path.stem)[0]]
     assert {field: own[field] for field in method} == method
     differing = {field for field in {*base, *own} if base.get(field) != own.get(field)}
     if path.stem == "vopd":
@@ -227,8 +233,11 @@ def test_a_recipe_does_what_its_name_says(name: str) -> None:
     dropped = {"baseline"} if "divergence" in written else set()  # another divergence inherits none
     assert written.keys() == {"extends", *differing} - dropped  # no line that changes nothing
     changed = {field for field in method if method[field] != base[field]}
-    more = OF_THE_PAIR if "_from_" in path.stem else OF_ITSELF if path.stem == "self_distillation" else set()
-    assert differing == {*changed, "output_dir"} | (differing & more)
+    free = OF_THE_PAIR if "_from_" in path.stem else OF_THE_CARD if "_on_" in path.stem else set()
+    free = OF_ITSELF if path.stem == "self_distillation" else free
+    assert differing == {*changed, "output_dir"} | (differing & free)
+    if "_on_" in path.stem:
+        assert sequences(own) == sequences(base)
 
 
 @pytest.mark.parametrize("base", [*BASES, *(name for name in SEVERAL if name.endswith("/vopd.yaml"))])
@@ -263,6 +272,9 @@ def test_models_are_known_without_a_hub(name: str) -> None:
 def test_the_papers_pairs_have_its_settings(base: str) -> None:
     values = resolved(base)
     assert {field: values.get(field) for field in PAPERS_SETTING} == PAPERS_SETTING
+    assert sequences(values) == 64  # in micro-batches of 1 in the paper; larger ones have the same gradient
+    eight = re.search("Qwen3-(1.7|4)B", values["model_name_or_path"]) is not None
+    assert values["per_device_train_batch_size"] == (8 if eight else 1)
     own = values["learning_rate"], values["vllm_gpu_memory_utilization"]
     assert own == PAPERS_PAIRS[values["model_name_or_path"]]
     science = "chemistry" in base

@@ -3,6 +3,8 @@
 import copy
 import itertools
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +13,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from vopd_recipes.models import PACKED_SDPA
+from vopd_recipes.recipe import VOPDConfig
 from vopd_recipes.rollout import Completion, Sampling, TransformersRollout, draw
+from vopd_recipes.rollout.build import slow_notice
 from vopd_recipes.rollout.transformers_engine import truncate
 from vopd_recipes.tiny import pair as tiny
 
@@ -203,3 +207,17 @@ def test_a_draw_inverts_the_cumulative_distribution() -> None:
     tokens, logprobs = draw(probabilities.log().expand(6, -1), uniforms, PLAIN)
     assert tokens.tolist() == [0, 0, 2, 2, 3, 3]
     torch.testing.assert_close(logprobs, probabilities[0].log()[tokens])
+
+
+# Said ----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("device", "tokens", "said"), [("cuda", 257, True), ("cuda", 9, False), ("cpu", 4096, False)])
+def test_what_long_rollouts_cost_on_a_gpu_is_said(device: str, tokens: int, said: bool, tmp_path: Path) -> None:
+    args = VOPDConfig(output_dir=str(tmp_path), use_cpu=True, max_completion_length=tokens)
+    notice = slow_notice(device, args)
+    assert bool(notice) == said
+    if notice:
+        measured = (Path(__file__).parents[1] / "docs" / "smollm2-135m.md").read_text()
+        for times in re.findall(r"([\d.]+) (?:times|in bfloat16)", notice):
+            assert f"{times} times" in measured

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from torch._dynamo.utils import counters
 from transformers import AutoModelForCausalLM
 
 from vopd_recipes.loss import METHODS
@@ -139,6 +141,19 @@ def test_gradient_checkpointing_changes_nothing(write_recipe, tmp_path):
         trainer.train()
         models.append(trainer.model)
     assert_same_weights(*models, tolerance=1e-6)
+
+
+@pytest.mark.slow  # it compiles
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no compiler")
+def test_a_compiled_loss_changes_nothing(write_recipe, tmp_path):
+    models = []
+    counters.clear()
+    for on in (False, True):
+        trainer = build(write_recipe(), loss_compile=on, output_dir=tmp_path / str(on), max_steps=1)
+        trainer.train()
+        models.append(trainer.model)
+        assert (counters["stats"]["unique_graphs"] > 0) == on
+    assert_same_weights(*models, tolerance=1e-5)  # Adam's first step magnifies rounding in small gradients
 
 
 @pytest.mark.parametrize("baseline", ["value", "optimal", "value_topk"])

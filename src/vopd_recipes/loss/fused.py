@@ -9,18 +9,22 @@ With respect to the student's logits every estimator's gradient is a dense [V] r
     forward        ∇_z ℓ = p - q
     jsd            ∇_z ℓ = (1-β) p ∘ (h - Σ p h),  h = log p - log m,
 
-so one sweep does it all: project a chunk through both heads; then, an eighth of the chunk at a time, turn logits into
+so one sweep does it all: project a chunk through both heads; then, a block of the chunk at a time, turn logits into
 log-probabilities, read off the statistics and overwrite the student's logits with the gradient; multiply that back
 through the student's head at once: 3 matrix products of N·H·V with a frozen head, 4 with a trained one, for every
-method alike, in two buffers of [chunk, V] and two of an eighth of that. Storing logits for autograd costs 5 buffers of
+method alike, in two buffers of [chunk, V] and two of [block, V]. Storing logits for autograd costs 5 buffers of
 [N, V], recomputing them 5 and 6 products.
+
+What happens to a block can be compiled: one kernel per reduction instead of one per operation. It has then no buffers
+of its own, and allocates.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -38,9 +42,21 @@ from vopd_recipes.loss.definition import (
 from vopd_recipes.loss.estimator import Estimator
 from vopd_recipes.loss.head import Head
 from vopd_recipes.loss.methods import METHODS, Method
-from vopd_recipes.loss.sweep import Sweep, product_operand, project, row_dot, scale_back, softcap_slope, swept_loss
+from vopd_recipes.loss.moments import Moments, tail_moments, whole_moments
+from vopd_recipes.loss.sweep import (
+    Sweep,
+    device_kind,
+    product_operand,
+    project,
+    row_dot,
+    scale_back,
+    softcap_slope,
+    swept_loss,
+)
 
-BLOCKS_PER_CHUNK = 8
+# Blocks of a chunk: on a CPU small ones stay in its cache; on a GPU the kernels of a row-wise reduction want several
+# rows to each of its some 130 multiprocessors (552 of 151,936 vocabulary entries).
+BLOCKS_PER_CHUNK = {"cpu": 8, "cuda": 2}
 
 
 def fused_loss(
@@ -55,6 +71,7 @@ def fused_loss(
     rollout_logprobs: Tensor | None = None,
     chunk_size: int | None = None,
     gradient_variance: bool = False,
+    compiled: bool = False,
 ) -> tuple[Tensor, TokenStats]:
     """`reference_loss` from hidden states: same loss, same `TokenStats`, same gradients.
 
@@ -69,6 +86,7 @@ def fused_loss(
         rollout_logprobs: [N] log-probabilities under the sampler, for the importance weight.
         chunk_size: tokens per chunk at most, which are of one size; the default fills `sweep.BUFFER_BYTES`.
         gradient_variance: also compute the exact gradient variances (about eight more passes over a chunk).
+        compiled: read blocks with `torch.compile`, which takes a compiler and, the first times, half a minute.
 
     Returns:
         The scalar loss, in float32 (float64 for float64 inputs), and the `TokenStats`.
@@ -90,7 +108,7 @@ def fused_loss(
         (*masses, *variances),
     )
     teacher = teacher_head.shared(shared).detached()
-    reader = _Reader(sweep, estimator, teacher_hidden.detach(), teacher, gradient_variance)
+    reader = _Reader(sweep, estimator, teacher_hidden.detach(), teacher, gradient_variance, compiled)
     loss = swept_loss(student_hidden, student_head, sweep, reader)
     stats = TokenStats(**{name: sweep.columns[name] for name in (*STATISTICS, *masses)})  # type: ignore[arg-type]
     if gradient_variance:
@@ -103,66 +121,103 @@ class _Reader:
     """Reads a chunk against the teacher's logits of the same tokens, a block of rows at a time."""
 
     def __init__(
-        self, sweep: Sweep, estimator: Estimator, teacher_hidden: Tensor, teacher: Head, gradient_variance: bool
+        self,
+        sweep: Sweep,
+        estimator: Estimator,
+        teacher_hidden: Tensor,
+        teacher: Head,
+        gradient_variance: bool,
+        compiled: bool,
     ) -> None:
-        self.sweep, self.estimator, self.gradient_variance = sweep, estimator, gradient_variance
+        self._sweep, self._estimator, self._variances = sweep, estimator, gradient_variance
         self._hidden = teacher_hidden
         self._head = replace(teacher, weight=product_operand(teacher.weight))
-        self._block_size = math.ceil(sweep.chunk_size / BLOCKS_PER_CHUNK)
+        self._block_size = math.ceil(sweep.chunk_size / BLOCKS_PER_CHUNK[device_kind(teacher_hidden)])
+        sizes = [sweep.chunk_size, *([] if compiled else [self._block_size] * 2)]
         self._logits, *self._scratch = (
-            teacher_hidden.new_empty((size, len(teacher.weight)), dtype=sweep.dtype)
-            for size in (sweep.chunk_size, self._block_size, self._block_size)
+            teacher_hidden.new_empty((size, len(teacher.weight)), dtype=sweep.dtype) for size in sizes
         )
+        self._read_block = _compiled_reading() if compiled else _read_block
 
     def __call__(self, rows: slice, logits: Tensor, wants_gradient: bool) -> Tensor:
         """See `sweep.Reader`."""
-        size = rows.stop - rows.start
+        sweep, size = self._sweep, rows.stop - rows.start
         project(self._head, product_operand(self._hidden[rows]), self._logits[:size])
         loss = logits.new_zeros(())
         for first in range(0, size, self._block_size):
             local = slice(first, min(first + self._block_size, size))
-            block = _Block(slice(rows.start + first, rows.start + local.stop), self, logits[local], self._scratch)
-            block.read(self._logits[local])
-            loss += block.loss()
-            block.write_columns()
-            if wants_gradient:
-                block.write_logit_gradient()
+            own = slice(rows.start + first, rows.start + local.stop)
+            rollout = None if sweep.rollout_logprobs is None else sweep.rollout_logprobs[own]
+            known = sweep.targets[own, None], sweep.token_weights[own], rollout
+            block = _Block(*known, self._estimator, sweep.head, self._variances, self._scratch)
+            block_loss, columns = self._read_block(block, logits[local], self._logits[local], wants_gradient)
+            loss += block_loss
+            for name, values in columns.items():
+                sweep.columns[name][own] = values
         return loss
 
 
+def _read_block(
+    block: _Block, student_logits: Tensor, teacher_logits: Tensor, wants_gradient: bool
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """A block's loss and statistics; the student's logits become their gradient."""
+    block.read(student_logits, teacher_logits)
+    loss, columns = block.loss(), block.columns()
+    if wants_gradient:
+        block.write_logit_gradient()
+        if not block.scratch:
+            student_logits.copy_(block.p)
+    return loss, columns
+
+
+@lru_cache(maxsize=1)
+def _compiled_reading() -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
+    return torch.compile(_read_block)
+
+
 class _Block:
-    """Some rows b of a chunk in three [b, V] buffers that change meaning as the sweep goes on.
+    """Some rows b of a chunk, in [b, V] buffers that change meaning as the sweep goes on.
 
     p         the student's logits, then its probabilities, then the gradient with respect to its logits
     logp      log p of the student, until the moments need its room
-    rewards   log q - log p (clipped where asked), then the same less its mean under p
+    rewards   log q - log p (clipped where asked), then, where that is read, the same less its mean under p
+
+    Without `scratch` for the last two each is a tensor of its own, and nothing that is given is overwritten: what a
+    compiler wants, who makes one buffer of what he can.
     """
 
-    def __init__(self, rows: slice, reader: _Reader, student_logits: Tensor, scratch: list[Tensor]) -> None:
-        self.rows, self.reader, self.sweep, self.estimator = rows, reader, reader.sweep, reader.estimator
-        self.p = student_logits
-        self.logp, self.rewards = (buffer[: len(student_logits)] for buffer in scratch)
-        self.targets = self.sweep.targets[rows, None]
-        self.weights = self.sweep.token_weights[rows]
-        self.rollout_logprobs = None if self.sweep.rollout_logprobs is None else self.sweep.rollout_logprobs[rows]
+    def __init__(
+        self,
+        targets: Tensor,
+        weights: Tensor,
+        rollout_logprobs: Tensor | None,
+        estimator: Estimator,
+        head: Head,
+        variances: bool,
+        scratch: list[Tensor],
+    ) -> None:
+        self.targets, self.weights, self.rollout_logprobs = targets, weights, rollout_logprobs  # [b, 1], [b], [b]
+        self.estimator, self.head, self.variances = estimator, head, variances
+        self.scratch = [buffer[: len(targets)] for buffer in scratch]
         # At its ends the Jensen-Shannon divergence is taken for its limits.
-        self.divergence = self.estimator.divergence
-        if self.divergence == "jsd" and self.estimator.jsd_beta in (0, 1):
-            self.divergence = "full" if self.estimator.jsd_beta else "forward"
+        self.divergence = estimator.divergence
+        if self.divergence == "jsd" and estimator.jsd_beta in (0, 1):
+            self.divergence = "full" if estimator.jsd_beta else "forward"
 
-    def read(self, teacher_logits: Tensor) -> None:
+    def read(self, student_logits: Tensor, teacher_logits: Tensor) -> None:
         """Reduce both models' logits: after this, every statistic of the block is known."""
-        torch.log_softmax(self.p, -1, out=self.logp)
-        self.cap_slope = softcap_slope(self.sweep.head, self.p)  # one more [b, V], for softcapped heads only
-        teacher_logp = torch.log_softmax(teacher_logits, -1, out=self.rewards)
+        logp, rewards = self.scratch or (None, None)
+        self.logp = torch.log_softmax(student_logits, -1, out=logp)
+        self.cap_slope = softcap_slope(self.head, student_logits)  # one more [b, V], for softcapped heads only
+        self.rewards = teacher_logp = torch.log_softmax(teacher_logits, -1, out=rewards)
         self.student_logprob = self._at_target(self.logp)
         self.teacher_logprob = self._at_target(teacher_logp)
         if self._reads_support:
             self._read_support(teacher_logp)
         if self.divergence in ("forward", "jsd"):
-            self.q = torch.exp(teacher_logp, out=teacher_logits)
+            self.q = torch.exp(teacher_logp, out=teacher_logits if self.scratch else None)
 
-        torch.exp(self.logp, out=self.p)
+        self.p = torch.exp(self.logp, out=student_logits if self.scratch else None)
         self.entropy = -row_dot(self.p, self.logp)
         self.rewards.sub_(self.logp)
         self.value = row_dot(self.p, self.rewards)
@@ -172,8 +227,11 @@ class _Block:
         if (floor := self.estimator.reward_floor) is not None:
             self.value = row_dot(self.p, self.rewards.clamp_min_(floor))
         self.reward = self._at_target(self.rewards)
-        self.rewards.sub_(self.value[:, None])
-        self._read_moments()
+        if self.divergence == "rao_blackwell":
+            self.support_rewards = self.rewards.gather(1, self.support)
+        if self.variances or self.estimator.baseline == "optimal" or self.divergence == "full":
+            self.rewards.sub_(self.value[:, None])
+            self._read_moments()
         self.baseline = self._baseline(self.estimator.method)
         self.advantage = self.reward - self.baseline
         cap = self.estimator.importance_sampling_cap
@@ -186,7 +244,7 @@ class _Block:
 
     @property
     def _reads_support(self) -> bool:
-        return self.estimator.has_support or self.reader.gradient_variance
+        return self.estimator.has_support or self.variances
 
     def _read_support(self, teacher_logp: Tensor) -> None:
         """What k tokens carry, before `rewards` overwrites `teacher_logp`."""
@@ -198,7 +256,7 @@ class _Block:
         self.support_mass_student = self.support_p.sum(-1)
         self.support_mass_teacher = self.support_teacher_logp.exp().sum(-1)
         self.value_topk = value_on_support(self.support_logp, self.support_teacher_logp, estimator)
-        if estimator.baseline == "tail" or self.reader.gradient_variance:
+        if estimator.baseline == "tail" or self.variances:
             self.tail_ratio = self._outside_support(teacher_logp, -torch.inf, _logsumexp)
             self.tail_ratio -= self._outside_support(self.logp, -torch.inf, _logsumexp)  # -∞ - -∞ is refused below
 
@@ -211,15 +269,15 @@ class _Block:
 
     def _read_moments(self) -> None:
         """m₀, m₁ and m₂ of `definition.tail_moments` with R = r - E_p[r], over all tokens and over the tail."""
-        every = self.reader.gradient_variance
+        every = self.variances
         optimal, divergence = self.estimator.baseline == "optimal", self.estimator.divergence
-        self.moments: dict[str, _Moments] = {}
+        self.moments: dict[str, Moments] = {}
         if every or (optimal and divergence == "sampled"):
-            self.moments["sampled"] = _whole_moments(self.p, self.rewards, self.logp, every)
+            self.moments["sampled"] = whole_moments(self.p, self.rewards, self.logp, every)
         if every or (optimal and divergence == "rao_blackwell"):
             squares = self.support_p.square().sum(-1)
             self.moments["rao_blackwell"] = self._outside_support(
-                self.p, 0.0, lambda tail: _tail_moments(tail, self.rewards, squares, self.logp, every)
+                self.p, 0.0, lambda tail: tail_moments(tail, self.rewards, squares, self.logp, every)
             )
 
     def _baseline(self, method: Method) -> Tensor:
@@ -247,11 +305,13 @@ class _Block:
         m, shift = self.moments[method.divergence], self._baseline(method) - self.value
         return (m.second - 2 * shift * m.first + shift.square() * m.norm - m.squared_mean).clamp_min(0)
 
-    def write_columns(self) -> None:
-        for name in (*STATISTICS, *(SUPPORT_MASSES if self.estimator.has_support else ())):
-            self.sweep.columns[name][self.rows] = getattr(self, name)
-        for row in METHODS.values() if self.reader.gradient_variance else ():
-            self.sweep.columns[row.key][self.rows] = self._variance(row) if row.samples else 0
+    def columns(self) -> dict[str, Tensor]:
+        """The statistics by name, [b] each."""
+        names = (*STATISTICS, *(SUPPORT_MASSES if self.estimator.has_support else ()))
+        columns = {name: getattr(self, name) for name in names}
+        for row in METHODS.values() if self.variances else ():
+            columns[row.key] = self._variance(row) if row.samples else torch.zeros_like(self.value)
+        return columns
 
     # Loss and gradient ----------------------------------------------------------------------------------------------
 
@@ -269,7 +329,7 @@ class _Block:
 
     def _coefficients(self) -> tuple[Tensor, Tensor]:
         """p(v) A(v) on S, [b, k], and 1[y∉S] ρ A(y), [b]: what multiplies ∇log p there."""
-        on_support = self.rewards.gather(1, self.support) + (self.value - self.baseline)[:, None]
+        on_support = self.support_rewards - self.baseline[:, None]
         outside = (self.support != self.targets).all(-1)
         return self.support_p * on_support, outside * self.importance * self.advantage
 
@@ -314,55 +374,7 @@ class _Block:
                 self.p.sub_(self.q).mul_(weights)
             case "jsd":
                 self.p.mul_(self.h.sub_(self.mean_h[:, None])).mul_((1 - self.estimator.jsd_beta) * weights)
-        scale_back(self.sweep.head, self.p, self.cap_slope)
-
-
-@dataclass(frozen=True)
-class _Moments:
-    """The variance of a baseline shifted by b is second - 2 b first + b² norm - squared_mean; all are [b]."""
-
-    mass: Tensor  # of the tokens that are sampled
-    norm: Tensor
-    first: Tensor
-    second: Tensor | float = 0.0  # these two only where a variance is asked for
-    squared_mean: Tensor | float = 0.0
-
-
-def _whole_moments(p: Tensor, rewards: Tensor, room: Tensor, second: bool) -> _Moments:
-    """Over every token, from ω = p s with s = ‖∇_z log p‖²; ‖E g‖² is what no baseline changes."""
-    purity = row_dot(p, p)[:, None]
-    omega = torch.mul(p, 1 + purity, out=room).addcmul_(p, p, value=-2)
-    norm, mass = omega.sum(-1), torch.ones_like(purity[:, 0])
-    if not second:
-        return _Moments(mass, norm, row_dot(omega, rewards))
-    omega.mul_(rewards)
-    first, square = omega.sum(-1), row_dot(omega, rewards)
-    mean = torch.mul(p, rewards, out=room)
-    return _Moments(mass, norm, first, square, row_dot(mean, mean))
-
-
-def _tail_moments(tail: Tensor, rewards: Tensor, support_squares: Tensor, room: Tensor, second: bool) -> _Moments:
-    """Over the tail, `definition.tail_moments` multiplied out: sums over T of p, p², p r and p² r are enough.
-
-    Args:
-        tail: p on T and zero on S, [b, V].
-        rewards: R, [b, V].
-        support_squares: Σ_S p², [b].
-        room: a buffer [b, V].
-        second: whether m₂ is wanted.
-    """
-    mass, squares = tail.sum(-1), row_dot(tail, tail)
-    purity = squares + support_squares
-    weighted = torch.mul(tail, rewards, out=room)
-    first, cross = weighted.sum(-1), row_dot(tail, weighted)
-    norm = mass * (1 + purity) - 2 * squares - (squares - 2 * mass * squares + mass.square() * purity)
-    mean = cross - mass * cross - first * squares + first * mass * purity
-    of_first = first * (1 + purity) - 2 * cross - mean
-    if not second:
-        return _Moments(mass, norm, of_first)
-    linear, quadratic = row_dot(weighted, rewards), row_dot(weighted, weighted)
-    of_second = linear * (1 + purity) - 2 * quadratic
-    return _Moments(mass, norm, of_first, of_second, quadratic - 2 * first * cross + first.square() * purity)
+        scale_back(self.head, self.p, self.cap_slope)
 
 
 def _logsumexp(values: Tensor) -> Tensor:

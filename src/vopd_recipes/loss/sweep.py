@@ -70,7 +70,7 @@ class Sweep:
         if token_weights is None:
             token_weights = torch.full((count,), 1 / max(count, 1), dtype=dtype, device=device)
         if chunk_size is None:
-            budget = BUFFER_BYTES["cpu" if device.type == "cpu" else "cuda"]
+            budget = BUFFER_BYTES[device_kind(hidden)]
             chunk_size = max(1, budget // (len(head.weight) * dtype.itemsize))
         return Sweep(
             head.detached(),
@@ -178,6 +178,11 @@ class _Gradients:
             _add_product(self.weight[:shared], logit_gradient.t(), hidden)
 
 
+def device_kind(tensor: Tensor) -> str:
+    """`cpu` or `cuda`, as the sizes of chunks and blocks know devices."""
+    return "cpu" if tensor.device.type == "cpu" else "cuda"
+
+
 def product_operand(tensor: Tensor) -> Tensor:
     """What the matrix products read: CUDA multiplies half precision into float32, the CPU would round to half."""
     halved = tensor.dtype in (torch.bfloat16, torch.float16)
@@ -230,4 +235,6 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 def row_dot(left: Tensor, right: Tensor) -> Tensor:
     """Σ_v left(v) right(v) of each row without a temporary: [b]."""
+    if torch.compiler.is_compiling():  # into one reduction with what makes left and right
+        return (left * right).sum(-1)
     return torch.bmm(left[:, None, :], right[:, :, None])[:, 0, 0]

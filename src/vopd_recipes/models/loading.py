@@ -12,7 +12,7 @@ import importlib.util
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
@@ -74,7 +74,24 @@ def load_student(config: ModelConfig) -> PreTrainedModel | PeftModel:
     except ValueError as error:
         raise RecipeError(f"lora_target_modules: {one_line(error)}") from error
     _check_layers(adapted)
+    cast_outside_autocast(adapted)
     return adapted
+
+
+class _OutsideAutocast:
+    """True where a LoRA layer has to make its input fit its weights: under autocast the products do that themselves,
+    and PEFT's way through float32 costs two passes and a copy that the backward keeps.
+    """
+
+    def __bool__(self) -> bool:
+        return not any(torch.is_autocast_enabled(kind) for kind in ("cuda", "cpu"))
+
+
+def cast_outside_autocast(student: nn.Module) -> None:
+    """Spare a student's LoRA layers the casts of their inputs that autocast undoes: nothing else changes."""
+    for module in student.modules():
+        if isinstance(module, LoraLayer):
+            module.cast_input_dtype_enabled = cast(bool, _OutsideAutocast())
 
 
 def _check_layers(student: PeftModel) -> None:
@@ -142,6 +159,7 @@ def _load_adapter(config: ModelConfig, folder: Path) -> PeftModel:
     student = PeftModel.from_pretrained(base, str(folder), is_trainable=True, config=settings)
     _check_adapter(config, student, settings, expected, folder)
     _check_layers(student)
+    cast_outside_autocast(student)
     return student
 
 

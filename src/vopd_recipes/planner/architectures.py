@@ -19,7 +19,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Trainer
 
-from vopd_recipes.models import PACKED_SDPA
+from vopd_recipes.models import PACKED_SDPA, cast_outside_autocast
 from vopd_recipes.recipe import RecipeError, one_line
 
 MODEL_CONFIGS = Path(__file__).parent / "model_configs"
@@ -119,6 +119,7 @@ def build(architecture: Architecture, config: PreTrainedConfig) -> nn.Module:
         targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
         adapters = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, task_type="CAUSAL_LM")
         with_adapters: Any = get_peft_model(model, adapters)
+        cast_outside_autocast(with_adapters)
         return with_adapters.to(dtype) if architecture.adapters_too else with_adapters
     except ValueError as error:
         raise RecipeError(f"{architecture.name}: cannot build its model: {one_line(error)}") from error

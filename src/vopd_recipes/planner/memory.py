@@ -33,6 +33,8 @@ GB = 10**9
 CONTEXT_BYTES = 2 * GB
 VLLM_ASLEEP_BYTES = 1 * GB
 VLLM_WORKING_BYTES = 2 * GB
+# Of a block's size, in the code that torch 2.13 compiles for the method that has most of them (rao_blackwell_optimal).
+_COMPILED_BUFFERS = 8
 # float32 logits, their log-softmax, and probabilities and their sum in float64, per vocabulary entry of a drawn row.
 _DRAWING_BYTES = 30
 
@@ -121,7 +123,8 @@ def _activations(setup: Setup) -> list[Item]:
     itemsize = 2 if setup.half else embedding.itemsize  # of the matrix products
     head, vocabulary = config.vocab_size * config.hidden_size, _shared_vocabulary(setup)
     rows = max(1, min(setup.targets, BUFFER_BYTES["cuda"] // (4 * vocabulary)))
-    chunks = 4 * vocabulary * (2 * rows + 2 * ceil(rows / BLOCKS_PER_CHUNK))
+    buffers = _COMPILED_BUFFERS if setup.loss_compile else 2
+    chunks = 4 * vocabulary * (2 * rows + buffers * ceil(rows / BLOCKS_PER_CHUNK["cuda"]))
     if embedding.trained:  # its gradient in float32, then that and its rounded copy
         chunks = 4 * head * setup.mixed_teachers + max(chunks, itemsize * head)
         chunks += itemsize * head if setup.autocast and embedding.itemsize > itemsize else 0

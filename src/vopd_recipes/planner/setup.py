@@ -8,6 +8,7 @@ checked by `load_recipe` as for a run on a CPU.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,7 +19,7 @@ from vopd_recipes.recipe import Recipe, RecipeError, find_shipped, load_recipe, 
 # What a machine without the recipe's GPUs and packages would refuse, and what is checked in its place.
 OF_THE_MACHINE = {
     "use_cpu": "true", "deepspeed": "null", "tf32": "null", "report_to": "none", "ddp_backend": "null",
-    "torch_compile": "false",
+    "torch_compile": "false", "loss_compile": "false",
 }  # fmt: skip
 
 
@@ -43,7 +44,9 @@ def read_setup(path: Path, overrides: list[str], gpus: int, gpu_bytes: int, shar
         raise RecipeError(f"{texts['deepspeed'][1]}: deepspeed: no ZeRO stage {zero['stage']}")
     accumulation = deepspeed.get("data_types", {}).get("grad_accum_dtype")
     in_float32 = not deepspeed or accumulation == "fp32"  # a launcher's configuration is one of ours
-    return _setup(recipe, gpus, gpu_bytes, sharding or stage or "none", zero, in_float32)
+    setup = _setup(recipe, gpus, gpu_bytes, sharding or stage or "none", zero)
+    compiled = str(texts.get("loss_compile", (False, ""))[0]).lower() == "true"
+    return replace(setup, accumulates_float32=in_float32, loss_compile=compiled)
 
 
 def read_anywhere(path: Path, overrides: list[str]) -> tuple[Recipe, dict[str, tuple[Any, str]]]:
@@ -62,9 +65,7 @@ def read_anywhere(path: Path, overrides: list[str]) -> tuple[Recipe, dict[str, t
     return recipe, {name: text for name, text in texts.items() if name in OF_THE_MACHINE}
 
 
-def _setup(
-    recipe: Recipe, gpus: int, gpu_bytes: int, sharding: Any, zero: dict[str, Any], accumulates_float32: bool
-) -> Setup:
+def _setup(recipe: Recipe, gpus: int, gpu_bytes: int, sharding: Any, zero: dict[str, Any]) -> Setup:
     model, data, training = recipe.model, recipe.data, recipe.training
     half = "bfloat16" if training.bf16 else None
     targets = model.lora_target_modules
@@ -100,7 +101,6 @@ def _setup(
         server_suffices=training.estimator.method.needs != "distribution" and not training.log_gradient_variance,
         optimizer_offload="offload_optimizer" in zero,
         parameter_offload="offload_param" in zero,
-        accumulates_float32=accumulates_float32,
         reduce_bucket=_number(zero, "reduce_bucket_size"),
         overlap_comm=bool(zero.get("overlap_comm", True)),
         persistence=_number(zero, "stage3_param_persistence_threshold"),

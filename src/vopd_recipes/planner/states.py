@@ -61,6 +61,7 @@ class Setup:
     own_base: bool = False  # the teacher is the student without its adapters, in one copy
     teacher_head_only: bool = False  # a server gives hidden states, and the head that reads them is here
     server_suffices: bool = False  # a teacher server can give what the estimator needs
+    loss_compile: bool = False
     optimizer_offload: bool = False
     parameter_offload: bool = False
     accumulates_float32: bool = True  # DeepSpeed, whatever type gradients come in

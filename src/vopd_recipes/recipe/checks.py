@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
+import shutil
 from dataclasses import fields
 from typing import Any
 
@@ -77,6 +79,11 @@ def check_backends(args: Any, estimator: Estimator) -> None:
     share = args.vllm_gpu_memory_utilization
     require(0 < share < 1, f"vllm_gpu_memory_utilization must lie in (0, 1), got {share}")
     require(args.teacher_server_timeout > 0, "teacher_server_timeout must be positive")
+    compiler = os.environ.get("CXX", "g++")
+    require(
+        not args.loss_compile or shutil.which(compiler) is not None,
+        f"loss_compile: true needs a C++ compiler, and {compiler} is not on the PATH; install one, or leave it out",
+    )
     if args.teacher_backend == "local":
         require(args.teacher_server_url is None, "teacher_server_url has no effect with teacher_backend: local")
         require(
@@ -93,6 +100,7 @@ def check_backends(args: Any, estimator: Estimator) -> None:
     )
     if not args.knows_logprobs_only:
         return
+    require(not args.loss_compile, "loss_compile has no effect with teacher_server_scores: logprobs")
     require(
         not args.log_gradient_variance,
         "log_gradient_variance: true needs the teacher's whole distribution, which a server of log-probabilities "

@@ -232,6 +232,7 @@ class VOPDConfig(TrainingArguments):
     teacher_server_model: str | None = option(None, "name of the model there; default: the only one")
     teacher_server_timeout: float = option(600.0, "seconds to keep trying before the run stops, resumable")
     log_gradient_variance: bool = option(False, "log every estimator's exact gradient variance")
+    loss_compile: bool = option(False, "compile the loss's elementwise part: fewer passes over logits, a slow start")
     resume_only_model: bool = option(False, "resume from a checkpoint without its optimiser: moments start anew")
     hub_merge: bool = option(False, "push_to_hub of LoRA runs: the merged model too, to <hub_model_id>-merged")
 

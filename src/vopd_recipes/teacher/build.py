@@ -52,7 +52,7 @@ def connect_to_teacher(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, longe
         head = load_teacher_head(recipe.model)
         states = StatesServer(*place, head.weight.dtype, training.teacher_server_timeout)
         states.check(tokenizer, longest, head)
-        return StatesTeacher(states, head)
+        return StatesTeacher(states, head, compiled=training.loss_compile)
     k = estimator.support_top_k if estimator.method.needs == "support" else 0
     server = TeacherServer(*place, k, training.teacher_server_timeout)
     teacher = ServerTeacher(server, len(tokenizer), estimator)
@@ -66,6 +66,7 @@ def as_teachers(
     accelerator: Accelerator,
     wrapped: Callable[[], nn.Module],
     offload: Collection[str | None],
+    compiled: bool,
 ) -> dict[str | None, Teacher]:
     """What a trainer was given, as teachers by name; `None` is the name of the only one.
 
@@ -75,14 +76,15 @@ def as_teachers(
         accelerator: the trainer's.
         wrapped: gives the student inside its distributed wrapper.
         offload: names of models that wait in CPU memory between their turns.
+        compiled: see `fused_loss`.
     """
     named: Mapping[Any, nn.Module | Teacher] = given if isinstance(given, Mapping) else {None: given}
     found: dict[str | None, Teacher] = {}
     for name, one in named.items():
         if one is student and isinstance(one, PeftModel):
-            found[name] = OwnBase(one, accelerator, wrapped)
+            found[name] = OwnBase(one, accelerator, wrapped, compiled)
         elif isinstance(one, nn.Module):
-            found[name] = LocalTeacher(one, accelerator, name in offload)
+            found[name] = LocalTeacher(one, accelerator, name in offload, compiled)
         else:
             found[name] = one
     return found

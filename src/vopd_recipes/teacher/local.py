@@ -50,12 +50,15 @@ class LocalTeacher:
         accelerator: the trainer's; says where the model goes and how it is sharded.
         offload: keep the backbone in CPU memory between windows; under ZeRO-3 it was loaded there
             (`sharding.loading_teacher`).
+        compiled: see `fused_loss`.
     """
 
     remote = False
 
-    def __init__(self, model: nn.Module, accelerator: Accelerator, offload: bool = False) -> None:
-        self.model = model
+    def __init__(
+        self, model: nn.Module, accelerator: Accelerator, offload: bool = False, compiled: bool = False
+    ) -> None:
+        self.model, self.compiled = model, compiled
         self.vocabulary = vocabulary_of(model)
         self._device = accelerator.device
         self._offload = offload
@@ -140,6 +143,7 @@ class LocalView:
                 token_weights=weights,
                 rollout_logprobs=batch.rollout_logprobs,
                 gradient_variance=variance,
+                compiled=self._teacher.compiled,
             )
 
 

@@ -28,13 +28,17 @@ class OwnBase:
         student: with adapters.
         accelerator: the trainer's.
         wrapped: gives the student inside its distributed wrapper, which is there once training starts.
+        compiled: see `fused_loss`.
     """
 
     remote = False
 
-    def __init__(self, student: PeftModel, accelerator: Accelerator, wrapped: Callable[[], nn.Module]) -> None:
+    def __init__(
+        self, student: PeftModel, accelerator: Accelerator, wrapped: Callable[[], nn.Module], compiled: bool = False
+    ) -> None:
         self.vocabulary = vocabulary_of(student)
         self.collective = shards_weights(accelerator)
+        self.compiled = compiled
         self._student, self._accelerator, self._wrapped = student, accelerator, wrapped
 
     def views(self, batches: Sequence[MicroBatch]) -> list[Callable[[], TeacherView]]:
@@ -46,14 +50,14 @@ class OwnBase:
         on_device, wrapped = batch.to(self._accelerator.device), self._wrapped()
         states = redirected(self._student, lambda _: completion_states(self._student, on_device))
         with self._student.disable_adapter(), evaluating(wrapped), self._accelerator.autocast(), states:
-            return _OwnBaseView(wrapped(on_device.input_ids))
+            return _OwnBaseView(self, wrapped(on_device.input_ids))
 
 
 class _OwnBaseView:
     """Hidden states [N, H] of the base; the head is the student's."""
 
-    def __init__(self, hidden: Tensor) -> None:
-        self._hidden = hidden
+    def __init__(self, teacher: OwnBase, hidden: Tensor) -> None:
+        self._teacher, self._hidden = teacher, hidden
 
     def student_loss(
         self, hidden: Tensor, head: Head, batch: MicroBatch, estimator: Estimator, weights: Tensor, variance: bool
@@ -69,4 +73,5 @@ class _OwnBaseView:
             token_weights=weights,
             rollout_logprobs=batch.rollout_logprobs,
             gradient_variance=variance,
+            compiled=self._teacher.compiled,
         )

@@ -133,12 +133,15 @@ class StatesTeacher:
         server: where it is.
         head: the teacher's.
         in_flight_bytes: of states that are asked for or wait.
+        compiled: see `fused_loss`.
     """
 
     remote, collective = True, False
 
-    def __init__(self, server: StatesServer, head: Head, in_flight_bytes: int = IN_FLIGHT_BYTES) -> None:
-        self.server, self.head, self.vocabulary = server, head, len(head.weight)
+    def __init__(
+        self, server: StatesServer, head: Head, in_flight_bytes: int = IN_FLIGHT_BYTES, compiled: bool = False
+    ) -> None:
+        self.server, self.head, self.vocabulary, self.compiled = server, head, len(head.weight), compiled
         self._in_flight_bytes = in_flight_bytes
 
     def head_on(self, device: torch.device) -> Head:
@@ -225,4 +228,5 @@ class StatesView:
             token_weights=weights,
             rollout_logprobs=batch.rollout_logprobs,
             gradient_variance=variance,
+            compiled=self._teacher.compiled,
         )

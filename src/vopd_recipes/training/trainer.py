@@ -101,7 +101,9 @@ class VOPDTrainer(OwnPublishing, Bookkeeping):
         self.estimator = args.estimator
         self.answer_format = answer_format
         offload = {name for name, one in args.by_teacher().items() if one.teacher_offload}
-        self.teachers = as_teachers(teacher, model, self.accelerator, lambda: self.model_wrapped, offload)
+        self.teachers = as_teachers(
+            teacher, model, self.accelerator, lambda: self.model_wrapped, offload, args.loss_compile
+        )
         alone = None in self.teachers and not self._has_column("teacher_input_ids")
         self.teacher: Teacher = self.teachers[None] if alone else SeveralTeachers(self.teachers)
         self.vocabulary = min(vocabulary_of(model), self.teacher.vocabulary)
