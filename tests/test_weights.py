@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TinyPair, sharpened
+from family_configs import SHAPE
 from launching import REPOSITORY, on_two_processes
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
@@ -29,12 +30,6 @@ from vopd_recipes.models import FullCopy, check_models, checkpoint_weights, full
 from vopd_recipes.models.weights import merging_error
 from vopd_recipes.recipe import RecipeError
 
-# Small enough for a test, and of the shapes that vLLM's kernels for CPUs take.
-SHAPE = {
-    "vocab_size": 264, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 128, "pad_token_id": 0, "bos_token_id": 1,
-    "eos_token_id": 256,
-}  # fmt: skip
 APERTUS = ApertusConfig(**SHAPE, tie_word_embeddings=False)
 GLM4_MOE = Glm4MoeConfig(
     **SHAPE, moe_intermediate_size=32, n_routed_experts=4, num_experts_per_tok=2, first_k_dense_replace=1, n_group=1,

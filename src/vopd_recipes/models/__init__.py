@@ -11,6 +11,7 @@ from vopd_recipes.models.architecture import (
     head_module,
     head_of,
     hidden_states,
+    runs_each_alone,
     scale_logits,
     vocabulary_of,
 )
