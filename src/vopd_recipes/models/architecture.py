@@ -86,14 +86,8 @@ def runs_each_alone(model: nn.Module) -> bool:
     return getattr(causal_lm_of(model), "runs_each_alone", False)
 
 
-def each_alone(model: nn.Module, sequences: Sequence[Tensor], together: bool) -> Tensor:
-    """Last hidden states [T, H], one sequence after another, none of which has seen another.
-
-    Args:
-        model: the causal language model.
-        sequences: tokens of each; T in all.
-        together: in one padded forward, not in one for each.
-    """
+def _each_alone(model: nn.Module, sequences: Sequence[Tensor], together: bool) -> Tensor:
+    """Last hidden states [T, H], one sequence after another; `together` in one padded forward, not in one for each."""
     states: list[Tensor] = []
     for group in [sequences] if together else [[one] for one in sequences]:
         rows = pad_sequence(list(group), batch_first=True)
@@ -106,7 +100,7 @@ def completion_states(model: nn.Module, batch: MicroBatch) -> Tensor:
     """Hidden states [N, H] that predict the completion tokens of a packed row."""
     if runs_each_alone(model):
         sequences = batch.input_ids[0].split(batch.sequence_lengths)
-        return each_alone(model, sequences, together=is_cut(model))[batch.completion_positions]
+        return _each_alone(model, sequences, together=is_cut(model))[batch.completion_positions]
     implementation = causal_lm_of(model).config._attn_implementation
     packed = packed_arguments(implementation, batch.sequence_lengths, batch.input_ids.device)
     hidden = hidden_states(model, batch.input_ids, batch.position_ids, **packed)

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from vopd_recipes.models.architecture import (
     causal_lm_of,
-    each_alone,
     head_module,
     head_of,
     hidden_states,
@@ -100,7 +99,7 @@ def _compare(
             f"{label}: its next-token distribution is uniform (entropy {entropy:.2f} nats of "
             f"{math.log(logits.shape[1]):.2f}); were its weights loaded?"
         )
-    hidden = hidden_states(model, input_ids, torch.arange(len(prompt), device=causal_lm.device)[None])
+    hidden = _alone(model, input_ids[0])
     module = head_module(model)
     with redirected(module, lambda hidden: nn.functional.linear(hidden, module.weight, module.bias)):
         ours = scale_logits(module(hidden).float(), head)
@@ -127,14 +126,13 @@ def _compare(
 
 
 def _check_causal(label: str, model: nn.Module, text: list[int]) -> None:
-    """A text must have the hidden states [T, H] alone that it has beside a longer one, padded."""
+    """The hidden states [T, H] of a text's first half must be those that it has without the second."""
     tokens = torch.tensor(text, device=causal_lm_of(model).device)
-    part = tokens[: (len(text) + 1) // 2]
-    alone = hidden_states(model, part[None], torch.arange(len(part), device=tokens.device)[None])
-    difference = _difference(each_alone(model, [part, tokens], together=True)[: len(part)], alone)
+    half = tokens[: (len(text) + 1) // 2]
+    difference = _difference(_alone(model, tokens)[: len(half)], _alone(model, half))
     if difference.mean() > (_ROUNDED_PACKING_TOLERANCE if _rounds(model) else _PACKING_TOLERANCE):
         raise RecipeError(
-            f"{label}: what it computes for a token depends on those after it (texts of {len(text)} tokens), so it "
+            f"{label}: what it computes for a token depends on those after it (in texts of {len(text)} tokens), so it "
             "would not train what it samples"
         )
 
@@ -161,14 +159,19 @@ def _mixing(model: nn.Module, text: list[int]) -> str | None:
     leak = _difference(one, other)[:4].mean()
     if leak > (_ROUNDED_LEAK_TOLERANCE if _rounds(model) else _LEAK_TOLERANCE):
         return "its layers carry something from one sequence of a packed row into the next"
-    difference = _difference(one, hidden_states(model, tokens[None], positions[:, len(before) :]))
+    difference = _difference(one, _alone(model, tokens))
     tolerance = _ROUNDED_PACKING_TOLERANCE if _rounds(model) else _PACKING_TOLERANCE
     if difference[:4].mean() > tolerance or difference[-32:].mean() > tolerance:
         return (
-            f"its attention has a window that it keeps in a mask alone, and none in a packed row with "
+            "its attention has a window that it keeps in a mask alone, and none in a packed row with "
             f"attn_implementation: {implementation} (sdpa packs it)"
         )
     return None
+
+
+def _alone(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Hidden states [T, H] of a row that is one text."""
+    return hidden_states(model, tokens[None], torch.arange(len(tokens), device=tokens.device)[None])
 
 
 def _rounds(model: nn.Module) -> bool:
@@ -183,9 +186,8 @@ def _check_train_mode(label: str, model: nn.Module, hidden: Tensor, input_ids: T
     for module in model.modules():
         if isinstance(module, LoraLayer):
             module.lora_dropout.eval()
-    positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
     with torch.random.fork_rng():
-        difference = _difference(hidden_states(model, input_ids, positions), hidden)
+        difference = _difference(_alone(model, input_ids[0]), hidden)
     model.eval()
     if difference.mean() > _TRAIN_MODE_TOLERANCE:
         raise RecipeError(

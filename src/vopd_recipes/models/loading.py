@@ -60,7 +60,9 @@ def load_student(config: ModelConfig) -> PreTrainedModel | PeftModel:
     """The student: its weights are trained, or LoRA adapters where asked for and nothing else.
 
     Of a model that reads pictures or sound as well, what text does not pass is neither trained nor adapted: it would
-    never get a gradient, for which DDP would wait. Where `model_name_or_path` holds a LoRA adapter, the base that it names is loaded, and training continues it.
+    never get a gradient, for which DDP would wait.
+
+    Where `model_name_or_path` holds a LoRA adapter, the base that it names is loaded, and training continues it.
 
     Raises:
         RecipeError: it cannot be loaded, or an adapter there is not the one that the recipe describes.
@@ -102,11 +104,11 @@ def _check_layers(student: PeftModel) -> None:
 
 def _beside_text(model: PreTrainedModel) -> list[str]:
     """Names of the modules that text does not pass: neither of its decoder nor of the head."""
-    passed = [*model.get_decoder().parameters(), *model.get_output_embeddings().parameters()]
+    passed = {id(p) for part in (model.get_decoder(), model.get_output_embeddings()) for p in part.parameters()}
     found: list[str] = []
     for name, module in model.named_modules():
-        parameters = list(module.parameters())
-        if parameters and not {*map(id, parameters)} & {*map(id, passed)} and not name.startswith(tuple(f"{above}." for above in found)):
+        own = {id(parameter) for parameter in module.parameters()}
+        if own and not own & passed and not name.startswith(tuple(f"{above}." for above in found)):
             found.append(name)
     return found
 

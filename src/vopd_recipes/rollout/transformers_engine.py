@@ -128,9 +128,7 @@ class _Decoding:
         if self.without_attention:
             state = {"cache_params": self.cache, "attention_mask": self.mask[:, -width:]}
         positions = (self.mask.cumsum(1) - 1).clamp_min(0)[:, -width:]
-        output = self.model(
-            input_ids=self.tokens, position_ids=positions, use_cache=True, logits_to_keep=1, **state
-        )
+        output = self.model(input_ids=self.tokens, position_ids=positions, use_cache=True, logits_to_keep=1, **state)
         return output.logits[:, -1].float()
 
     def _drop_finished(self) -> bool:
@@ -139,7 +137,7 @@ class _Decoding:
         alive = int(going_on.sum())
         if 0 < alive <= _COMPACT_BELOW * len(self.rows):
             keep = going_on.nonzero()[:, 0]
-            self.cache.batch_select_indices(keep)
+            self.cache.reorder_cache(keep)  # `batch_select_indices` forgets the states of recurrent layers
             self.rows, self.tokens, self.mask = self.rows[keep], self.tokens[keep], self.mask[keep]
             self.uniforms = self.uniforms[keep]
         return alive > 0
