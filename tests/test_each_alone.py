@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from vopd_recipes.models import check_models, runs_each_alone
 from vopd_recipes.packing import pack
+from vopd_recipes.rollout import Completion, Sampling, TransformersRollout
 
 HYBRIDS = ["Qwen3.5", "Falcon-H1", "LFM2"]  # linear attention, a state space, a convolution
 
@@ -73,6 +74,30 @@ def test_a_micro_batch_equals_one_sequence_at_a_time(
         assert gradients.keys() == alone.keys()
         for name, gradient in gradients.items():
             torch.testing.assert_close(gradient, alone[name], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["Qwen3.5", "Falcon-H1", "LFM2", "Mamba", "Mamba 2"])
+def test_rows_that_end_take_their_states_along(folder, family) -> None:
+    """Prompts of many lengths, and half of the tokens end a completion: the batch shrinks; each is as it is alone."""
+    model = AutoModelForCausalLM.from_pretrained(folder(family)).eval()
+    prompts = [list(range(40, 40 + length)) for length in (3, 17, 5, 9, 30, 1, 12, 8)]
+    seeds = [1009 * i for i in range(len(prompts))]
+
+    def sampled(batch_size: int) -> list[Completion]:
+        engine = TransformersRollout(lambda: model, set(range(0, 250, 12)), 250, Sampling(), batch_size)
+        return engine.generate(prompts, seeds, 24)
+
+    together, alone = sampled(8), sampled(1)
+    assert [one.token_ids for one in together] == [one.token_ids for one in alone]
+    lengths = {len(one.token_ids) for one in alone}
+    assert len(lengths) > 3 and max(lengths) > 12
+    for prompt, one in zip(prompts, together):
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + one.token_ids]), use_cache=False).logits[
+                0, len(prompt) - 1 : -1, :250
+            ]
+        logprobs = logits.log_softmax(-1).gather(1, torch.tensor(one.token_ids)[:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(one.logprobs), logprobs, atol=2e-4, rtol=0)
 
 
 def test_it_is_said_once_and_trains(write_recipe, tiny_pair, folder, tmp_path, caplog) -> None:

@@ -18,7 +18,7 @@ from vopd_recipes.models.architecture import (
 from vopd_recipes.models.attention import PACKED_SDPA, packed_arguments
 from vopd_recipes.models.checks import check_models
 from vopd_recipes.models.head_only import load_teacher_head
-from vopd_recipes.models.loading import base_of, load_student, load_teacher, load_tokenizer
+from vopd_recipes.models.loading import base_of, load_student, load_teacher, load_tokenizer, noise_of
 from vopd_recipes.models.sharding import (
     IN_CPU_MEMORY,
     evaluating,

@@ -108,7 +108,8 @@ def _compare(
     windows = [getattr(causal_lm.config.get_text_config(), name, None) or longest for name in _WINDOWS]
     texts = [prompt]
     if min(windows) < longest:
-        texts.append((prompt * (min(windows) // len(prompt) + 2))[: min(windows) + 64])
+        length = min(windows) + 64
+        texts.append((prompt * (length // len(prompt) + 1))[:length])
     for text in texts:
         _check_causal(label, model, text)
     if not runs_each_alone(model) and (reason := next(filter(None, (_mixing(model, text) for text in texts)), None)):
@@ -126,10 +127,10 @@ def _compare(
 
 
 def _check_causal(label: str, model: nn.Module, text: list[int]) -> None:
-    """The hidden states [T, H] of a text's first half must be those that it has without the second."""
+    """The hidden states [T, H] of a text's tokens must be those that they have without its last ones."""
     tokens = torch.tensor(text, device=causal_lm_of(model).device)
-    half = tokens[: (len(text) + 1) // 2]
-    difference = _difference(_alone(model, tokens)[: len(half)], _alone(model, half))
+    most = tokens[: max((len(text) + 1) // 2, len(text) - 32)]
+    difference = _difference(_alone(model, tokens)[: len(most)], _alone(model, most))
     if difference.mean() > (_ROUNDED_PACKING_TOLERANCE if _rounds(model) else _PACKING_TOLERANCE):
         raise RecipeError(
             f"{label}: what it computes for a token depends on those after it (in texts of {len(text)} tokens), so it "
