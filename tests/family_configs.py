@@ -88,7 +88,11 @@ FAMILIES = {
     "GPT-2": Family("gpt2"),
     "gpt-oss": Family("gpt_oss", {**_LOCAL_EXPERTS, **_WINDOW}, _ATTENTION),
     "Mamba": Family("mamba", {"state_size": 16, "intermediate_size": 128}, ("in_proj", "x_proj")),
-    "Mamba 2": Family("mamba2", {"num_heads": 4, "head_dim": 32, "n_groups": 1, "state_size": 16, "intermediate_size": 128}, ("in_proj",)),
+    "Mamba 2": Family(
+        "mamba2",
+        {"num_heads": 4, "head_dim": 32, "n_groups": 1, "state_size": 16, "intermediate_size": 128},
+        ("in_proj",),
+    ),
     "Jamba": Family(
         "jamba",
         {

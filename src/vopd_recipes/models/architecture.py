@@ -78,12 +78,12 @@ def vocabulary_of(model: nn.Module) -> int:
 
 def run_each_alone(model: nn.Module) -> None:
     """From now on the sequences of a micro-batch do not share a row of this model."""
-    causal_lm_of(model).runs_each_alone = True
+    vars(causal_lm_of(model))["runs_each_alone"] = True
 
 
 def runs_each_alone(model: nn.Module) -> bool:
     """Whether `run_each_alone` was said of it."""
-    return getattr(causal_lm_of(model), "runs_each_alone", False)
+    return "runs_each_alone" in vars(causal_lm_of(model))
 
 
 def _each_alone(model: nn.Module, sequences: Sequence[Tensor], together: bool) -> Tensor:

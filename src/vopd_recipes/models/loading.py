@@ -113,10 +113,14 @@ def _beside_text(model: PreTrainedModel) -> list[str]:
     return found
 
 
+def _within(names: list[str]) -> str | None:
+    """A pattern of these modules and all in them; `None` for none."""
+    return rf"({'|'.join(map(re.escape, names))})(\..*)?" if names else None
+
+
 def _lora(config: ModelConfig, base: PreTrainedModel) -> LoraConfig:
-    beside = "|".join(map(re.escape, _beside_text(base)))
     return LoraConfig(
-        exclude_modules=rf"({beside})(\..*)?" if beside else None,
+        exclude_modules=_within(_beside_text(base)),
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
@@ -170,8 +174,8 @@ def _targets(config: ModelConfig, base: PreTrainedModel) -> set[str]:
     if config.lora_target_modules == "all-linear":
         head = base.get_output_embeddings()
         layers = [(name, module) for name, module in base.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
-        beside = re.compile(lora.exclude_modules or "$^")
-        return {name for name, module in layers if module is not head and not beside.fullmatch(name)}
+        beside = _within(_beside_text(base)) or "$^"
+        return {name for name, module in layers if module is not head and not re.fullmatch(beside, name)}
     return {name for name, _ in base.named_modules() if check_target_module_exists(lora, name)}
 
 

@@ -137,7 +137,8 @@ class _Decoding:
         alive = int(going_on.sum())
         if 0 < alive <= _COMPACT_BELOW * len(self.rows):
             keep = going_on.nonzero()[:, 0]
-            self.cache.reorder_cache(keep)  # `batch_select_indices` forgets the states of recurrent layers
+            # `batch_select_indices` forgets the states of recurrent layers
+            self.cache.reorder_cache(keep)  # type: ignore[arg-type]
             self.rows, self.tokens, self.mask = self.rows[keep], self.tokens[keep], self.mask[keep]
             self.uniforms = self.uniforms[keep]
         return alive > 0

@@ -1,4 +1,4 @@
-"""Before the first step: is what samples the completions the student?
+"""Before the first step, and after each: is what samples the completions the student?
 
 The engine's log-probabilities of its first completions against the trainer's own, mean |log p_train − log p_rollout|
 over their first tokens. In float32 two right implementations differ by rounding, 1e-6 or so; in bfloat16 a token moves
@@ -70,9 +70,8 @@ def largest_gap(run: Any, first: bool) -> float:
     """
     modules = run.student.modules()
     dropout = noise_of(causal_lm_of(run.student).config) or any(isinstance(m, nn.Dropout) and m.p for m in modules)
-    rounded = (
-        run.args.bf16 or run.args.tf32 or run.accelerator.mixed_precision != "no"
-    )  # the recipe's, or the launcher's
+    rounded = run.args.bf16 or run.args.tf32
+    rounded |= run.accelerator.mixed_precision != "no"  # the launcher's, if not the recipe's
     rounded |= causal_lm_of(run.student).dtype != torch.float32 or run.args.vllm_dtype not in (None, "float32")
     if first:
         return _LARGEST_ROUNDED if rounded else _LARGEST_EXACT
