@@ -92,7 +92,8 @@ def fsdp2(trainer) -> dict[str, object]:
         for name, parameter in trainer.model.named_parameters():
             if ".lora_B." in name:
                 parameter.normal_(generator=torch.Generator().manual_seed(0))
-    samples = trainer.sample(list(trainer.train_dataset)[:6], step=0, generations=1)
+    check_models(trainer.student, trainer.teacher.model, trainer.train_dataset[0]["input_ids"])
+    samples = trainer.sample(list(trainer.train_dataset)[:5], step=0, generations=1)  # three here, two there
     loss, gradients = loss_and_gradients(trainer, samples)
     weights = {name: tensor.clone() for name, tensor in full_weights(trainer.student)}
 

@@ -1,6 +1,7 @@
 """Student and teacher load as asked, and a pair that cannot be distilled is refused before step 1."""
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,15 +17,21 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
+    DogeConfig,
+    FalconH1Config,
     Gemma2Config,
+    Gemma3Config,
     GPT2Config,
+    GptOssConfig,
     GraniteConfig,
+    MambaConfig,
     MistralConfig,
     OPTConfig,
     PhimoeConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
+    Qwen3Config,
     Qwen3NextConfig,
     StableLmConfig,
 )
@@ -37,18 +44,22 @@ from vopd_recipes.models import (
     check_models,
     check_prompts,
     check_tokenizers,
+    completion_states,
     end_of_sequence_ids,
+    full_weights,
     head_module,
     head_of,
     hidden_states,
     load_student,
     load_teacher,
     load_tokenizer,
+    runs_each_alone,
     scale_logits,
     unshared_end,
     vocabulary_of,
 )
 from vopd_recipes.models.loading import default_attention
+from vopd_recipes.packing import Sample, pack
 from vopd_recipes.recipe import ModelConfig, RecipeError
 from vopd_recipes.tiny import pair as tiny
 
@@ -98,7 +109,7 @@ def test_types_and_attention(tiny_pair: TinyPair) -> None:
     assert (student.dtype, teacher.dtype) == (torch.float32, torch.bfloat16)
     assert student.config._attn_implementation == "sdpa"
     assert load_teacher(config(tiny_pair, dtype="bfloat16")).dtype == torch.bfloat16
-    assert default_attention("float32") == PACKED_SDPA
+    assert default_attention(student.config, "float32") == PACKED_SDPA
     check_models(student, teacher, PROMPT)  # rounding in bfloat16 is not taken for a strange head
 
 
@@ -235,6 +246,28 @@ def test_an_adapted_embedding_that_is_the_head_is_refused(tiny_pair: TinyPair) -
     untied = config(tiny_pair, model_name_or_path=str(tiny_pair.teacher), use_peft=True)
     untied.lora_target_modules = ["q_proj", "embed_tokens"]
     check_models(load_student(untied), None, PROMPT)
+
+
+@pytest.mark.parametrize("fields", [{}, {"use_peft": True}, {"use_peft": True, "lora_target_modules": ["q_proj"]}])
+def test_what_reads_pictures_is_neither_trained_nor_adapted(tiny_pair: TinyPair, tmp_path: Path, fields: dict) -> None:
+    """Gemma 3's tower and projector; its tower has layers of the same names as its text part."""
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    settings = Gemma3Config(
+        vision_config={**vision, "image_size": 28, "patch_size": 14}, mm_tokens_per_image=4,
+        text_config={**SHAPE, "query_pre_attn_scalar": 8},
+    )  # fmt: skip
+    random_model(settings).save_pretrained(tmp_path)
+    student = load_student(config(tiny_pair, model_name_or_path=str(tmp_path), **fields))
+    check_models(student, None, PROMPT)
+    completion_states(student, *pack([Sample(0, PROMPT, [7, 8], [0.0] * 2, True)], 1)).sum().backward()
+    names = {name for name, parameter in student.named_parameters() if parameter.requires_grad}
+    assert names == {name for name, parameter in student.named_parameters() if parameter.grad is not None}
+    assert names and all("language_model" in name for name in names)
+    assert any("vision_tower" in name for name, _ in full_weights(student))  # still handed over
+    if fields:
+        student.save_pretrained(tmp_path / "adapter")
+        again = config(tiny_pair, model_name_or_path=str(tmp_path / "adapter"), **fields)
+        assert {n for n, p in load_student(again).named_parameters() if p.requires_grad} == names
 
 
 def trained_adapter(pair: TinyPair, folder: Path, **fields: object) -> PeftModel:
@@ -469,45 +502,104 @@ def test_a_teacher_that_knows_nothing(pair: tuple[PreTrainedModel, PreTrainedMod
     assert "were its weights loaded?" in refusal(check_models, student, teacher, PROMPT)
 
 
-@pytest.mark.parametrize(
-    ("settings", "implementation", "says"),
-    [
-        (OPTConfig(**SHAPE, ffn_dim=48, word_embed_proj_dim=32), "sdpa", "its layers mix the sequences"),
-        (
-            Qwen3NextConfig(
-                **SHAPE, linear_num_key_heads=2, linear_num_value_heads=2, linear_key_head_dim=8,
-                linear_value_head_dim=8, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=8,
-                shared_expert_intermediate_size=8, layer_types=["linear_attention", "full_attention"],
-            ),
-            PACKED_SDPA,
-            "its layers mix the sequences",
-        ),
-        (StableLmConfig(**SHAPE), PACKED_SDPA, "does not pass sequence_lengths on"),
-        (Gemma2Config(**SHAPE, query_pre_attn_scalar=8), PACKED_SDPA, "set attn_implementation: eager"),
-    ],
+QWEN3_NEXT = Qwen3NextConfig(
+    **SHAPE, linear_num_key_heads=2, linear_num_value_heads=2, linear_key_head_dim=8, linear_value_head_dim=8,
+    num_experts=2, num_experts_per_tok=1, moe_intermediate_size=8, shared_expert_intermediate_size=8,
+    layer_types=["linear_attention", "full_attention"],
 )  # fmt: skip
-def test_layers_that_cannot_be_packed(
-    pair: tuple[PreTrainedModel, PreTrainedModel], settings: PreTrainedConfig, implementation: str, says: str
-) -> None:
-    model = random_model(settings, implementation)
-    assert says in refusal(check_models, model, pair[1], PROMPT)
-    assert says in refusal(check_models, pair[0], model, PROMPT)
+FALCON_H1 = FalconH1Config(
+    **SHAPE, mamba_n_heads=4, mamba_d_head=8, mamba_n_groups=1, mamba_d_state=8, mamba_expand=1, mamba_d_ssm=32
+)
+PHIMOE = PhimoeConfig(**SHAPE, num_local_experts=2, num_experts_per_tok=1, sliding_window=24, router_jitter_noise=0.0)
+
+
+def packing_of(pair: tuple[nn.Module, nn.Module], which: int, caplog: pytest.LogCaptureFixture, *longest: int) -> str:
+    """What the check says of one model of a pair; nothing where it is packed. The other one is."""
+    with caplog.at_level(logging.INFO):
+        check_models(*pair, PROMPT, *longest)
+    said = [record.message for record in caplog.records if "its sequences run one by one" in record.message]
+    assert len(said) <= 1 and all(line.startswith("teacher " if which else "student ") for line in said)
+    assert [runs_each_alone(model) for model in pair] == [bool(said) and which == n for n in (0, 1)]
+    caplog.clear()
+    return said[0] if said else ""
 
 
 @pytest.mark.parametrize("which", [0, 1])
-def test_a_window_that_only_a_mask_keeps(pair: tuple[PreTrainedModel, PreTrainedModel], which: int) -> None:
-    """PhiMoE's attention knows nothing of its window; Mistral's does. On sequences that exceed it."""
-    phi = PhimoeConfig(**SHAPE, num_local_experts=2, num_experts_per_tok=1, sliding_window=24)
+@pytest.mark.parametrize(
+    ("settings", "implementation", "dtype", "says"),
+    [
+        (OPTConfig(**SHAPE, ffn_dim=48, word_embed_proj_dim=32), "sdpa", torch.float32, "its layers carry something"),
+        (QWEN3_NEXT, PACKED_SDPA, torch.float32, "its layers carry something from one sequence of a packed row"),
+        (QWEN3_NEXT, PACKED_SDPA, torch.bfloat16, "its layers carry something from one sequence of a packed row"),
+        (FALCON_H1, PACKED_SDPA, torch.float32, "its layers carry something"),  # no more than 2% of it
+        (StableLmConfig(**SHAPE), PACKED_SDPA, torch.float32, "does not pass sequence_lengths on"),
+    ],
+)
+def test_sequences_that_cannot_share_a_row_run_one_by_one(
+    pair: tuple[PreTrainedModel, PreTrainedModel],
+    settings: PreTrainedConfig,
+    implementation: str,
+    dtype: torch.dtype,
+    says: str,
+    which: int,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     models = list(pair)
-    models[which] = random_model(phi)
-    models[which].config.router_jitter_noise = 0.0
-    check_models(*models, PROMPT)  # shorter sequences than the window
-    message = refusal(check_models, *models, PROMPT, 64)
-    assert "its attention has a window that it keeps in a mask alone, and none in a packed row" in message
-    models[which] = random_model(phi, "sdpa")
-    check_models(*models, PROMPT, 64)
+    models[which] = random_model(settings, implementation).to(dtype)
+    assert says in packing_of(models, which, caplog)
+    samples = [Sample(n, [40, 41 + n], [50 + n] * n, [0.0] * n, True) for n in (7, 3, 1)]
+    (batch,) = pack(samples, 1)
+    with torch.no_grad():
+        together = completion_states(models[which], batch)
+        apart = [completion_states(models[which], *pack([sample], 1)) for sample in samples]
+    assert together.shape == (11, 32)
+    torch.testing.assert_close(together, torch.cat(apart))
+
+
+def test_capped_scores_are_refused_by_sdpa(pair: tuple[PreTrainedModel, PreTrainedModel]) -> None:
+    model = random_model(Gemma2Config(**SHAPE, query_pre_attn_scalar=8))
+    assert "set attn_implementation: eager" in refusal(check_models, model, pair[1], PROMPT)
+    assert "set attn_implementation: eager" in refusal(check_models, pair[0], model, PROMPT)
+
+
+@pytest.mark.parametrize(
+    ("settings", "attention"),
+    [
+        (Qwen3Config(**SHAPE), PACKED_SDPA),
+        (Gemma2Config(**SHAPE), "eager"),  # capped scores
+        (GptOssConfig(**SHAPE, num_local_experts=2, num_experts_per_tok=1), "eager"),  # sinks
+        (MambaConfig(**SHAPE), "eager"),  # it has none
+    ],
+)
+def test_attention_is_one_that_computes_the_model(settings: PreTrainedConfig, attention: str) -> None:
+    assert default_attention(settings, "float32") == attention
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_window_that_only_a_mask_keeps(
+    pair: tuple[PreTrainedModel, PreTrainedModel], which: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """PhiMoE's attention knows nothing of its window; Mistral's does. On sequences that exceed it."""
+    models = list(pair)
+    models[which] = random_model(PHIMOE)
+    assert not packing_of(models, which, caplog)  # shorter sequences than the window
+    said = packing_of(models, which, caplog, 64)
+    assert "its attention has a window that it keeps in a mask alone, and none in a packed row" in said
+    models[which] = random_model(PHIMOE, "sdpa")
+    assert not packing_of(models, which, caplog, 64)
     models[which] = random_model(MistralConfig(**SHAPE, sliding_window=24))
-    check_models(*models, PROMPT, 64)
+    assert not packing_of(models, which, caplog, 64)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_token_that_depends_on_those_after_it(
+    pair: tuple[PreTrainedModel, PreTrainedModel], which: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Beyond its window Doge attends to the likeliest keys of the whole text, which a sampler has not yet."""
+    models = list(pair)
+    models[which] = random_model(DogeConfig(**SHAPE, keep_window_size=24))
+    assert not packing_of(models, which, caplog)
+    assert "what it computes for a token depends on those after it" in refusal(check_models, *models, PROMPT, 64)
 
 
 def test_the_student_has_no_dropout_unless_asked_for(tiny_pair: TinyPair, tmp_path: Path) -> None:

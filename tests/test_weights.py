@@ -6,13 +6,17 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TinyPair, sharpened
+from family_configs import FAMILIES as TINY
+from family_configs import SHAPE
 from launching import REPOSITORY, on_two_processes
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from transformers import (
     ApertusConfig,
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     Ernie4_5_MoeConfig,
     Gemma2Config,
     Glm4MoeConfig,
@@ -25,16 +29,10 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from vopd_recipes.models import FullCopy, check_models, checkpoint_weights, full_weights
+from vopd_recipes.models import FullCopy, check_models, checkpoint_weights, full_weights, load_student
 from vopd_recipes.models.weights import merging_error
-from vopd_recipes.recipe import RecipeError
+from vopd_recipes.recipe import ModelConfig, RecipeError
 
-# Small enough for a test, and of the shapes that vLLM's kernels for CPUs take.
-SHAPE = {
-    "vocab_size": 264, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-    "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 128, "pad_token_id": 0, "bos_token_id": 1,
-    "eos_token_id": 256,
-}  # fmt: skip
 APERTUS = ApertusConfig(**SHAPE, tie_word_embeddings=False)
 GLM4_MOE = Glm4MoeConfig(
     **SHAPE, moe_intermediate_size=32, n_routed_experts=4, num_experts_per_tok=2, first_k_dense_replace=1, n_group=1,
@@ -156,6 +154,12 @@ def test_buffers_of_the_checkpoint_are_handed_over(settings: PreTrainedConfig) -
         assert torch.equal(full.model(ids).logits, plain(ids).logits)
 
 
+VISION = {"hidden_size": 32, "intermediate_size": 32}
+QWEN35 = AutoConfig.for_model(
+    "qwen3_5", text_config=SHAPE | TINY["Qwen3.5"].fields,
+    vision_config={**VISION, "depth": 1, "num_heads": 2, "out_hidden_size": 64},
+)  # fmt: skip
+GEMMA3 = TINY["Gemma 3, text and pictures"].settings()
 GPT2 = GPT2Config(vocab_size=264, n_positions=128, n_embd=64, n_layer=2, n_head=2, bos_token_id=1, eos_token_id=256)
 UNTIED = Qwen3Config(**SHAPE, tie_word_embeddings=False)
 
@@ -204,6 +208,23 @@ def test_experts_leave_under_the_names_of_the_file(settings: PreTrainedConfig, t
     assert sent.keys() - saved.keys() <= {"lm_head.weight"}  # a tied head comes twice
     for name, tensor in saved.items():
         assert torch.equal(sent[name], tensor), name
+
+
+@pytest.mark.parametrize("settings", [QWEN35, GEMMA3], ids=lambda settings: settings.model_type)
+def test_the_text_of_a_model_that_reads_pictures(settings: PreTrainedConfig, tmp_path: Path) -> None:
+    """Trained of either is what text passes; what leaves has the names of the file, and what is saved loads again."""
+    torch.manual_seed(0)
+    AutoModelForImageTextToText.from_config(settings).save_pretrained(tmp_path / "whole")
+    saved = load_file(tmp_path / "whole" / "model.safetensors")
+    student = load_student(ModelConfig(model_name_or_path=str(tmp_path / "whole")))
+    sent = dict(checkpoint_weights(student, full_weights(student)))
+    assert sent.keys() - saved.keys() <= {"lm_head.weight"}  # a tied head comes twice
+    assert {name for name in saved if "language_model" in name} <= sent.keys()
+    assert all(torch.equal(sent[name], tensor) for name, tensor in saved.items() if name in sent)
+    student.save_pretrained(tmp_path / "text")
+    again = load_student(ModelConfig(model_name_or_path=str(tmp_path / "text")))
+    for (name, ours), (_, theirs) in zip(full_weights(student), full_weights(again), strict=True):
+        assert torch.equal(ours, theirs), name
 
 
 @pytest.mark.slow

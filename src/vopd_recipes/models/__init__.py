@@ -11,6 +11,7 @@ from vopd_recipes.models.architecture import (
     head_module,
     head_of,
     hidden_states,
+    runs_each_alone,
     scale_logits,
     vocabulary_of,
 )
@@ -24,6 +25,7 @@ from vopd_recipes.models.loading import (
     load_student,
     load_teacher,
     load_tokenizer,
+    noise_of,
 )
 from vopd_recipes.models.sharding import (
     IN_CPU_MEMORY,

@@ -27,6 +27,10 @@ _LARGEST_HEAD = 256
 _BEYOND_VARLEN = ("softcap", "s_aux", "position_bias", "cache")
 
 
+class CannotPack(RuntimeError):
+    """An attention layer is not told where the sequences of a packed row begin."""
+
+
 def packed_sdpa(
     module: nn.Module,
     query: Tensor,
@@ -50,16 +54,15 @@ def packed_sdpa(
         kwargs: scaling, dropout and whatever else sdpa takes.
 
     Raises:
-        RuntimeError: the model does not hand `sequence_lengths` down to its attention, or caps attention scores,
-            which sdpa would leave out without a word.
+        CannotPack: the model does not hand `sequence_lengths` down to its attention.
+        RuntimeError: it caps attention scores or has sinks, which sdpa would leave out without a word.
     """
-    if kwargs.get("softcap") is not None:
-        raise RuntimeError(
-            f"{type(module).__name__} caps its scores, which sdpa cannot; set attn_implementation: eager"
-        )
+    for argument, what in (("softcap", "caps its scores"), ("s_aux", "has attention sinks")):
+        if kwargs.get(argument) is not None:
+            raise RuntimeError(f"{type(module).__name__} {what}, which sdpa cannot; set attn_implementation: eager")
     if sequence_lengths is None:
         if attention_mask is not None and attention_mask.shape[-1] == 1 < key.shape[2]:
-            raise RuntimeError(
+            raise CannotPack(
                 f"{type(module).__name__} does not pass sequence_lengths on, so rows cannot be packed with "
                 f"{PACKED_SDPA}; set attn_implementation: sdpa"
             )

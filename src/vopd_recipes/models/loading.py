@@ -29,6 +29,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.pytorch_utils import Conv1D
 from transformers.utils import cached_file, find_adapter_config_file
 
@@ -58,6 +59,9 @@ def load_tokenizer(config: ModelConfig, teacher: bool = False) -> PreTrainedToke
 def load_student(config: ModelConfig) -> PreTrainedModel | PeftModel:
     """The student: its weights are trained, or LoRA adapters where asked for and nothing else.
 
+    Of a model that reads pictures or sound as well, what text does not pass is neither trained nor adapted: it would
+    never get a gradient, for which DDP would wait.
+
     Where `model_name_or_path` holds a LoRA adapter, the base that it names is loaded, and training continues it.
 
     Raises:
@@ -67,10 +71,12 @@ def load_student(config: ModelConfig) -> PreTrainedModel | PeftModel:
         return _load_adapter(config, adapter)
     student = _load(config, teacher=False)
     student.config.use_cache = False
+    for name in _beside_text(student):
+        student.get_submodule(name).requires_grad_(False)
     if not config.use_peft:
         return student
     try:
-        adapted = get_peft_model(student, _lora(config), revision=config.model_revision)
+        adapted = get_peft_model(student, _lora(config, student), revision=config.model_revision)
     except ValueError as error:
         raise RecipeError(f"lora_target_modules: {one_line(error)}") from error
     _check_layers(adapted)
@@ -113,8 +119,25 @@ def _check_layers(student: PeftModel) -> None:
             )
 
 
-def _lora(config: ModelConfig) -> LoraConfig:
+def _beside_text(model: PreTrainedModel) -> list[str]:
+    """Names of the modules that text does not pass: neither of its decoder nor of the head."""
+    passed = {id(p) for part in (model.get_decoder(), model.get_output_embeddings()) for p in part.parameters()}
+    found: list[str] = []
+    for name, module in model.named_modules():
+        own = {id(parameter) for parameter in module.parameters()}
+        if own and not own & passed and not name.startswith(tuple(f"{above}." for above in found)):
+            found.append(name)
+    return found
+
+
+def _within(names: list[str]) -> str | None:
+    """A pattern of these modules and all in them; `None` for none."""
+    return rf"({'|'.join(map(re.escape, names))})(\..*)?" if names else None
+
+
+def _lora(config: ModelConfig, base: PreTrainedModel) -> LoraConfig:
     return LoraConfig(
+        exclude_modules=_within(_beside_text(base)),
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
@@ -165,11 +188,12 @@ def _load_adapter(config: ModelConfig, folder: Path) -> PeftModel:
 
 def _targets(config: ModelConfig, base: PreTrainedModel) -> set[str]:
     """Names of the modules of a base that the recipe's `lora_target_modules` means."""
+    lora = _lora(config, base)
     if config.lora_target_modules == "all-linear":
         head = base.get_output_embeddings()
         layers = [(name, module) for name, module in base.named_modules() if isinstance(module, (nn.Linear, Conv1D))]
-        return {name for name, module in layers if module is not head}
-    lora = _lora(config)
+        beside = _within(_beside_text(base)) or "$^"
+        return {name for name, module in layers if module is not head and not re.fullmatch(beside, name)}
     return {name for name, _ in base.named_modules() if check_target_module_exists(lora, name)}
 
 
@@ -239,7 +263,7 @@ def _load(config: ModelConfig, teacher: bool) -> PreTrainedModel:
             config=settings,
             revision=revision,
             dtype=getattr(torch, (teacher and config.teacher_dtype) or config.dtype),
-            attn_implementation=config.attn_implementation or default_attention(config.dtype),
+            attn_implementation=config.attn_implementation or default_attention(settings, config.dtype),
             trust_remote_code=config.trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
@@ -273,7 +297,19 @@ def _load_error(config: ModelConfig, teacher: bool, what: str, error: Exception)
     return RecipeError(f"{field}: cannot load a {what} from {name}{at}: {one_line(error, 600)}")
 
 
-def default_attention(dtype: str) -> str:
-    """Flash-attention where it can run, else sdpa a sequence at a time."""
+def default_attention(settings: PreTrainedConfig, dtype: str) -> str:
+    """Flash-attention where it can run, else sdpa a sequence at a time, and eager for what sdpa does not compute.
+
+    Args:
+        settings: the model's configuration.
+        dtype: of its weights.
+    """
+    known = type(settings) in MODEL_FOR_CAUSAL_LM_MAPPING
+    architecture: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(settings)] if known else PreTrainedModel
+    flash = "flash_attention_2"
     has_flash = importlib.util.find_spec("flash_attn") is not None and torch.cuda.is_available()
-    return "flash_attention_2" if has_flash and dtype != "float32" else PACKED_SDPA
+    serves = flash in (getattr(architecture, "_compatible_flash_implementations", None) or [flash])
+    if has_flash and dtype != "float32" and serves and (architecture._supports_flash_attn or not known):
+        return flash
+    capped = getattr(settings.get_text_config(), "attn_logit_softcapping", None) is not None
+    return "eager" if capped or (known and not architecture._supports_sdpa) else PACKED_SDPA

@@ -40,6 +40,11 @@ def is_sharded(model: nn.Module) -> bool:
     return any(hasattr(parameter, "ds_id") for parameter in model.parameters())
 
 
+def is_cut(model: nn.Module) -> bool:
+    """Whether no process holds the whole model, by ZeRO-3 or FSDP2, and every forward of it is collective."""
+    return is_sharded(model) or any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
 @contextmanager
 def loading_teacher(offload: bool) -> Iterator[None]:
     """Under ZeRO-3 models are sharded while they load, to where the student's configuration says; a teacher that is to

@@ -11,6 +11,7 @@ which biases the gradient with no error, has one global random state for all row
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -98,6 +99,7 @@ class _Decoding:
         self.uniforms = torch.stack([_uniforms(seed, max_new_tokens) for seed in seeds]).to(model.device)
         self.rows = torch.arange(len(prompts), device=model.device)  # which prompt each row continues
         self.cache = DynamicCache(config=model.config)
+        self.without_attention = "cache_params" in inspect.signature(model.forward).parameters  # Mamba
         shape = (len(prompts), max_new_tokens)
         self.token_ids = torch.zeros(shape, dtype=torch.long, device=model.device)
         self.logprobs = torch.zeros(shape, device=model.device)
@@ -121,11 +123,12 @@ class _Decoding:
 
     def _forward(self) -> Tensor:
         """Logits [rows, V] of the next token, in float32."""
-        positions = (self.mask.cumsum(1) - 1).clamp_min(0)[:, -self.tokens.shape[1] :]
-        output = self.model(
-            input_ids=self.tokens, attention_mask=self.mask, position_ids=positions,
-            past_key_values=self.cache, use_cache=True, logits_to_keep=1,
-        )  # fmt: skip
+        width = self.tokens.shape[1]
+        state: dict[str, Any] = {"past_key_values": self.cache, "attention_mask": self.mask}
+        if self.without_attention:
+            state = {"cache_params": self.cache, "attention_mask": self.mask[:, -width:]}
+        positions = (self.mask.cumsum(1) - 1).clamp_min(0)[:, -width:]
+        output = self.model(input_ids=self.tokens, position_ids=positions, use_cache=True, logits_to_keep=1, **state)
         return output.logits[:, -1].float()
 
     def _drop_finished(self) -> bool:
@@ -134,7 +137,8 @@ class _Decoding:
         alive = int(going_on.sum())
         if 0 < alive <= _COMPACT_BELOW * len(self.rows):
             keep = going_on.nonzero()[:, 0]
-            self.cache.batch_select_indices(keep)
+            # `batch_select_indices` forgets the states of recurrent layers
+            self.cache.reorder_cache(keep)  # type: ignore[arg-type]
             self.rows, self.tokens, self.mask = self.rows[keep], self.tokens[keep], self.mask[keep]
             self.uniforms = self.uniforms[keep]
         return alive > 0

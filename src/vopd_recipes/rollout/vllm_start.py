@@ -41,6 +41,7 @@ def start_vllm(
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
         # after each piece of a prompt a token is drawn and taken back from its generator, which a CPU's cannot do
         settings |= {"enable_chunked_prefill": False, "max_num_batched_tokens": max(4096, max_model_len)}
+        settings |= {"enable_prefix_caching": False}  # which hybrids of attention and state spaces only have in pieces
     vllm: Any = importlib.import_module("vllm")
     ours = {cls: (cls.__bases__, dict(vars(cls))) for cls in _subclasses(PreTrainedModel)}
     llm = vllm.LLM(

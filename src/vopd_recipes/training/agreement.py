@@ -1,4 +1,4 @@
-"""Before the first step: is what samples the completions the student?
+"""Before the first step, and after each: is what samples the completions the student?
 
 The engine's log-probabilities of its first completions against the trainer's own, mean |log p_train − log p_rollout|
 over their first tokens. In float32 two right implementations differ by rounding, 1e-6 or so; in bfloat16 a token moves
@@ -12,13 +12,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vopd_recipes.loss import Estimator, Head, TokenStats, fused_loss
-from vopd_recipes.models import causal_lm_of, evaluating
+from vopd_recipes.models import causal_lm_of, evaluating, noise_of
 from vopd_recipes.packing import MicroBatch, Sample, pack
 
-LARGEST_GAP = 0.5  # of a later window, after which training stops; adapters may have dropout there
+_LARGEST_LATER = 0.5  # of a later window, after which training stops
 _SAMPLES, _TOKENS = 4, 16
 _LARGEST_EXACT, _LARGEST_ROUNDED = 1e-3, 0.05  # nats per token, on average
 
@@ -58,8 +58,21 @@ def first_gap(run: Any, samples: list[Sample]) -> float:
     return total / max(tokens, 1)
 
 
-def largest_first_gap(run: Any) -> float:
-    """Above this the two are different models: everything in float32, or something rounded."""
-    rounded = run.args.bf16 or run.accelerator.mixed_precision != "no"  # the recipe's, or the launcher's
+def largest_gap(run: Any, first: bool) -> float:
+    """Above this the two are different models: everything in float32, or something rounded.
+
+    Later windows tell what an engine has not taken over of a step. Where something is rounded the gap is a matter of
+    the model and its length, and dropout moves it: there only what is evidently another model stops a run.
+
+    Args:
+        run: the trainer.
+        first: of the first completions, before any step.
+    """
+    modules = run.student.modules()
+    dropout = noise_of(causal_lm_of(run.student).config) or any(isinstance(m, nn.Dropout) and m.p for m in modules)
+    rounded = run.args.bf16 or run.args.tf32
+    rounded |= run.accelerator.mixed_precision != "no"  # the launcher's, if not the recipe's
     rounded |= causal_lm_of(run.student).dtype != torch.float32 or run.args.vllm_dtype not in (None, "float32")
-    return _LARGEST_ROUNDED if rounded else _LARGEST_EXACT
+    if first:
+        return _LARGEST_ROUNDED if rounded else _LARGEST_EXACT
+    return _LARGEST_LATER if rounded or dropout else _LARGEST_EXACT

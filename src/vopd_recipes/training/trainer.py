@@ -53,7 +53,7 @@ from vopd_recipes.packing import MicroBatch, Sample, pack
 from vopd_recipes.recipe import ModelConfig, VOPDConfig, check_launch
 from vopd_recipes.rollout import RolloutEngine, RolloutFailed, build_rollout, rollout_seed
 from vopd_recipes.teacher import LocalTeacher, SeveralTeachers, Teacher, TeacherUnavailable, TeacherView, as_teachers
-from vopd_recipes.training.agreement import LARGEST_GAP, first_gap, largest_first_gap
+from vopd_recipes.training.agreement import first_gap, largest_gap
 from vopd_recipes.training.bookkeeping import Bookkeeping
 from vopd_recipes.training.held_out import held_out_values
 from vopd_recipes.training.metrics import StepMetrics
@@ -195,7 +195,7 @@ class VOPDTrainer(OwnPublishing, Bookkeeping):
             for (row, _), completion in zip(rows, completions)
         ]
         if not self._sampler_checked:
-            self._check_sampler(first_gap(self, samples), largest_first_gap(self))
+            self._check_sampler(first_gap(self, samples), largest_gap(self, first=True))
             self._sampler_checked = True
         return samples
 
@@ -347,7 +347,7 @@ class VOPDTrainer(OwnPublishing, Bookkeeping):
         """Add the step's metrics to a training line; evaluation and the final summary pass through."""
         if "loss" in logs:
             logs |= self.metrics.reduce()
-            self._check_sampler(logs["rollout/logprob_gap"], LARGEST_GAP)
+            self._check_sampler(logs["rollout/logprob_gap"], largest_gap(self, first=False))
         super().log(logs, start_time)
 
     def _check_sampler(self, gap: float, largest: float) -> None:
