@@ -26,6 +26,7 @@ from transformers.utils.logging import tqdm
 from vopd_recipes.models import unsharded
 from vopd_recipes.recipe import RecipeError, free_port, one_line
 from vopd_recipes.rollout.engine import Completion, RolloutFailed, Sampling
+from vopd_recipes.rollout.shared_process import EngineSettings, variables_restored
 from vopd_recipes.rollout.vllm_start import start_vllm
 
 # Of one request, in the engine that GPUs run.
@@ -85,10 +86,11 @@ class VLLMRollout:
         self._progress = progress
         self._asleep: set[str] = set()  # what has no memory at the moment: weights, kv_cache
         self.stale = False  # the weights of `model` are the student's, until it takes a step
+        self._settings = EngineSettings(device)
         _check_installed()
         os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # `sync` hands a generator to it, in-process
         self._join_group(tensor_parallel_size)
-        with _single_process_variables(), _as_recipe_error(), unsharded():
+        with variables_restored(), _single_process_variables(), self._settings(), _as_recipe_error(), unsharded():
             self._vllm, self._llm = start_vllm(
                 self._on_gpu,
                 max_model_len,
@@ -135,7 +137,7 @@ class VLLMRollout:
         all_prompts = [prompt for theirs, _ in everyone for prompt in theirs]
         all_seeds = [seed for _, theirs in everyone for seed in theirs]
         before = sum(len(theirs) for theirs, _ in everyone[: self._position])
-        with _as_rollout_failed("vLLM could not sample"):
+        with self._settings(), _as_rollout_failed("vLLM could not sample"):
             self._wake("kv_cache")
             completions = self._generate_all(all_prompts, all_seeds, max_new_tokens)
             self._sleep()
@@ -180,7 +182,7 @@ class VLLMRollout:
         Raises:
             RolloutFailed: they do not fit the engine's model.
         """
-        with _as_rollout_failed("vLLM could not take the weights over"):
+        with self._settings(), _as_rollout_failed("vLLM could not take the weights over"):
             self._wake("weights")
             weights = (pair for pair in self._as_saved(named_weights) if self._has_head or pair[0] != "lm_head.weight")
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
