@@ -2,9 +2,11 @@
 
 vLLM sets for the whole process what suits its engine, and nothing afterwards says so. Of 0.32: one CPU thread on a GPU
 where `OMP_NUM_THREADS` is unset, with which an optimiser on the CPU takes ten times as long; the precision of float32
-products; cuDNN's attention off; `torch.set_num_threads` and `torch.accelerator.synchronize` replaced on a CPU; torch's
-random numbers drawn and started anew; variables that every process started later inherits (`LD_PRELOAD`,
-`LOCAL_WORLD_SIZE`).
+products; cuDNN's attention off; on a CPU a `torch.set_num_threads` that does nothing; torch's random numbers, drawn and
+started anew; variables that every process started later inherits (`LD_PRELOAD`, `LOCAL_WORLD_SIZE`).
+
+On a CPU `torch.accelerator.synchronize` and `empty_cache` stay as vLLM left them: they failed before and do nothing
+now, and its shutdown calls them.
 """
 
 from __future__ import annotations
@@ -47,8 +49,6 @@ def float32_matmul_precision() -> str | None:
 # In the order in which they are written: the older interface of the precision writes what the newer one has to mend.
 SETTINGS: dict[str, Access] = {
     "set_num_threads": _attribute(torch, "set_num_threads"),
-    "accelerator.synchronize": _attribute(torch.accelerator, "synchronize"),
-    "accelerator.empty_cache": _attribute(torch.accelerator, "empty_cache"),
     "threads": (torch.get_num_threads, torch.set_num_threads),
     "default dtype": (torch.get_default_dtype, torch.set_default_dtype),
     "deterministic": (_deterministic, lambda value: torch.use_deterministic_algorithms(value[0], warn_only=value[1])),

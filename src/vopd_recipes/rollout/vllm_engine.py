@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,7 +38,8 @@ class VLLMRollout:
     """A `RolloutEngine` on vLLM. Collective under tensor parallelism; kept until the process ends.
 
     Args:
-        model: Hub id or folder that the first weights are loaded from.
+        model: Hub id or folder that the first weights are loaded from; of a folder without weights the engine has
+            none until `sync`.
         revision: of a Hub id.
         device: of the training process.
         dtype: of vLLM's weights: `float32`, `bfloat16` or `float16`.
@@ -85,7 +87,7 @@ class VLLMRollout:
         self._as_saved = as_saved
         self._progress = progress
         self._asleep: set[str] = set()  # what has no memory at the moment: weights, kv_cache
-        self.stale = False  # the weights of `model` are the student's, until it takes a step
+        self.stale = _has_no_weights(model)  # else they are the student's, until it takes a step
         self._settings = EngineSettings(device)
         _check_installed()
         os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # `sync` hands a generator to it, in-process
@@ -97,6 +99,7 @@ class VLLMRollout:
                 enforce_eager,
                 model=model,
                 revision=revision,
+                load_format="dummy" if self.stale else "auto",
                 logprobs_mode="processed_logprobs",  # of the distribution that was drawn from
                 dtype=dtype,
                 max_num_seqs=max_num_seqs,
@@ -209,6 +212,11 @@ class VLLMRollout:
         everyone: list[Any] = [None] * len(self._members)
         distributed.all_gather_object(everyone, mine, group=self._group)
         return everyone
+
+
+def _has_no_weights(model: str) -> bool:
+    """Of a folder: an architecture alone."""
+    return Path(model).is_dir() and not any([*Path(model).glob("*.safetensors"), *Path(model).glob("*.bin")])
 
 
 def _has_head(model: nn.Module) -> bool:

@@ -7,6 +7,7 @@ command, started again, resumes an interrupted run. With `--explain [PROCESSES]`
 import logging
 import os
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -67,13 +68,25 @@ def train(recipe: Recipe) -> None:
         _train(recipe, output_dir)
 
 
-def _train(recipe: Recipe, output_dir: Path) -> None:
+def build_trainer(
+    recipe: Recipe, kind: Callable[..., VOPDTrainer] = VOPDTrainer
+) -> tuple[VOPDTrainer, dict[str, str]]:
+    """Everything up to the first step.
+
+    Args:
+        recipe: what is to be trained.
+        kind: makes the trainer.
+
+    Returns:
+        The trainer, and the hashes of its prompts (`prompts.content_hashes`).
+
+    Raises:
+        RecipeError: whatever is wrong with it.
+    """
     ################
     # Prompts, then everything that can be wrong before weights are loaded
     ################
-    checkpoint = checkpoint_to_resume(
-        output_dir, recipe.training.resume_from_checkpoint, recipe.training.resume_only_model
-    )
+    output_dir = Path(str(recipe.training.output_dir))
     _check_precision(recipe)
     if recipe.training.push_to_hub and int(os.environ.get("RANK", 0)) == 0:
         check_write_access(Target.of(recipe.resolved()))
@@ -114,7 +127,7 @@ def _train(recipe: Recipe, output_dir: Path) -> None:
     ################
     # Training
     ################
-    trainer = VOPDTrainer(
+    trainer = kind(
         student,
         teacher,
         recipe.training,
@@ -124,6 +137,14 @@ def _train(recipe: Recipe, output_dir: Path) -> None:
         train_dataset=prompts.train,
         eval_dataset=prompts.test,
     )
+    return trainer, hashes
+
+
+def _train(recipe: Recipe, output_dir: Path) -> None:
+    checkpoint = checkpoint_to_resume(
+        output_dir, recipe.training.resume_from_checkpoint, recipe.training.resume_only_model
+    )
+    trainer, hashes = build_trainer(recipe)
     start_run(recipe, trainer, hashes)
     if checkpoint:
         check_same_layout(checkpoint, layout(trainer.accelerator), trainer.accelerator.num_processes)
