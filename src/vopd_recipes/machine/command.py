@@ -6,7 +6,6 @@ Under `accelerate launch` all processes take part, and the first speaks.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import tempfile
@@ -58,7 +57,6 @@ def main(words: list[str] | None = None) -> None:
         sys.exit(0 if words else 2)
     untrained = RANDOM in words
     path, overrides = Path(words[0]), [word for word in words[1:] if word != RANDOM]
-    logging.disable(logging.WARNING)
     asked = Asked.read(path, overrides)
     if untrained and asked.recipe.training.teacher_backend == "server":
         raise RecipeError(f"{RANDOM}: the recipe's teacher is a server's; start it, and leave {RANDOM} out")

@@ -74,7 +74,8 @@ def check_memory(report: Report, asked: Asked, trainer: Trial) -> None:
     kind = layout(accelerator)
     sharding = kind if kind in get_args(Sharding) else "none"
     setup = replace(asked.setup, gpus=processes, gpu_bytes=there, sharding=cast(Sharding, sharding))
-    short, whole = plan(replace(setup, completion_tokens=seen.completion)), plan(setup)
+    row = replace(setup, prompts=seen.sequences, generations=1, completion_tokens=seen.completion)
+    short, whole = plan(row), plan(setup)
     planned = max(map(short.need, ("teacher", "loss", "backward"))) - _assumed(short)
     report.judge(
         "memory",
@@ -112,8 +113,9 @@ def forecast(report: Report, asked: Asked, trainer: Trial) -> None:
     )
     completion = training.max_completion_length
     rollout = short["time/rollout"] * completion / seen.short
-    tokens = trainer.longest[0] + completion
-    rows = int(training.gradient_accumulation_steps) * row * tokens / (trainer.longest[0] + seen.completion)
+    sequences = int(training.gradient_accumulation_steps) * training.per_device_train_batch_size
+    tokens = sequences * training.num_generations * (trainer.longest[0] + completion)
+    rows = row * tokens / (seen.sequences * (trainer.longest[0] + seen.completion))
     step = rollout + short["time/sync"] + rows + optimizer
     prompts = asked.prompts
     parts = f"at most {_duration(step)} a step ({_duration(rollout)} of it rollout) with completions of {completion}"

@@ -93,9 +93,8 @@ class Trial(VOPDTrainer):
         """Real ones twice, then the longest row there may be; the window's other rows are short."""
         if self.state.global_step < STEPS - 1:
             return super().get_batch_samples(epoch_iterator, num_batches, device)
-        prompts, completion = self.longest
-        self.seen.sequences = int(self.args.per_device_train_batch_size) * self.args.num_generations
-        self.seen.completion = min(completion, self._affordable(prompts, num_batches))
+        prompts = self.longest[0]
+        self.seen.sequences, self.seen.completion = self._affordable()
         generator = torch.Generator().manual_seed(0)
         rows = [self._row(prompts, self.seen.completion, generator) for _ in range(self.seen.sequences)]
         self._window = [*rows, *(self._row(2, 1, generator) for _ in range(num_batches - 1))]
@@ -108,12 +107,16 @@ class Trial(VOPDTrainer):
         window = [{"micro_batch": batch, "teacher_view": view} for batch, view in zip(batches, views)]
         return window, self.accelerator.reduce(tokens, "sum")
 
-    def _affordable(self, prompts: int, num_batches: int) -> int:
-        """Completion tokens with which the row takes a minute at most, from what the short ones took."""
-        line = self.seen.lines[-1]
-        per_sequence = self._longest_prompt() + self.seen.short
-        seconds = (line["time/teacher"] + line["time/student"]) / (num_batches * self.seen.sequences * per_sequence)
-        return max(1, int(_SECONDS / (seconds * self.seen.sequences)) - prompts)
+    def _affordable(self) -> tuple[int, int]:
+        """Sequences, and tokens of their completions, of a row that takes a minute at most: all of the recipe's
+        where that can be, from what the short rows took.
+        """
+        (prompt, completion), line = self.longest, self.seen.lines[-1]
+        sequences = int(self.args.per_device_train_batch_size) * self.args.num_generations
+        tokens = sum(sample.length for sample in self._before)
+        affordable = int(_SECONDS * tokens / (line["time/teacher"] + line["time/student"]))
+        sequences = max(1, min(sequences, affordable // (prompt + min(completion, self.seen.short))))
+        return sequences, max(1, min(completion, affordable // sequences - prompt))
 
     def _row(self, prompt: int, completion: int, generator: torch.Generator) -> Sample:
         ids = torch.randint(self.vocabulary, (prompt + completion,), generator=generator).tolist()

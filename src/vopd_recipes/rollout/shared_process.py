@@ -2,8 +2,8 @@
 
 vLLM sets for the whole process what suits its engine, and nothing afterwards says so. Of 0.32: one CPU thread on a GPU
 where `OMP_NUM_THREADS` is unset, with which an optimiser on the CPU takes ten times as long; the precision of float32
-products; cuDNN's attention off; on a CPU a `torch.set_num_threads` that does nothing; torch's random numbers, drawn and
-started anew; variables that every process started later inherits (`LD_PRELOAD`, `LOCAL_WORLD_SIZE`).
+products; cuDNN's attention off; on a CPU a `torch.set_num_threads` that does nothing; torch's random numbers, drawn
+and started anew; variables that every process started later inherits (`LD_PRELOAD`, `LOCAL_WORLD_SIZE`).
 
 On a CPU `torch.accelerator.synchronize` and `empty_cache` stay as vLLM left them: they failed before and do nothing
 now, and its shutdown calls them.
