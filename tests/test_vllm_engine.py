@@ -4,6 +4,7 @@ The engine here records what it is asked; the process groups are real.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,8 @@ from launching import REPOSITORY, execute
 from vopd_recipes.recipe import RecipeError
 from vopd_recipes.rollout import RolloutFailed, Sampling, VLLMRollout
 from vopd_recipes.rollout import vllm_engine as vllm_rollout
+from vopd_recipes.rollout.shared_process import EngineSettings, apply_settings, settings_now, variables_restored
+from vopd_recipes.rollout.vllm_start import _matmul_precision
 
 WORKER = REPOSITORY / "tests" / "vllm_groups_worker.py"
 
@@ -55,7 +58,7 @@ def engine() -> VLLMRollout:
     rollout._bias, rollout._eos_token_ids, rollout._progress = None, [7], False
     rollout._as_saved, rollout._has_head = iter, True
     rollout._vllm = SimpleNamespace(SamplingParams=lambda **fields: fields)
-    rollout.sampling = Sampling()
+    rollout.sampling, rollout._settings = Sampling(), EngineSettings(torch.device("cpu"))
     rollout._sleep()
     rollout._llm.calls.clear()
     return rollout
@@ -96,6 +99,54 @@ def test_an_engine_that_fails_is_one_line(engine: VLLMRollout) -> None:
     engine._llm.broken = True
     with pytest.raises(RolloutFailed, match="^vLLM could not sample: RuntimeError: CUDA error$"):
         engine.generate([[1]], [0], 4)
+
+
+def test_a_gpus_engine_may_set_what_it_likes() -> None:
+    """What vLLM 0.32 sets where there is a GPU; it finds that again, and training its own, whatever fails inside."""
+    trainings, switch = settings_now(), EngineSettings(torch.device("cpu"))
+    with pytest.raises(RuntimeError, match="out of memory"), switch():
+        torch.set_num_threads(trainings["threads"] + 1)
+        torch.set_float32_matmul_precision("medium")
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        torch._C._accelerator_setAllocatorSettings("max_split_size_mb:20")
+        engines = settings_now()
+        raise RuntimeError("out of memory")
+    assert settings_now() == trainings
+    assert sum(engines[name] != trainings[name] for name in trainings) >= 5  # of the precision there are several
+    try:
+        torch.set_num_threads(trainings["threads"] + 2)  # training changes its mind: that holds, too
+        with switch():
+            assert settings_now() == engines
+        assert torch.get_num_threads() == trainings["threads"] + 2
+    finally:
+        apply_settings(trainings)
+
+
+def test_precision_by_the_newer_interface_comes_back() -> None:
+    """`tf32: true` sets it by that; the older one then refuses to say what it is, and vLLM sets it by the older."""
+    before, switch = settings_now(), EngineSettings(torch.device("cpu"))
+    try:
+        torch.backends.fp32_precision = "tf32"
+        assert _matmul_precision() == "high"
+        trainings = settings_now()
+        with switch():
+            torch.set_float32_matmul_precision("highest")
+            assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+        assert {**settings_now(), "float32_matmul_precision": None} == trainings
+    finally:
+        torch.backends.fp32_precision = "none"
+        apply_settings(before)
+
+
+def test_variables_are_for_the_engines_start_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    monkeypatch.delenv("LD_PRELOAD", raising=False)
+    monkeypatch.delenv("VLLM_LOGGING_LEVEL", raising=False)
+    with variables_restored():
+        os.environ |= {"LOCAL_WORLD_SIZE": "1", "LD_PRELOAD": "libtcmalloc.so", "VLLM_LOGGING_LEVEL": "ERROR"}
+    assert os.environ["LOCAL_WORLD_SIZE"] == "8" and "LD_PRELOAD" not in os.environ
+    assert os.environ.pop("VLLM_LOGGING_LEVEL") == "ERROR"  # read while it samples
 
 
 def test_tokens_that_the_teacher_does_not_score_are_biased_away() -> None:

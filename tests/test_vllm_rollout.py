@@ -80,6 +80,23 @@ def test_tokens_beyond_the_vocabulary_are_never_drawn(saw, kind) -> None:
     assert saw(kind)["largest_token"] < 250
 
 
+def test_training_finds_its_settings_as_it_left_them(tiny_pair: TinyPair, tmp_path: Path) -> None:
+    """Another engine, for the settings are unusual from before its start."""
+    output = tmp_path / "seen.json"
+    done = execute(
+        [sys.executable, str(WORKER.with_name("vllm_settings_worker.py")), str(tiny_pair.student), str(output)]
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    seen = json.loads(output.read_text())
+    for moment in ("started", "sampled", "again"):
+        assert seen[moment] == seen["before"], moment
+    assert seen["before"]["threads"] == 3 and seen["settable"] == 2
+    changed = [
+        name for name, value in seen["engine's"]["settings"].items() if value != seen["before"]["settings"][name]
+    ]
+    assert {"set_num_threads", "threads"} & set(changed)  # so there was something to restore
+
+
 def test_what_goes_wrong_is_one_line(saw) -> None:
     seen = saw("tied")
     assert seen["too_long"].endswith("a prompt of 60 tokens and 12 new ones exceed vllm_max_model_len: 64")

@@ -4,10 +4,12 @@ import json
 import sys
 from pathlib import Path
 
+import torch
 from torch import distributed
 
 from vopd_recipes.recipe import RecipeError
 from vopd_recipes.rollout import Completion, VLLMRollout
+from vopd_recipes.rollout.shared_process import EngineSettings
 
 
 class Echo(VLLMRollout):
@@ -15,6 +17,7 @@ class Echo(VLLMRollout):
 
     def __init__(self, size: int) -> None:
         self._on_gpu, self._asleep = False, set()
+        self._settings = EngineSettings(torch.device("cpu"))
         self.asked: list[list[int]] = []
         self._join_group(size)
 

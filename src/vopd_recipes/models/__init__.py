@@ -45,4 +45,5 @@ from vopd_recipes.models.tokens import (
     end_of_sequence_ids,
     unshared_end,
 )
+from vopd_recipes.models.untrained import untrained_student, untrained_teacher
 from vopd_recipes.models.weights import FullCopy, checkpoint_weights, full_weights

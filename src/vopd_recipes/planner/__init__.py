@@ -6,9 +6,18 @@
 `explain` tells a run before it starts.
 """
 
-from vopd_recipes.planner.architectures import parameters_of
-from vopd_recipes.planner.explain import FLAG, explain, take_flag
+from vopd_recipes.planner.activations import LiveBytes
+from vopd_recipes.planner.architectures import Architecture, parameters_of
+from vopd_recipes.planner.explain import (
+    FLAG,
+    PromptCount,
+    count_prompts,
+    explain,
+    optimizer_steps,
+    take_flag,
+    unlaunched,
+)
 from vopd_recipes.planner.fitting import smallest_change, table, verdict
-from vopd_recipes.planner.memory import GB, Plan, plan
-from vopd_recipes.planner.setup import read_setup
-from vopd_recipes.planner.states import Sharding
+from vopd_recipes.planner.memory import CONTEXT_BYTES, GB, VLLM_ASLEEP_BYTES, Plan, plan
+from vopd_recipes.planner.setup import read_anywhere, read_setup, without_flags
+from vopd_recipes.planner.states import Setup, Sharding

@@ -41,7 +41,7 @@ _SOURCE_COLUMN = 50
 
 
 @dataclass(frozen=True)
-class _Prompts:
+class PromptCount:
     """How many train, how surely (`""`, `at most ` or `about `), and how that is known."""
 
     count: int | None
@@ -79,11 +79,11 @@ def explain(path: Path, overrides: list[str], processes: int) -> str:
     Raises:
         RecipeError: anything wrong with the recipe or with prompts that are on this machine, in one line.
     """
-    with _unlaunched():
+    with unlaunched():
         recipe, texts = read_anywhere(path, overrides)
         lines = [f"# {path}, resolved; behind each value where it comes from", ""]
         lines += _fields(recipe, texts)
-        prompts = _prompts(recipe)
+        prompts = count_prompts(recipe)
         told = {
             "gradient": f"{recipe.training.estimator.equation}, at each completion token",
             **_teachers(recipe),
@@ -95,7 +95,7 @@ def explain(path: Path, overrides: list[str], processes: int) -> str:
 
 
 @contextlib.contextmanager
-def _unlaunched() -> Iterator[None]:
+def unlaunched() -> Iterator[None]:
     """As if no launcher had started this process, so that nothing waits for others."""
     launched = {name: os.environ.pop(name) for name in [*os.environ] if name in _LAUNCHER or "ACCELERATE_" in name}
     try:
@@ -137,25 +137,25 @@ def _teachers(recipe: Recipe) -> dict[str, str]:
     return {"teachers": "\n#           ".join(lines)} if told else {}
 
 
-def _prompts(recipe: Recipe) -> _Prompts:
+def count_prompts(recipe: Recipe) -> PromptCount:
     """As far as this machine can tell."""
     data = recipe.data
     names = [str(source["dataset_name"]) for source in data.sources()]
     if absent := [name for name in names if not Path(name).exists()]:
         words = f"not known: {absent[0]} is not on this machine{_how_to_get(absent[0])}"
         if (count := prompts_of(recipe.resolved())) is None:
-            return _Prompts(None, "", words)
-        return _Prompts(count - data.test_size, "about ", f"{words}; the paper has about {count:,}")
+            return PromptCount(None, "", words)
+        return PromptCount(count - data.test_size, "about ", f"{words}; the paper has about {count:,}")
     rows = read_rows(data, recipe.training.seed, recipe.training.teachers or ())
     if (tokenizer := _tokenizer(recipe.model)) is None:
         limit = f"less those over {data.max_prompt_length} tokens: the student's tokenizer is not on this machine"
-        return _Prompts(len(rows[0]), "at most ", f"{len(rows[0]):,}, {limit}")
+        return PromptCount(len(rows[0]), "at most ", f"{len(rows[0]):,}, {limit}")
     prompts = build_prompts(rows, data, tokenizer)
     mean = sum(map(len, prompts.train["input_ids"])) / len(prompts.train)
     held_out = f"; {len(prompts.test):,} held out" if prompts.test is not None else ""
     dropped = f"; {prompts.dropped:,} dropped, empty or over {data.max_prompt_length}" if prompts.dropped else ""
     words = f"{len(prompts.train):,} of {mean:.0f} tokens on average{held_out}{dropped}"
-    return _Prompts(len(prompts.train), "", words)
+    return PromptCount(len(prompts.train), "", words)
 
 
 def _how_to_get(name: str) -> str:
@@ -185,7 +185,7 @@ def optimizer_steps(training: VOPDConfig, prompts: int, processes: int) -> int:
     return math.ceil(training.num_train_epochs * per_epoch)
 
 
-def _length(training: VOPDConfig, prompts: _Prompts, processes: int) -> dict[str, str]:
+def _length(training: VOPDConfig, prompts: PromptCount, processes: int) -> dict[str, str]:
     """The steps, and the completion tokens of one of them and of all."""
     factors = {"processes": processes}
     for name in ("gradient_accumulation_steps", "per_device_train_batch_size", "num_generations"):

@@ -61,7 +61,7 @@ def read_anywhere(path: Path, overrides: list[str]) -> tuple[Recipe, dict[str, t
     """
     texts = {**read_yaml(path, ()), **read_flags(overrides, {})}
     neutral = [word for name, value in OF_THE_MACHINE.items() for word in (f"--{name}", value)]
-    recipe = load_recipe(path, [*_without(overrides, OF_THE_MACHINE), *neutral])
+    recipe = load_recipe(path, [*without_flags(overrides, OF_THE_MACHINE), *neutral])
     return recipe, {name: text for name, text in texts.items() if name in OF_THE_MACHINE}
 
 
@@ -141,7 +141,7 @@ def _number(zero: dict[str, Any], name: str) -> int | None:
     return None if value in (None, "auto") else int(value)
 
 
-def _without(words: list[str], names: Any) -> list[str]:
+def without_flags(words: list[str], names: Any) -> list[str]:
     """Flags of these names left out, with their values."""
     kept, skipping = [], False
     for word in words:

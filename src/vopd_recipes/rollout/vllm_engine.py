@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from vopd_recipes.console import screen
 from vopd_recipes.models import unsharded
 from vopd_recipes.recipe import RecipeError, free_port, one_line
 from vopd_recipes.rollout.engine import Completion, RolloutFailed, Sampling
+from vopd_recipes.rollout.shared_process import EngineSettings, variables_restored
 from vopd_recipes.rollout.vllm_start import start_vllm
 
 # Of one request, in the engine that GPUs run.
@@ -36,7 +38,8 @@ class VLLMRollout:
     """A `RolloutEngine` on vLLM. Collective under tensor parallelism; kept until the process ends.
 
     Args:
-        model: Hub id or folder that the first weights are loaded from.
+        model: Hub id or folder that the first weights are loaded from; of a folder without weights the engine has
+            none until `sync`.
         revision: of a Hub id.
         device: of the training process.
         dtype: of vLLM's weights: `float32`, `bfloat16` or `float16`.
@@ -84,17 +87,19 @@ class VLLMRollout:
         self._as_saved = as_saved
         self._progress = progress
         self._asleep: set[str] = set()  # what has no memory at the moment: weights, kv_cache
-        self.stale = False  # the weights of `model` are the student's, until it takes a step
+        self.stale = _has_no_weights(model)  # else they are the student's, until it takes a step
+        self._settings = EngineSettings(device)
         _check_installed()
         os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # `sync` hands a generator to it, in-process
         self._join_group(tensor_parallel_size)
-        with _single_process_variables(), _as_recipe_error(), unsharded():
+        with variables_restored(), _single_process_variables(), self._settings(), _as_recipe_error(), unsharded():
             self._vllm, self._llm = start_vllm(
                 self._on_gpu,
                 max_model_len,
                 enforce_eager,
                 model=model,
                 revision=revision,
+                load_format="dummy" if self.stale else "auto",
                 logprobs_mode="processed_logprobs",  # of the distribution that was drawn from
                 dtype=dtype,
                 max_num_seqs=max_num_seqs,
@@ -135,7 +140,7 @@ class VLLMRollout:
         all_prompts = [prompt for theirs, _ in everyone for prompt in theirs]
         all_seeds = [seed for _, theirs in everyone for seed in theirs]
         before = sum(len(theirs) for theirs, _ in everyone[: self._position])
-        with _as_rollout_failed("vLLM could not sample"):
+        with self._settings(), _as_rollout_failed("vLLM could not sample"):
             self._wake("kv_cache")
             completions = self._generate_all(all_prompts, all_seeds, max_new_tokens)
             self._sleep()
@@ -180,7 +185,7 @@ class VLLMRollout:
         Raises:
             RolloutFailed: they do not fit the engine's model.
         """
-        with _as_rollout_failed("vLLM could not take the weights over"):
+        with self._settings(), _as_rollout_failed("vLLM could not take the weights over"):
             self._wake("weights")
             weights = (pair for pair in self._as_saved(named_weights) if self._has_head or pair[0] != "lm_head.weight")
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
@@ -207,6 +212,11 @@ class VLLMRollout:
         everyone: list[Any] = [None] * len(self._members)
         distributed.all_gather_object(everyone, mine, group=self._group)
         return everyone
+
+
+def _has_no_weights(model: str) -> bool:
+    """Of a folder: an architecture alone."""
+    return Path(model).is_dir() and not any([*Path(model).glob("*.safetensors"), *Path(model).glob("*.bin")])
 
 
 def _has_head(model: nn.Module) -> bool:

@@ -36,7 +36,7 @@ def start_vllm(
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine runs in this process
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("VLLM_FLOAT32_MATMUL_PRECISION", torch.get_float32_matmul_precision())  # else it resets it
+    os.environ.setdefault("VLLM_FLOAT32_MATMUL_PRECISION", _matmul_precision())  # else it resets it
     if not on_gpu:
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
         # after each piece of a prompt a token is drawn and taken back from its generator, which a CPU's cannot do
@@ -55,6 +55,14 @@ def start_vllm(
         if cls.__bases__ != bases:
             llm.apply_model(partial(_reclass, cls, _take_back(cls, bases, own)))
     return vllm, llm
+
+
+def _matmul_precision() -> str:
+    """Of float32, in the words of PyTorch's older interface, which refuses to say after `tf32: true`."""
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return "high" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "highest"
 
 
 def _subclasses(cls: type) -> set[type]:

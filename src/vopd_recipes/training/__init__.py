@@ -7,11 +7,12 @@
 from typing import TYPE_CHECKING
 
 from vopd_recipes.exports import on_demand
+from vopd_recipes.training.agreement import first_gap, largest_gap
 from vopd_recipes.training.announcement import COMMAND
 from vopd_recipes.training.run import finish_run, publishing, start_run
 from vopd_recipes.training.trainer import TrainingStopped, VOPDTrainer
 
 if TYPE_CHECKING:
-    from vopd_recipes.training.command import description, main, train
+    from vopd_recipes.training.command import build_trainer, description, main, train
 
 __getattr__ = on_demand(__name__, "command")

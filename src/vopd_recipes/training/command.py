@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, NoReturn
@@ -81,19 +82,28 @@ def train(recipe: Recipe, noise: Noise | None = None) -> None:
         _train(recipe, output_dir, noise)
 
 
-def _train(recipe: Recipe, output_dir: Path, noise: Noise | None) -> None:
+def build_trainer(
+    recipe: Recipe, kind: Callable[..., VOPDTrainer] = VOPDTrainer
+) -> tuple[VOPDTrainer, dict[str, str]]:
+    """Everything up to the first step.
+
+    Args:
+        recipe: what is to be trained.
+        kind: makes the trainer.
+
+    Returns:
+        The trainer, and the hashes of its prompts (`prompts.content_hashes`).
+
+    Raises:
+        RecipeError: whatever is wrong with it.
+    """
     ################
     # Prompts, then everything that can be wrong before weights are loaded
     ################
-    begun = time.perf_counter()
-    checkpoint = checkpoint_to_resume(
-        output_dir, recipe.training.resume_from_checkpoint, recipe.training.resume_only_model
-    )
+    output_dir = Path(str(recipe.training.output_dir))
     _check_precision(recipe)
     if recipe.training.push_to_hub and int(os.environ.get("RANK", 0)) == 0:
         check_write_access(Target.of(recipe.resolved()))
-    if noise and int(os.environ.get("RANK", 0)) == 0:
-        screen.line("reading prompts, loading models")
     rows = read_rows(recipe.data, recipe.training.seed, recipe.training.teachers or ())
     hashes = content_hashes(rows[0])
     check_same_prompts(output_dir, hashes, [str(source["dataset_name"]) for source in recipe.data.sources()])
@@ -119,7 +129,7 @@ def _train(recipe: Recipe, output_dir: Path, noise: Noise | None) -> None:
     ################
     # Training
     ################
-    trainer = VOPDTrainer(
+    trainer = kind(
         student,
         teachers,
         recipe.training,
@@ -129,6 +139,17 @@ def _train(recipe: Recipe, output_dir: Path, noise: Noise | None) -> None:
         train_dataset=prompts.train,
         eval_dataset=prompts.test,
     )
+    return trainer, hashes
+
+
+def _train(recipe: Recipe, output_dir: Path, noise: Noise | None) -> None:
+    begun = time.perf_counter()
+    checkpoint = checkpoint_to_resume(
+        output_dir, recipe.training.resume_from_checkpoint, recipe.training.resume_only_model
+    )
+    if noise and int(os.environ.get("RANK", 0)) == 0:
+        screen.line("reading prompts, loading models")
+    trainer, hashes = build_trainer(recipe)
     start_run(recipe, trainer, hashes)
     if checkpoint:
         check_same_layout(checkpoint, layout(trainer.accelerator), trainer.accelerator.num_processes)
