@@ -41,7 +41,7 @@ from vopd_recipes.recipe import (
 from vopd_recipes.tiny import byte_tokenizer
 from vopd_recipes.training import TrainingStopped, build_trainer, largest_gap
 
-USAGE = "usage: python scripts/check_machine.py RECIPE.yaml [--random] [--field value ...]"
+USAGE = "usage: vopd check RECIPE [--random] [--field value ...]"
 RANDOM = "--random"
 # What makes a run of the recipe a trial, whatever it says itself.
 _TRIAL = {
