@@ -70,7 +70,7 @@ def largest_gap(run: Any, first: bool) -> float:
     """
     modules = run.student.modules()
     dropout = noise_of(causal_lm_of(run.student).config) or any(isinstance(m, nn.Dropout) and m.p for m in modules)
-    rounded = run.args.bf16 or run.args.tf32
+    rounded = bool(run.args.bf16 or run.args.tf32)
     rounded |= run.accelerator.mixed_precision != "no"  # the launcher's, if not the recipe's
     rounded |= causal_lm_of(run.student).dtype != torch.float32 or run.args.vllm_dtype not in (None, "float32")
     if first:
