@@ -60,7 +60,9 @@ class ModelConfig:
     eos_token: str | None = option(None, "also ends a completion, and from then on the student: the teacher's, say")
     dtype: _DTYPE = option("float32", "type of the student's weights")
     teacher_dtype: _DTYPE | None = option(None, "the teacher's; default: bfloat16 with bf16, else dtype")
-    attn_implementation: str | None = option(None, "default: flash-attention where installed, else packed_sdpa")
+    attn_implementation: str | None = option(
+        None, "default: flash-attention where installed, else packed_sdpa, or eager where sdpa is not the model"
+    )
     trust_remote_code: bool = option(False, "run model code that comes with the weights")
     dropout: bool = option(False, "keep the dropout of the student's configuration, which its sampler lacks")
     use_peft: bool = option(False, "train LoRA adapters instead of all weights")
