@@ -115,8 +115,9 @@ def _trial_flags(asked: Asked, folder: str) -> list[str]:
     device = "cuda" if torch.cuda.is_available() and not training.use_cpu else "cpu"
     short = min(training.max_completion_length, _SHORT[device])
     fields = {**_TRIAL, "output_dir": folder, "max_completion_length": str(short)}
-    if training.rollout_backend == "vllm" and training.vllm_max_model_len is None:
-        fields["vllm_max_model_len"] = str(sum(_longest(asked.recipe)))  # the engine that the run will have
+    longest = asked.recipe.data.max_prompt_length + training.max_completion_length
+    if training.rollout_backend == "vllm" and training.vllm_max_model_len is None and longest <= _places(asked.recipe):
+        fields["vllm_max_model_len"] = str(longest)  # the engine that the run may have
     return [
         *without_flags(asked.overrides, fields),
         *(word for name, value in fields.items() for word in (f"--{name}", value)),
@@ -125,10 +126,15 @@ def _trial_flags(asked: Asked, folder: str) -> list[str]:
 
 def _longest(recipe: Recipe) -> tuple[int, int]:
     """Tokens of a prompt and of a completion, as many as the recipe allows and the student has places for."""
-    model = Architecture(str(recipe.model.model_name_or_path), recipe.model.model_revision)
-    places = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+    places = _places(recipe)
     prompt = min(recipe.data.max_prompt_length, places // 2)
     return prompt, min(recipe.training.max_completion_length, places - prompt)
+
+
+def _places(recipe: Recipe) -> int:
+    """How long a sequence the student can read."""
+    model = Architecture(str(recipe.model.model_name_or_path), recipe.model.model_revision)
+    return getattr(model.config, "max_position_embeddings", None) or sys.maxsize
 
 
 def _untrained(recipe: Recipe, trial: Any, folder: Path) -> Any:
