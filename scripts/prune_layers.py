@@ -7,9 +7,19 @@ import argparse
 import sys
 from pathlib import Path
 
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from vopd_recipes.files import written_whole
+from vopd_recipes.recipe import RecipeError, one_line, one_line_errors
+
+
+def load(name: str, revision: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model in the type that it is stored in, and its tokenizer."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        return AutoModelForCausalLM.from_pretrained(name, revision=revision, use_safetensors=True), tokenizer
+    except Exception as error:  # loaders raise what they like; each becomes one line
+        raise RecipeError(f"cannot load {name}: {one_line(error, 600)}") from error
 
 
 def drop_layers(model: PreTrainedModel, dropped: set[int]) -> None:
@@ -29,6 +39,7 @@ def drop_layers(model: PreTrainedModel, dropped: set[int]) -> None:
         model.config.layer_types = [model.config.layer_types[index] for index in kept]
 
 
+@one_line_errors()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("teacher", help="Hub id or folder")
@@ -40,11 +51,11 @@ def main() -> None:
         sys.exit(f"error: {words.folder} exists; remove it or name another folder")
     if not all(word.strip().isdigit() for word in words.drop.split(",")):
         sys.exit(f"error: --drop: expected layer numbers such as 10,15,20, got {words.drop!r}")
-    model = AutoModelForCausalLM.from_pretrained(words.teacher, revision=words.revision, use_safetensors=True)
+    model, tokenizer = load(words.teacher, words.revision)
     drop_layers(model, {int(word) for word in words.drop.split(",")})
     with written_whole(words.folder) as temporary:
         model.save_pretrained(temporary)
-        AutoTokenizer.from_pretrained(words.teacher, revision=words.revision).save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
     print(f"{words.folder}: {model.config.num_hidden_layers} layers, {model.num_parameters():,} parameters")
 
 

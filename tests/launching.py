@@ -94,5 +94,5 @@ def assert_same_weights(
 # Where vLLM has no build its tests are skipped; where it must be there (VOPD_REQUIRE_VLLM=1, as in CI) they fail.
 needs_vllm = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None and os.environ.get("VOPD_REQUIRE_VLLM") != "1",
-    reason="vLLM is not installed; `make install` brings it where there is a build",
+    reason="vLLM is not installed; `make vllm` brings it where there is a build",
 )

@@ -417,7 +417,7 @@ def test_the_readmes_example_adds_a_task(tiny_pair: TinyPair, tmp_path: Path) ->
 def test_make_hands_everything_on() -> None:
     words = ["MODEL=org/name", "REVISION=step-00000100", "TASKS=math,gpqa", "BACKEND=vllm", "PROTOCOL=released"]
     words += ["SAMPLES=4", "LIMIT=10", "DATA_DIR=my data", "COMPARE=a.json,b.json"]
-    command = ["make", "-n", "--no-print-directory", "-o", ".venv/.installed", "evaluate", *words]
+    command = ["make", "-n", "--no-print-directory", "-o", ".venv/.evaluation", "evaluate", *words]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     recipe = " ".join(done.stdout.replace("\\\n", " ").split())

@@ -274,6 +274,6 @@ def test_results_from_before_titles_are_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("push", "published"), [("PUSH=1", True), ("PUSH=0", False), ("PUSH=", False)])
 def test_only_push_1_publishes(push: str, published: bool) -> None:
-    words = ["make", "-n", "--no-print-directory", "-o", ".venv/.installed", "evaluate", "MODEL=org/name", push]
+    words = ["make", "-n", "--no-print-directory", "-o", ".venv/.evaluation", "evaluate", "MODEL=org/name", push]
     done = subprocess.run(words, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
     assert done.returncode == 0 and ("--push" in done.stdout) is published

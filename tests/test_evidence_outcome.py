@@ -123,9 +123,17 @@ def test_steps_and_seconds_are_paired_where_every_run_has_them(tmp_path: Path) -
     assert content["differences"]["opd"]["vopd"]["steps_to_target"]["mean"] == pytest.approx(-5)
     assert content["differences"]["opd"]["vopd"]["seconds_per_step"]["mean"] == pytest.approx(0)
     assert content["differences"]["vopd"]["opd"]["steps_to_target"]["mean"] == pytest.approx(5)
-    assert "| vOPD | " in text and "| -5 ± 0 | < 0.001 | +0.00 ± 0.00 | 1.000 |" in text
+    assert "| vOPD | " in text and "| -5 | 2 seeds | +0.00 | 2 seeds |" in text  # not ± 0 and p < 0.001
+    assert text.count("2 seeds: too few for a difference's interval and p-value") == 2  # under each table
     hours = {seed: found["hours"] for name in ("opd", "vopd") for seed, found in content["methods"][name].items()}
     assert list(hours.values()) == pytest.approx([15 * 1.1 / 3600] * 2)  # whatever the steps of a log line
+
+
+def test_three_seeds_have_an_interval(tmp_path: Path) -> None:
+    runs = [finished(tmp_path, "opd", seed, [0.5, 0.4, 0.3], logging_steps=1) for seed in (0, 1, 2)]
+    runs += [finished(tmp_path, "vopd", seed, [0.5, 0.3 - 0.2 * seed / 2, 0.1]) for seed in (0, 1, 2)]
+    text = write_comparison(runs, tmp_path, target=0.3)
+    assert "| -5 ± 0 | < 0.001 | +0.00 ± 0.00 | 1.000 |" in text and "too few" not in text
 
 
 def test_curves_are_means_over_the_steps_that_runs_share(tmp_path: Path) -> None:

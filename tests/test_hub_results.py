@@ -426,7 +426,7 @@ def test_a_sweep_evaluates_each_complete_step_and_draws_them(hub, api, published
 
 @pytest.mark.slow  # evaluates each step in a process of its own
 def test_the_sweep_script_from_end_to_end(hub, published, monkeypatch, tmp_path):
-    monkeypatch.setenv("MAKEFLAGS", "-o .venv/.installed")  # nothing is set up anew
+    monkeypatch.setenv("MAKEFLAGS", "-o .venv/.evaluation")  # nothing is set up anew
     output = tmp_path / "out"
     words = [
         "TASKS=arithmetic",

@@ -7,6 +7,7 @@ distributions break things that tiny random models do not.
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,16 @@ def smollm2(tmp_path_factory):
     run("scripts/prune_layers.py", teacher, folder / "student", "--drop", "10,15,20")
     run("scripts/make_problems.py", "word", folder / "problems", "--train", 64, "--test", 4)
     return folder
+
+
+@pytest.mark.slow  # a process that imports everything: what a person sees of a wrong name, or without a network
+def test_a_teacher_that_cannot_be_loaded_is_one_line(tmp_path):
+    words = [sys.executable, "scripts/prune_layers.py", "org/nowhere", tmp_path / "student", "--drop", "1"]
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=offline)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: cannot load org/nowhere: ") and done.stderr.count("\n") == 1
+    assert not (tmp_path / "student").exists()
 
 
 @pytest.mark.slow

@@ -18,9 +18,9 @@ _CHECKOUT = Path(__file__).parents[3]
 def main(words: list[str]) -> int:
     """Its exit status; see `evaluation.run.main`."""
     if not (_CHECKOUT / "evaluation" / "run.py").is_file():
-        raise RecipeError("vopd evaluate: needs a checkout of the repository, where `make install` brings lighteval")
+        raise RecipeError("vopd evaluate: needs a checkout of the repository, where `make evaluate` brings lighteval")
     if importlib.util.find_spec("lighteval") is None:
-        raise RecipeError("vopd evaluate: lighteval is not installed; pip install -e '.[eval]' in the checkout")
+        raise RecipeError("vopd evaluate: lighteval is not installed; `make evaluate` brings it to .venv")
     sys.path.insert(0, str(_CHECKOUT))
     from evaluation.run import main as evaluate  # late: there may be none
 

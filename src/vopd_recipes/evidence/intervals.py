@@ -9,6 +9,8 @@ from statistics import fmean
 
 from scipy import stats
 
+TOO_FEW = 2  # seeds: their one deviation is no estimate, and where it happens to be 0 a difference looks certain
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -25,11 +27,12 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """Of a method from another, seed by seed: its 95 % interval and the paired t-test's p-value."""
+    """Of a method from another, seed by seed: its 95 % interval, the paired t-test's p-value, how many."""
 
     mean: float
     half: float
     p: float
+    seeds: int
 
 
 def with_interval(measured: Mapping[str, float], form: str = ".2f") -> str:
@@ -50,5 +53,6 @@ def paired(ours: Sequence[float], theirs: Sequence[float]) -> Difference:
     differences = [a - b for a, b in zip(ours, theirs)]
     found = interval(differences)
     if not found.half:  # the same difference at every seed
-        return Difference(found.mean, found.half, float(not any(differences)))
-    return Difference(found.mean, found.half, float(stats.ttest_1samp(differences, 0.0).pvalue))
+        return Difference(found.mean, found.half, float(not any(differences)), len(differences))
+    p = float(stats.ttest_1samp(differences, 0.0).pvalue)
+    return Difference(found.mean, found.half, p, len(differences))

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vopd_recipes.evidence.intervals import interval, paired
+from vopd_recipes.evidence.intervals import TOO_FEW, interval, paired
 from vopd_recipes.evidence.outcome import Run, compared
 from vopd_recipes.evidence.outcome_plots import plot_accuracy, plot_curves, shared_curves
 from vopd_recipes.files import history_of, markdown_table, series, write_text
@@ -151,16 +151,16 @@ def _steps_text(by_seed: dict[int, Outcome]) -> str:
     return f"≥ {at_least:.0f} ({len(reached)} of {len(by_seed)} runs)"
 
 
-# Measure → heading, form of a difference, scale.
+# Measure → heading, form of a difference, of half its interval, scale.
 _MEASURES = {
-    "accuracy": ("accuracy (points)", "{:+.1f} ± {:.1f}", 100),
-    "reverse_kl": ("reverse KL", "{:+.4f} ± {:.4f}", 1),
-    "steps_to_target": ("steps to target", "{:+.0f} ± {:.0f}", 1),
-    "seconds_per_step": ("seconds a step", "{:+.2f} ± {:.2f}", 1),
+    "accuracy": ("accuracy (points)", "{:+.1f}", "{:.1f}", 100),
+    "reverse_kl": ("reverse KL", "{:+.4f}", "{:.4f}", 1),
+    "steps_to_target": ("steps to target", "{:+.0f}", "{:.0f}", 1),
+    "seconds_per_step": ("seconds a step", "{:+.2f}", "{:.2f}", 1),
 }
 
 
-def _differences(outcomes: dict[str, dict[int, Outcome]]) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+def _differences(outcomes: dict[str, dict[int, Outcome]]) -> dict[str, Any]:
     """Reference → method → measure → difference, over the seeds that both have.
 
     A measure that any of these runs lacks is left out: over those alone that reached a target, it would flatter.
@@ -186,14 +186,19 @@ def _difference_tables(outcomes: dict[str, dict[int, Outcome]]) -> Iterator[str]
         rows = []
         for name, measures in methods.items():
             cells = [compared()[name].title]
-            for measure, (_, form, scale) in _MEASURES.items():
-                one = measures.get(measure)
-                cells += (
-                    [form.format(scale * one["mean"], scale * one["half"]), _p_text(one["p"])] if one else ["", ""]
-                )
+            for measure in _MEASURES:
+                cells += _difference_cells(measure, measures[measure]) if measure in measures else ["", ""]
             rows.append(cells)
         yield markdown_table(heading, rows)
+        if any(one["seeds"] <= TOO_FEW for measures in methods.values() for one in measures.values()):
+            yield "2 seeds: too few for a difference's interval and p-value; three are the least, five are better."
 
 
-def _p_text(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+def _difference_cells(measure: str, one: dict[str, Any]) -> list[str]:
+    """A difference with its interval, and its p-value; of too few seeds the difference alone."""
+    _, form, half, scale = _MEASURES[measure]
+    mean = form.format(scale * one["mean"])
+    if one["seeds"] <= TOO_FEW:
+        return [mean, f"{one['seeds']} seeds"]
+    p = "< 0.001" if one["p"] < 0.001 else f"{one['p']:.3f}"
+    return [f"{mean} ± {half.format(scale * one['half'])}", p]

@@ -254,7 +254,7 @@ def _check_installed() -> None:
     """
     if importlib.util.find_spec("vllm") is None:
         raise RecipeError(
-            "rollout_backend: vllm is not installed here; `make install` brings it where there is a build, or use "
+            "rollout_backend: vllm is not installed here; `make vllm` brings it where there is a build, or use "
             "rollout_backend: transformers"
         )
 
