@@ -11,7 +11,7 @@ import torch
 from vopd_recipes.machine.report import Report
 from vopd_recipes.machine.surroundings import cpu_bytes
 from vopd_recipes.machine.trial import Seen, Trial
-from vopd_recipes.models import layout
+from vopd_recipes.models import layout, unsharded
 from vopd_recipes.planner import (
     CONTEXT_BYTES,
     GB,
@@ -75,7 +75,9 @@ def check_memory(report: Report, asked: Asked, trainer: Trial) -> None:
     sharding = kind if kind in get_args(Sharding) else "none"
     setup = replace(asked.setup, gpus=processes, gpu_bytes=there, sharding=cast(Sharding, sharding))
     row = replace(setup, prompts=seen.sequences, generations=1, completion_tokens=seen.completion)
-    short, whole = plan(row), plan(setup)
+    with unsharded():  # ZeRO-3 would cut the planner's models up, which have shapes and no data
+        short, whole = plan(row), plan(setup)
+        change = None if whole.fits else smallest_change(whole.setup)
     planned = max(map(short.need, ("teacher", "loss", "backward"))) - _assumed(short)
     report.judge(
         "memory",
@@ -83,7 +85,6 @@ def check_memory(report: Report, asked: Asked, trainer: Trial) -> None:
         f"{rows}, planned {_size(planned)}",
         "the planner does not know this model: leave that much more room, and file an issue with this line",
     )
-    change = None if whole.fits else smallest_change(whole.setup)
     report.judge(
         "room",
         whole.fits if on_gpu else whole.peak <= there,  # a CPU's vLLM has a cache of its own

@@ -57,9 +57,9 @@ def _untrained(config: ModelConfig, settings: PreTrainedConfig, device: torch.de
         )
     weight = head_module(model).weight
     if is_sharded(model):
-        from deepspeed.zero import GatheredParameters  # imported late: it takes seconds
+        import deepspeed  # imported late: it takes seconds
 
-        with GatheredParameters([weight], modifier_rank=0):
+        with deepspeed.zero.GatheredParameters([weight], modifier_rank=0):
             _spread(weight)
     else:
         _spread(weight)
