@@ -1,7 +1,7 @@
 """What transformers.Trainer would count or say wrongly of a run of packed rows.
 
-Its counters look for `input_ids` in the batch; ours holds a packed row, whose tokens are counted here. A step is
-a line of `console` and not a dictionary. The rest is about a resumed run: it was evaluated before its first step
+Its counters look for `input_ids` in the batch; ours holds a packed row, whose tokens are counted here. A step is a
+line of `console` and not a dictionary. The rest is about a resumed run: it was evaluated before its first step
 already, and a name that is missing in the saved weights because its tensor stands there under another one is no alarm.
 """
 
