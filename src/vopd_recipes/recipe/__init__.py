@@ -1,8 +1,8 @@
 """What a recipe says: its fields and their text, the errors in them, and how the processes were launched.
 
 A YAML file and command-line flags (`text`) become checked dataclasses (`config`); what is wrong is one line with file
-and line (`errors`). `shipped` knows the recipes that come with the package. `launch` makes sure that the processes are
-as many, and of the kind, that was asked for.
+and line (`errors`), and `help` is what `--help` says of the fields. `shipped` knows the recipes that come with the
+package. `launch` makes sure that the processes are as many, and of the kind, that was asked for.
 """
 
 from typing import TYPE_CHECKING
@@ -14,7 +14,8 @@ from vopd_recipes.recipe.shipped import find_recipe, find_shipped
 from vopd_recipes.recipe.text import check_fields, coerce, nearest, read_fields, read_flags, read_yaml
 
 if TYPE_CHECKING:
-    from vopd_recipes.recipe.config import DataConfig, ModelConfig, Recipe, VOPDConfig, describe_fields, load_recipe
+    from vopd_recipes.recipe.config import DataConfig, ModelConfig, Recipe, VOPDConfig, load_recipe
+    from vopd_recipes.recipe.help import fields_help
     from vopd_recipes.recipe.launch import check_launch, free_port, is_set
 
-__getattr__ = on_demand(__name__, "config", "launch")
+__getattr__ = on_demand(__name__, "config", "help", "launch")

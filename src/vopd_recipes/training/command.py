@@ -43,7 +43,7 @@ from vopd_recipes.models import (
 )
 from vopd_recipes.planner.explain import FLAG, explain, take_flag
 from vopd_recipes.prompts import Prompts, build_prompts, content_hashes, read_rows
-from vopd_recipes.recipe import Recipe, RecipeError, VOPDConfig, describe_fields, find_recipe, is_set, load_recipe
+from vopd_recipes.recipe import Recipe, RecipeError, VOPDConfig, fields_help, find_recipe, is_set, load_recipe
 from vopd_recipes.teacher import ServerTeacher, StatesServer, StatesTeacher, Teacher, TeacherServer
 from vopd_recipes.training import announcement
 from vopd_recipes.training.run import finish_run, publish_finished, publishing, start_run
@@ -194,9 +194,8 @@ def _connect_to_teacher(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, prom
 
 
 def description(usage: str) -> str:
-    """A command's help: how it is called, and every field of ours."""
-    lines = [usage, "", "fields of this library (every field of transformers.TrainingArguments works too):"]
-    return "\n".join([*lines, *(f"  --{name:32}{text} [{default}]" for name, text, default in describe_fields())])
+    """A command's help: how it is called, and every field of a recipe."""
+    return f"{usage}\n\nA recipe's fields, each also a flag; [in brackets] the default.\n{fields_help()}"
 
 
 def main(words: list[str] | None = None) -> None:
