@@ -12,6 +12,7 @@ from recipe_files import BASES, ROOT, as_it_stands
 
 from vopd_recipes.command import COMMANDS
 from vopd_recipes.command.train import take_processes
+from vopd_recipes.planner import GB, plan, read_setup, verdict
 from vopd_recipes.planner.setup import OF_THE_MACHINE, read_anywhere
 from vopd_recipes.recipe import find_recipe
 
@@ -149,3 +150,29 @@ def test_the_image_has_the_versions_that_were_tried() -> None:
     assert asked and {*asked[1].split(",")} == {"eval", "vllm"} <= {*extras}
     copied = {name for line in re.findall(r"^COPY (.*) \./$", dockerfile, re.MULTILINE) for name in line.split()}
     assert copied and all((ROOT / name).is_file() for name in copied)
+
+
+# Figures -------------------------------------------------------------------------------------------------------------
+
+
+def fits_on_one() -> list[tuple[str, str, int, str]]:
+    """(recipe, flags, GB, verdict) of each line of the page about one GPU."""
+    found = []
+    for size, text in re.findall(r"^## (\d+) GB\n(.*?)(?=^## )", (ROOT / "docs/one_gpu.md").read_text(), re.M | re.S):
+        for recipe, flags, said in re.findall(r"^\| ([\w./-]+/\w+) \| (?:`(.*?)`)? ?\| (.*?) \|$", text, re.M):
+            found.append((recipe, flags, int(size), said))
+    return found
+
+
+def test_the_page_of_one_gpu_has_lines_for_both_sizes() -> None:
+    assert {(size, recipe.partition("/")[0]) for recipe, _, size, _ in fits_on_one()} >= {
+        (24, "qwen3-0.6b"), (24, "qwen3-1.7b"), (24, "qwen3-4b"), (80, "qwen3-4b"), (80, "qwen3-8b"), (80, "olmo3-7b")
+    }  # fmt: skip
+
+
+@pytest.mark.slow  # it counts the activations of every pair, some five seconds each, and no page may claim less
+@pytest.mark.parametrize(("recipe", "flags", "size", "said"), fits_on_one())
+def test_what_fits_on_one_gpu(recipe: str, flags: str, size: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    planned = plan(read_setup(find_recipe(recipe), shlex.split(flags), 1, size * GB))
+    assert planned.fits and verdict(planned) == said
