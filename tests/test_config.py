@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from vopd_recipes.loss import Estimator
-from vopd_recipes.recipe import Recipe, RecipeError, describe_fields, load_recipe
+from vopd_recipes.recipe import Recipe, RecipeError, load_recipe
+from vopd_recipes.recipe.config import describe_fields
 
 ROOT = Path(__file__).parents[1]
 BASE = {

@@ -840,3 +840,13 @@ def test_memory_is_flat() -> None:
         peaks.append(float(re.search(r"peak ([\d.]+) GB", done.stdout)[1]))
     assert peaks[1] < 0.8
     assert peaks[1] - peaks[0] < 0.06
+
+
+def test_the_example_reads_a_file_without_the_hub(tmp_path: Path) -> None:
+    """Which is offline here; what it was not compared with stands in the card."""
+    rows = [{"question": f"Anna has {n} {noun}s and buys two. How many has she?", "answer": f"She has\n#### {n + 2}"}
+            for n, noun in enumerate(NOUNS, 3)]  # fmt: skip
+    flags = ["--dataset_name", write_rows(tmp_path / "mine.jsonl", rows), "--output_dir", str(tmp_path / "made")]
+    summary = prepare(load_data_recipe(ROOT / "recipes/data/gsm8k.yaml", flags))
+    assert summary["rows_written"] == len(rows)
+    assert "not checked: openai/gsm8k" in (tmp_path / "made" / "README.md").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What the recipes' pages say is so: the paper's numbers, times and memory, the index, the links and the commands."""
+"""What the recipes' pages say is so: the paper's numbers, times and memory, the index and the commands."""
 
 import re
 import runpy
@@ -166,20 +166,7 @@ def test_the_index_is_what_its_script_writes(tmp_path: Path, monkeypatch: pytest
     assert (ROOT / INDEX).read_text() == index
 
 
-# Links and commands --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("page", PAGES, ids=str)
-def test_links_lead_somewhere(page: Path) -> None:
-    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()) if "://" not in link]
-    assert len(links) >= 6
-    for link in links:
-        name, _, section = link.partition("#")
-        target = page.parent / name
-        assert target.exists(), link
-        if section:
-            headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
-            assert section in [re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings], link
+# Commands ------------------------------------------------------------------------------------------------------------
 
 
 def commands(page: Path) -> list[list[str]]:

@@ -35,7 +35,7 @@ from vopd_recipes.recipe.checks import (
 from vopd_recipes.recipe.errors import RecipeError, one_line
 from vopd_recipes.recipe.launch import introduce_deepspeed, prepare_launch
 from vopd_recipes.recipe.teachers import of_teacher, read_teachers
-from vopd_recipes.recipe.text import Lines, Word, nearest, read_fields
+from vopd_recipes.recipe.text import Lines, Word, describe_type, nearest, read_fields
 from vopd_recipes.recipe.together import check_together
 
 
@@ -341,11 +341,13 @@ _OWN = {name: None for part in _PARTS for name in part.__annotations__}  # in or
 
 
 def describe_fields() -> Iterator[tuple[str, str, Any]]:
-    """(name, description, default) of each field that is this library's own."""
+    """(name, description with what it may hold where the default does not show it, default) of each field of ours."""
     for name in _OWN:
         item = _FIELDS[name]
         default = item.default_factory() if callable(item.default_factory) else item.default
-        yield name, item.metadata["help"], default
+        allowed = describe_type(_HINTS[name]).removesuffix(" or null")
+        told = not allowed.startswith("one of ") and (default is not None or allowed in ("text", "a word"))
+        yield name, item.metadata["help"] if told else f"{item.metadata['help']}; {allowed}", default
 
 
 def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:

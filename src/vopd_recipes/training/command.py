@@ -39,7 +39,7 @@ from vopd_recipes.recipe import (
     Recipe,
     RecipeError,
     VOPDConfig,
-    describe_fields,
+    fields_help,
     find_recipe,
     is_set,
     load_recipe,
@@ -187,9 +187,8 @@ def _check_precision(recipe: Recipe) -> None:
 
 
 def description(usage: str) -> str:
-    """A command's help: how it is called, and every field of ours."""
-    lines = [usage, "", "fields of this library (every field of transformers.TrainingArguments works too):"]
-    return "\n".join([*lines, *(f"  --{name:32}{text} [{default}]" for name, text, default in describe_fields())])
+    """A command's help: how it is called, and every field of a recipe."""
+    return f"{usage}\n\nA recipe's fields, each also a flag; [in brackets] the default.\n{fields_help()}"
 
 
 def main(words: list[str] | None = None) -> None:
