@@ -6,6 +6,7 @@ from vopd_recipes.exports import on_demand
 from vopd_recipes.files.atomic import sha256_of, write_text, written_whole
 from vopd_recipes.files.checkpoints import (
     ENVIRONMENT,
+    METRICS,
     RECIPE,
     check_same_layout,
     check_same_prompts,
