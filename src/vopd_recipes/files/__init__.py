@@ -24,7 +24,7 @@ from vopd_recipes.files.lock import only_process_in
 from vopd_recipes.files.results_json import SAME_MEASUREMENT, SCHEMA_VERSION, read_results, results_path, title_of
 
 if TYPE_CHECKING:
-    from vopd_recipes.files.completions import RECORDED, SCHEMA, write_completions
+    from vopd_recipes.files.completions import RECORDED, SCHEMA, read_completions, write_completions
     from vopd_recipes.files.plots import (
         RunError,
         compare_runs,

@@ -47,6 +47,7 @@ from vopd_recipes.recipe import Recipe, RecipeError, VOPDConfig, describe_fields
 from vopd_recipes.teacher import ServerTeacher, StatesServer, StatesTeacher, Teacher, TeacherServer
 from vopd_recipes.training import announcement
 from vopd_recipes.training.run import finish_run, publish_finished, publishing, start_run
+from vopd_recipes.training.trackers import TokenTables
 from vopd_recipes.training.trainer import TrainingStopped, VOPDTrainer
 
 logger = logging.getLogger(__name__)
@@ -140,6 +141,7 @@ def _train(recipe: Recipe, output_dir: Path, noise: Noise | None) -> None:
         train_dataset=prompts.train,
         eval_dataset=prompts.test,
     )
+    trainer.add_callback(TokenTables(output_dir, tokenizer, trainer.callback_handler.callbacks))
     start_run(recipe, trainer, hashes)
     if checkpoint:
         check_same_layout(checkpoint, layout(trainer.accelerator), trainer.accelerator.num_processes)
