@@ -10,8 +10,11 @@ import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -36,6 +39,7 @@ from vopd_recipes.reporting import charts, completions
 from vopd_recipes.reporting.escaping import escaped, visible
 from vopd_recipes.reporting.page import report_page, write_report
 from vopd_recipes.reporting.runs import group_runs, read_run, read_runs
+from vopd_recipes.reporting.watch import watch_report
 from vopd_recipes.training import VOPDTrainer, finish_run, start_run
 
 ROOT = Path(__file__).parents[1]
@@ -310,6 +314,21 @@ def test_tokens_carry_their_text_colour_and_numbers(runs: dict[str, Path]) -> No
                 assert f"{label}\t{each.row[name][index]:.3f}".replace("-", "−") in (span["title"] or "").split("\n")
 
 
+def test_a_typical_prompt_is_beside_the_worst(runs: dict[str, Path], copied: Callable[..., Path]) -> None:
+    """By the mean |advantage| of the tokens: the middle of all prompts, then the largest."""
+    run = copied()
+    for path in (run / "completions").iterdir():  # each prompt differs by its own number from all others
+        rows = [{**row, "advantage": [row["prompt_id"] / 100]} for row in pq.read_table(path).to_pylist()]
+        pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
+    chosen = completions.choose_completions(group_runs(read_runs([run])))
+    found = [written[0].row["prompt_id"] for _, written in chosen]
+    steps = {len(written) for _, written in chosen}
+    assert len(steps) == 1 and found[0] < found[3] < found[2] < found[1]
+    page = report_page([run])
+    assert page.count("<h3>A typical prompt</h3>") == page.count("<h3>Among the worst: 3</h3>") == 1
+    assert page.index("A typical prompt") < page.index("Among the worst: 1")
+
+
 def test_pieces_of_any_bytes_are_the_decoded_text(tokenizer: PreTrainedTokenizerFast) -> None:
     backend = tokenizer.backend_tokenizer
     draw = random.Random(0)
@@ -503,6 +522,86 @@ def test_an_unfinished_run_is_read_at_its_last_whole_checkpoint(copied: Callable
         report_page([run])
 
 
+REFRESHES = '<meta http-equiv="refresh" content="1">'
+
+
+def unfinished(run: Path, lines: int) -> list[str]:
+    """Back to where so many lines were logged and nothing was saved; returns the lines after them."""
+    (run / "trainer_state.json").rename(run / "state-of-the-end.json")
+    for checkpoint in run.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    logged = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(logged[:lines]))
+    return logged[lines:]
+
+
+def test_a_run_that_is_followed_is_read_at_its_last_log_line(copied: Callable[..., Path]) -> None:
+    run = copied()
+    before = history(run)
+    rest = unfinished(run, 2)  # the evaluation at the start, and the first step
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(rest[0][:20])  # is being written
+    found = read_run(run, live=True)
+    assert (found.step, found.planned, found.finished) == (1, 4, False)
+    assert found.history == before[:2]
+    page = report_page([run], live=True, refresh=1)
+    assert "unfinished: step 1 of 4" in page and REFRESHES in page and "live, anew every 1 s" in page
+    assert {int(step) for step in re.findall(r"</b> step (\d+) ", page)} == {1}
+    assert '<span class="t' in page  # by the tokenizer of the student that it started from
+    assert "refresh" not in report_page([run], live=True)
+    rewrite_recipe(run, max_steps=-1, model_name_or_path="org/name")
+    page = report_page([run], live=True)
+    assert "unfinished: step 1 ·" in page
+    with pytest.raises(RunError, match="no complete checkpoint yet"):
+        read_run(run)
+    (run / "metrics.jsonl").write_text("")
+    with pytest.raises(RunError, match="metrics.jsonl: log_history is empty; the run has logged nothing"):
+        read_run(run, live=True)
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait for what another thread or process does."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_a_page_follows_a_run_to_its_end(copied: Callable[..., Path], tmp_path: Path) -> None:
+    run, path, said = copied(), tmp_path / "live.html", []
+    rest = unfinished(run, 0)
+    watching = threading.Thread(target=watch_report, args=([run], path, 1, said.append))
+    watching.start()
+    until(lambda: len(said) == 1)
+    assert said[0].startswith("waiting: ") and "the run has logged nothing" in said[0] and not path.exists()
+    for count, step in ((2, 1), (2, 2)):  # an evaluation is a line, too
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write("".join(rest[:count]))
+        rest = rest[count:]
+        until(lambda step=step: path.is_file() and f"unfinished: step {step} of 4" in path.read_text("utf-8"))
+        assert REFRESHES in path.read_text("utf-8")
+    (run / "state-of-the-end.json").rename(run / "trainer_state.json")
+    watching.join(timeout=60)
+    assert not watching.is_alive()
+    assert path.read_text("utf-8") == report_page([run])
+    assert said[1:] == [f"{path}: open it; it is renewed every 1 s until the runs have finished"]
+
+
+@pytest.mark.slow  # a process that imports everything: Ctrl-C is a signal
+def test_an_interrupt_ends_watching_quietly(copied: Callable[..., Path], tmp_path: Path) -> None:
+    run = copied()
+    unfinished(run, 2)
+    words = [sys.executable, ROOT / "scripts" / "report.py", run, "--watch", "--every", "1"]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    assert process.stdout is not None
+    assert process.stdout.readline().startswith("report.html: open it")
+    process.send_signal(signal.SIGINT)
+    out, errors = process.communicate(timeout=60)
+    assert (process.returncode, out, errors) == (130, "", "")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "unfinished: step 1 of 4" in page and "refresh" not in page
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -682,6 +781,19 @@ def test_a_browser_refuses_a_script_that_got_in(browser: Any, runs: dict[str, Pa
     show(browser, path, 1280)
     assert browser.title == "OPD"
     assert "Content Security Policy" in browser.get_log("browser")[0]["message"]
+
+
+def test_a_browser_loads_a_live_page_again(browser: Any, copied: Callable[..., Path], tmp_path: Path) -> None:
+    run, path = copied(), tmp_path / "report.html"
+    rest = unfinished(run, 2)
+    show(browser, write_report([run], path, live=True, refresh=1), 1280)
+    browser.execute_script("scrollTo(0, 400)")
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write("".join(rest))
+    write_report([run], path, live=True)
+    until(lambda: "unfinished: step 4 of 4" in browser.page_source)
+    assert browser.get_log("browser") == []  # its policy lets it
+    until(lambda: browser.execute_script("return scrollY") == 400)  # nobody loses the place
 
 
 def hover(browser: Any, element: Any, right: int = 0) -> None:

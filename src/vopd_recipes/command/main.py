@@ -32,7 +32,7 @@ COMMANDS = {
     "plan": Command(f"{_ROOM}.plan", "RECIPE --gpus 8 --gpu_memory 80", "whether it fits, and what to change"),
     "check": Command(f"{_ROOM}.check", "RECIPE [--random]", "whether this machine is right, in three minutes"),
     "evaluate": Command(f"{_ROOM}.evaluate", "MODEL [--tasks math]", "accuracy on benchmarks (in a checkout)"),
-    "report": Command(f"{_ROOM}.report", "RUN_DIR [RUN_DIR ...]", "one HTML page of runs"),
+    "report": Command(f"{_ROOM}.report", "RUN_DIR [RUN_DIR ...] [--watch]", "one HTML page of runs"),
     "publish": Command(f"{_ROOM}.publish", "RUN_DIR --hub-model-id org/name", "to the Hub, a branch per checkpoint"),
     "download": Command(f"{_ROOM}.download", "org/name [--list]", "a published revision, checked"),
     "data": Command(f"{_ROOM}.data", "RECIPE_OF_DATA", "make a training set"),

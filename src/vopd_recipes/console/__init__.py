@@ -12,6 +12,6 @@ from vopd_recipes.console.screen import screen
 from vopd_recipes.exports import on_demand
 
 if TYPE_CHECKING:
-    from vopd_recipes.console.progress import METRICS, Progress
+    from vopd_recipes.console.progress import Progress
 
 __getattr__ = on_demand(__name__, "progress")

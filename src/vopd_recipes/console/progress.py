@@ -16,9 +16,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from vopd_recipes.console.lines import MEASURED, heading, held_out_line, step_line
 from vopd_recipes.console.screen import screen
-from vopd_recipes.files import write_text
+from vopd_recipes.files import METRICS, write_text
 
-METRICS = "metrics.jsonl"
 _TABLE = 25  # lines, until the heading comes again
 
 

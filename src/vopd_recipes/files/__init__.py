@@ -6,6 +6,7 @@ from vopd_recipes.exports import on_demand
 from vopd_recipes.files.atomic import sha256_of, write_text, written_whole
 from vopd_recipes.files.checkpoints import (
     ENVIRONMENT,
+    METRICS,
     RECIPE,
     check_same_layout,
     check_same_prompts,
@@ -23,7 +24,7 @@ from vopd_recipes.files.lock import only_process_in
 from vopd_recipes.files.results_json import SAME_MEASUREMENT, SCHEMA_VERSION, read_results, results_path, title_of
 
 if TYPE_CHECKING:
-    from vopd_recipes.files.completions import RECORDED, SCHEMA, write_completions
+    from vopd_recipes.files.completions import RECORDED, SCHEMA, read_completions, write_completions
     from vopd_recipes.files.plots import (
         RunError,
         compare_runs,

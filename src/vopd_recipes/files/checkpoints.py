@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 MARKER = "complete"
 RECIPE = "recipe.yaml"
 ENVIRONMENT = "environment.json"
+METRICS = "metrics.jsonl"
 _STATE = "trainer_state.json"
 
 # Fields that may change between the two halves of a run: none of them changes an update.

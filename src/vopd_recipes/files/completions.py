@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -51,7 +52,17 @@ def write_completions(
         }
         for sample in samples
     ]
-    path = output_dir / "completions" / f"step-{step:08d}.parquet"
+    path = _path(output_dir, step)
     with written_whole(path) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), temporary, compression="zstd")
     return path
+
+
+def read_completions(output_dir: Path, step: int, most: int) -> list[dict[str, Any]]:
+    """The first rows of a step's file, none where a step has none."""
+    path = _path(output_dir, step)
+    return pq.read_table(path).slice(0, most).to_pylist() if path.is_file() else []
+
+
+def _path(output_dir: Path, step: int) -> Path:
+    return output_dir / "completions" / f"step-{step:08d}.parquet"

@@ -46,8 +46,9 @@ class Written:
 def choose_completions(groups: Sequence[Group]) -> list[tuple[str, list[Written]]]:
     """The prompts that most methods and steps share, each with its completions, ordered by step and then by method.
 
-    Of those that share alike, the ones whose tokens have the largest |advantage|: where the teacher agrees there is
-    nothing to see. Of each method the first run takes part: its other seeds met the prompts in another order.
+    Of those that share alike: first the one of the median |advantage|, which is how it usually is, then the ones whose
+    tokens have the largest, because where the teacher agrees there is nothing to see. Of each method the first run
+    takes part: its other seeds met the prompts in another order.
 
     Raises:
         RunError: a file of completions that is none.
@@ -65,7 +66,10 @@ def choose_completions(groups: Sequence[Group]) -> list[tuple[str, list[Written]
 
     candidates = sorted(places, key=worth, reverse=True)[: 4 * PROMPTS]
     chosen = [(prompt, _load(prompt, places[prompt], groups)) for prompt in candidates]
-    return sorted(chosen, key=lambda one: (worth(one[0])[:2], _disagreement(one[1])), reverse=True)[:PROMPTS]
+    chosen.sort(key=lambda one: (worth(one[0])[:2], _disagreement(one[1])), reverse=True)
+    alike = sum(worth(prompt)[:2] == worth(chosen[0][0])[:2] for prompt, _ in chosen)
+    typical = chosen[alike // 2 : alike // 2 + 1]
+    return typical + [one for one in chosen if one not in typical][: PROMPTS - 1]
 
 
 def _disagreement(written: Sequence[Written]) -> float:
@@ -207,12 +211,13 @@ def completions(groups: Sequence[Group]) -> str:
         return ""
     tokenizers = [load_tokenizer(group.runs[0]) for group in groups]
     legend = f"<div class=scale><span>rarer</span><span class=ramp>{_ramp()}</span><span>likelier</span></div>"
-    parts = [_prompt(groups, prompt, written, tokenizers) for prompt, written in chosen]
+    titles = ["A typical prompt", *(f"Among the worst: {place}" for place in range(1, len(chosen)))]
+    parts = [_prompt(groups, title, prompt, written, tokenizers) for title, (prompt, written) in zip(titles, chosen)]
     note = (
         "What the student wrote while it trained, each token in the colour of its advantage in nats: "
         "<span class='t u6'>blue</span> was made likelier, <span class='t d6'>orange</span> rarer. "
-        "Hover over a token for its reward, advantage and reverse KL. Of the prompts that the runs share, these are "
-        "the ones on which student and teacher differ most."
+        "Hover over a token for its reward, advantage and reverse KL. Of the prompts that the runs share: the one in "
+        "the middle by how much student and teacher differ, then those on which they differ most."
     )
     return section("Completions", note, legend + "".join(parts))
 
@@ -230,6 +235,7 @@ def _ramp() -> str:
 
 def _prompt(
     groups: Sequence[Group],
+    title: str,
     prompt: str,
     written: Sequence[Written],
     tokenizers: Sequence[Tokenizer | None],
@@ -238,7 +244,7 @@ def _prompt(
     columns = min(3, methods) if methods > 1 else min(2, len(written))
     cards = "".join(_completion(groups, each, tokenizers[each.group]) for each in written)
     return (
-        f"<article class=prompt><h3>Prompt</h3><pre class=text>{escaped(prompt.rstrip(), PROMPT_CHARACTERS)}</pre>"
+        f"<article class=prompt><h3>{title}</h3><pre class=text>{escaped(prompt.rstrip(), PROMPT_CHARACTERS)}</pre>"
         f'<div class="columns columns{columns}">{cards}</div></article>'
     )
 

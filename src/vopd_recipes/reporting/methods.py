@@ -58,7 +58,8 @@ def _prompts(recipe: dict[str, Any]) -> str:
 
 
 def _run(run: Run) -> str:
-    facts = [f"{run.step:,} steps" if run.finished else f"unfinished: step {run.step:,} of {run.planned:,}"]
+    of = f" of {run.planned:,}" if run.planned else ""
+    facts = [f"{run.step:,} steps" if run.finished else f"unfinished: step {run.step:,}{of}"]
     facts += [f"seed {run.recipe['seed']}"] if run.recipe.get("seed") is not None else []
     return (
         f"<div class=run><b>{escaped(run.name)}</b> <span class=muted>{escaped(' · '.join(facts))}</span>"

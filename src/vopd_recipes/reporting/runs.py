@@ -1,7 +1,8 @@
 """A run's folder becomes a checked record, and records of the same recipe become one method.
 
 Two runs are seeds of one method when their resolved recipes agree in everything but the seed and where the run is
-kept. A run that has not finished is read at its last complete checkpoint.
+kept. A run that has not finished is read at its last complete checkpoint, which is all that a killed one keeps, or,
+where somebody follows it, at its last log line.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from typing import Any
 
 import yaml
 
-from vopd_recipes.files import RECIPE, RunError, last_complete_checkpoint, series
+from vopd_recipes.files import METRICS, RECIPE, RunError, last_complete_checkpoint, series
 from vopd_recipes.loss import Estimator
 
 # Fields that tell seeds of one method apart.
 _SEED_FIELDS = frozenset({"seed", "data_seed", "output_dir", "run_name"})
+_STATE = "trainer_state.json"
 # Parts of a step that the trainer times, in the order in which they happen.
 TIMES = ("rollout", "sync", "teacher", "student", "optimizer")
 
@@ -32,17 +34,19 @@ class Run:
     Args:
         folder: the run.
         name: what it is called on the page; unique there.
-        state_folder: where its trainer state and tokenizer are: the run, or its last complete checkpoint.
+        finished: whether it came to its end.
+        state_folder: where its tokenizer is: the run, its last complete checkpoint, or where the student came from.
         recipe: the resolved recipe.
         recipe_text: the same as it is on disk.
         environment: versions and hardware; empty where the run has no such file.
         history: the trainer's log lines.
         step: optimiser steps done.
-        planned: optimiser steps that the recipe asks for.
+        planned: optimiser steps that the recipe asks for; 0 where a run that is followed has not said so yet.
     """
 
     folder: Path
     name: str
+    finished: bool
     state_folder: Path
     recipe: dict[str, Any]
     recipe_text: str
@@ -50,11 +54,6 @@ class Run:
     history: list[dict[str, Any]]
     step: int
     planned: int
-
-    @property
-    def finished(self) -> bool:
-        """Whether the run came to its end."""
-        return self.state_folder == self.folder
 
     @property
     def estimator(self) -> Estimator:
@@ -118,39 +117,59 @@ class Group:
         return self.runs[0].recipe
 
 
-def read_run(folder: Path) -> Run:
-    """Read and check a run's folder.
+def check_is_run(folder: Path) -> None:
+    """Whether a run has begun there.
 
     Raises:
-        RunError: not a run, nothing logged yet, or a file in it that does not hold what it should.
+        RunError: it has not.
     """
     if not folder.is_dir():
         raise RunError(f"{folder}: no such folder; name the output_dir of a run")
     if not (folder / RECIPE).is_file():
         raise RunError(f"{folder}: not a run (no {RECIPE} in it); name the output_dir of a run")
-    state_folder = folder if (folder / "trainer_state.json").is_file() else last_complete_checkpoint(folder)
-    if state_folder is None:
-        raise RunError(
-            f"{folder}: the run has no trainer_state.json and no complete checkpoint yet; wait for its first one"
-        )
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run there came to its end."""
+    return (folder / _STATE).is_file()
+
+
+def read_run(folder: Path, live: bool = False) -> Run:
+    """Read and check a run's folder.
+
+    Args:
+        folder: of the run.
+        live: read one that has not finished at its last log line, not at its last complete checkpoint.
+
+    Raises:
+        RunError: not a run, nothing logged yet, or a file in it that does not hold what it should.
+    """
+    check_is_run(folder)
+    finished = is_finished(folder)
+    state_folder = folder if finished else last_complete_checkpoint(folder)
+    if state_folder is None and not live:
+        raise RunError(f"{folder}: the run has no {_STATE} and no complete checkpoint yet; wait for its first one")
     recipe_text = _text(folder / RECIPE)
     try:
         recipe = yaml.safe_load(recipe_text)
     except yaml.YAMLError as error:
         raise RunError(f"{folder / RECIPE}: not YAML ({str(error).splitlines()[0]})") from error
-    state = _json(state_folder / "trainer_state.json")
+    state = _json(state_folder / _STATE) if state_folder else {}
     environment = _json(folder / "environment.json") if (folder / "environment.json").is_file() else {}
-    for path, value in ((RECIPE, recipe), ("trainer_state.json", state), ("environment.json", environment)):
+    for path, value in ((RECIPE, recipe), (_STATE, state), ("environment.json", environment)):
         if not isinstance(value, dict):
             raise RunError(f"{folder / path}: holds a {type(value).__name__}, not named values")
+    state_folder = state_folder or Path(str(recipe.get("model_name_or_path")))
+    state = state if finished or not live else _logged(folder, recipe, state)
     run = Run(
         folder=folder,
         name=folder.resolve().name,
+        finished=finished,
         state_folder=state_folder,
         recipe=recipe,
         recipe_text=recipe_text,
         environment=environment,
-        history=_history(state, state_folder / "trainer_state.json"),
+        history=_history(state, folder / METRICS if live and not finished else state_folder / _STATE),
         step=_steps(state, "global_step", state_folder),
         planned=_steps(state, "max_steps", state_folder),
     )
@@ -161,6 +180,20 @@ def read_run(folder: Path) -> Run:
     if not isinstance(constant, (int, float)):
         raise RunError(f"{folder / RECIPE}: baseline_constant is no number: {constant!r}")
     return run
+
+
+def _logged(folder: Path, recipe: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
+    """A state for the lines that a run has logged so far, the one being written left out."""
+    path = folder / METRICS
+    whole = _text(path).split("\n")[:-1] if path.is_file() else []
+    try:
+        history = [json.loads(line) for line in whole]
+    except json.JSONDecodeError as error:
+        raise RunError(f"{path}: not JSON ({error})") from error
+    steps = [line["step"] for line in history if isinstance(line, dict) and isinstance(line.get("step"), int)]
+    planned = recipe.get("max_steps")
+    planned = planned if isinstance(planned, int) and planned > 0 else saved.get("max_steps", 0)
+    return {"log_history": history, "global_step": max(steps, default=0), "max_steps": planned}
 
 
 def _history(state: dict[str, Any], path: Path) -> list[dict[str, Any]]:
@@ -177,7 +210,7 @@ def _history(state: dict[str, Any], path: Path) -> list[dict[str, Any]]:
 def _steps(state: dict[str, Any], name: str, folder: Path) -> int:
     found = state.get(name, 0)
     if not isinstance(found, int):
-        raise RunError(f"{folder / 'trainer_state.json'}: {name} is no number of steps: {found!r}")
+        raise RunError(f"{folder / _STATE}: {name} is no number of steps: {found!r}")
     return found
 
 
@@ -195,13 +228,13 @@ def _json(path: Path) -> Any:
         raise RunError(f"{path}: not JSON ({error})") from error
 
 
-def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Read runs, each once, under names that tell them apart.
+def read_runs(folders: Sequence[Path], live: bool = False) -> list[Run]:
+    """Read runs, each once, under names that tell them apart; `live` as of `read_run`.
 
     Raises:
         RunError: see `read_run`.
     """
-    runs = [read_run(folder) for folder in {folder.resolve(): folder for folder in folders}.values()]
+    runs = [read_run(folder, live) for folder in {folder.resolve(): folder for folder in folders}.values()]
     names = [run.name for run in runs]
     return [
         run if names.count(run.name) == 1 else replace(run, name="/".join(run.folder.resolve().parts[-2:]))

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vopd_recipes.console import METRICS, Rows, duration
+from vopd_recipes.console import Rows, duration
 from vopd_recipes.console.lines import before_and_after
-from vopd_recipes.files import last_complete_checkpoint, step_of
+from vopd_recipes.files import METRICS, last_complete_checkpoint, step_of
 from vopd_recipes.models import layout
 from vopd_recipes.planner.explain import optimizer_steps
 from vopd_recipes.recipe import Recipe

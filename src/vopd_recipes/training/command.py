@@ -49,6 +49,7 @@ from vopd_recipes.teacher import teacher_tokenizer
 from vopd_recipes.training import announcement
 from vopd_recipes.training.preparation import check_all, connect_to_servers, load_or_share
 from vopd_recipes.training.run import finish_run, publish_finished, publishing, start_run
+from vopd_recipes.training.trackers import TokenTables
 from vopd_recipes.training.trainer import TrainingStopped, VOPDTrainer
 
 logger = logging.getLogger(__name__)
@@ -150,6 +151,7 @@ def _train(recipe: Recipe, output_dir: Path, noise: Noise | None) -> None:
     if noise and int(os.environ.get("RANK", 0)) == 0:
         screen.line("reading prompts, loading models")
     trainer, hashes = build_trainer(recipe)
+    trainer.add_callback(TokenTables(output_dir, trainer.tokenizer, trainer.callback_handler.callbacks))
     start_run(recipe, trainer, hashes)
     if checkpoint:
         check_same_layout(checkpoint, layout(trainer.accelerator), trainer.accelerator.num_processes)
