@@ -1,6 +1,5 @@
 """What the recipes' pages say is so: the paper's numbers, times and memory, the index and the commands."""
 
-import inspect
 import re
 import runpy
 import shlex
@@ -183,7 +182,9 @@ def test_commands_are_understood(page: Path) -> None:
             case ["python", "scripts/run_vopd.py", *_]:
                 check_training(command[1:])
             case ["python", script, *words]:
-                source = inspect.getsource(inspect.getmodule(runpy.run_path(script)["main"]))
+                source = Path(script).read_text()
+                if elsewhere := re.search(r"from (vopd_recipes\.command\.\w+) import main", source):
+                    source = Path("src", *elsewhere[1].split(".")).with_suffix(".py").read_text()
                 assert [word for word in words if word[:2] == "--" and f'"{word}"' not in source] == []
                 assert all(Path(word).is_file() for word in words if word.startswith("recipes/"))
             case ["make", "evaluate", *words]:

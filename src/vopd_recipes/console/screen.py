@@ -46,6 +46,11 @@ class Screen:
         """Whether somebody watches, and not a file."""
         return self.out.isatty()
 
+    @property
+    def has_bars(self) -> bool:
+        """Whether a bar is drawn at all: in a log every stroke of one would be a line."""
+        return self._out is None or self.is_terminal
+
     def line(self, text: str, style: str = "") -> None:
         """One line as it is; above any bar."""
         self._print([text], style)
@@ -72,12 +77,12 @@ class Screen:
         return None
 
     def bar(self, *arguments: Any, disable: bool = False, **more: Any) -> Any:
-        """A progress bar of transformers' kind; none in a log, of which every stroke would be a line."""
+        """A progress bar of transformers' kind, where there are any."""
         from transformers.utils.logging import tqdm as bar  # late, as above
 
         if self._out is not None:
-            more["file"], disable = self._out, disable or not self.is_terminal
-        return bar(*arguments, disable=disable, **more)
+            more["file"] = self._out
+        return bar(*arguments, disable=disable or not self.has_bars, **more)
 
     def _print(self, lines: list[str], style: str = "") -> None:
         with tqdm.external_write_mode(file=self.out):

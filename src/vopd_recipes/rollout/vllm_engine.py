@@ -167,7 +167,8 @@ class VLLMRollout:
             )
             for i in order
         ]
-        bar = partial(screen.bar, leave=False) if self._progress else False
+        # None rather than a disabled one, by whose elapsed time, 0, vLLM would divide.
+        bar = partial(screen.bar, leave=False) if self._progress and screen.has_bars else False
         outputs = self._llm.generate([{"prompt_token_ids": prompts[i]} for i in order], parameters, use_tqdm=bar)
         completions: list[Any] = [None] * len(prompts)
         for i, output in zip(order, outputs):

@@ -1,23 +1,32 @@
 """What transformers.Trainer would count or say wrongly of a run of packed rows.
 
-Its counters look for `input_ids` in the batch; ours holds a packed row, whose tokens are counted here. The rest is
-about a resumed run: it was evaluated before its first step already, and a name that is missing
-in the saved weights because its tensor stands there under another one is no alarm.
+Its counters look for `input_ids` in the batch; ours holds a packed row, whose tokens are counted here. A step is a
+line of `console` and not a dictionary. The rest is about a resumed run: it was evaluated before its first step
+already, and a name that is missing in the saved weights because its tensor stands there under another one is no alarm.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import Trainer
+from transformers import PrinterCallback, Trainer
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
+from vopd_recipes.console import Progress
 from vopd_recipes.models import causal_lm_of
 
 
 class Bookkeeping(Trainer):
     """In front of `transformers.Trainer`."""
+
+    def add_callback(self, callback: Any) -> None:
+        """In place of the one that prints a step's whole dictionary, or that has bars of its own, a line a step."""
+        if callback in (PrinterCallback, DEFAULT_PROGRESS_CALLBACK):
+            callback = Progress(Path(str(self.args.output_dir)))
+        super().add_callback(callback)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """6 · tokens · parameters outside the embeddings, of the packed row."""

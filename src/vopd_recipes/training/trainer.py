@@ -23,10 +23,8 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, PrinterCallback
-from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
+from transformers import PreTrainedTokenizerBase
 
-from vopd_recipes.console import Progress
 from vopd_recipes.files import (
     RECORDED,
     keep_newest,
@@ -104,8 +102,6 @@ class VOPDTrainer(OwnPublishing, Bookkeeping):
         self.teacher: Teacher = teacher
         self.vocabulary = min(vocabulary_of(model), self.teacher.vocabulary)
         self.output_dir = Path(str(args.output_dir))
-        self.remove_callback(PrinterCallback if args.disable_tqdm else DEFAULT_PROGRESS_CALLBACK)
-        self.add_callback(Progress(self.output_dir))
         self.metrics = StepMetrics(self.accelerator, args.importance_sampling_cap)
         self.rollout: RolloutEngine = build_rollout(
             args, self.student, self.accelerator, processing_class, self.vocabulary, self._longest_prompt, model_config
@@ -232,7 +228,9 @@ class VOPDTrainer(OwnPublishing, Bookkeeping):
         step, last = self.state.global_step, last_complete_checkpoint(self.output_dir)
         if step > 0 and self.is_in_train and (last is None or last.name != f"checkpoint-{step}"):
             self._save_checkpoint(self.model_wrapped, trial=None)
-        reason = f"{what}: {next(why for why in gather_object([failure and str(failure)]) if why)}"
+        reasons = gather_object([failure and str(failure)])  # the first process speaks for all
+        told = failure or (self.is_world_process_zero() and next(filter(None, reasons)))
+        reason = f"{what}: {told}" if told else f"{what} on another rank"
         raise TrainingStopped(self._stopping(reason)) from failure
 
     def _stopping(self, reason: str) -> str:
