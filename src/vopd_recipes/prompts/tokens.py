@@ -39,9 +39,10 @@ def build_prompts(
     Raises:
         RecipeError: the tokenizer has no chat template but the recipe asks for one, or no prompt is left.
     """
-    if (config.chat_template or (config.privileged and config.teacher_reads_chat)) and not tokenizer.chat_template:
-        field = "chat_template" if config.chat_template else "teacher_chat_template"
-        raise RecipeError(f"{field}: true, but the student's tokenizer has none; use {field}: false")
+    if config.chat_template and not tokenizer.chat_template:
+        raise RecipeError("chat_template: true, but the student's tokenizer has none; use chat_template: false")
+    if config.privileged and config.teacher_reads_chat and not tokenizer.chat_template:
+        raise RecipeError("teacher_chat_template: true, but the student's tokenizer has no chat template")
     train, dropped = _tokenise(rows[0], config, tokenizer)
     test = None if rows[1] is None else _tokenise(rows[1], config, tokenizer)[0]
     for name, part in (("training", train), ("held-out", test)):

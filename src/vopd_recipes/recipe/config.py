@@ -1,17 +1,16 @@
 """A recipe becomes typed dataclasses, checked before anything is loaded.
 
-A recipe is one flat YAML file. Its fields are those of `ModelConfig`, `DataConfig` and `VOPDConfig`, and the last
-one is a `transformers.TrainingArguments`: whoever knows the ecosystem knows the names. `extends: other.yaml` makes a
-variant three lines long, `--field value` on the command line overrides both. Whatever is wrong — an unknown field, a
-value of the wrong type, two values that contradict each other — becomes one `RecipeError` that says what, where (file
-and line, or flag) and what to do, before a model or a data set is touched.
+A recipe is one flat YAML file, read by `load`. Its fields are those of `ModelConfig`, `DataConfig` and `VOPDConfig`;
+the last is a `transformers.TrainingArguments`: whoever knows the ecosystem knows the names. `extends: other.yaml`
+makes a variant three lines long, `--field value` on the command line overrides both. Whatever is wrong — an unknown
+field, a value of the wrong type, two values that contradict each other — becomes one `RecipeError` that says what,
+where (file and line, or flag) and what to do, before a model or a data set is touched.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from enum import Enum
@@ -32,11 +31,9 @@ from vopd_recipes.recipe.checks import (
     check_values,
     require,
 )
-from vopd_recipes.recipe.errors import RecipeError, one_line
 from vopd_recipes.recipe.launch import introduce_deepspeed, prepare_launch
 from vopd_recipes.recipe.teachers import of_teacher, read_teachers
-from vopd_recipes.recipe.text import Lines, Word, describe_type, nearest, read_fields
-from vopd_recipes.recipe.together import check_together
+from vopd_recipes.recipe.text import Word, describe_type, nearest
 
 
 def option(default: Any, help: str) -> Any:
@@ -252,7 +249,7 @@ class VOPDConfig(TrainingArguments):
     def __post_init__(self) -> None:
         check_values(self)
         if self.teachers is not None:
-            self.teachers = read_teachers(self.teachers, _HINTS)
+            self.teachers = read_teachers(self.teachers, HINTS)
         if self.baseline is None:
             known: Needs = "support" if self.knows_logprobs_only else "distribution"
             self.baseline = cast(Word, default_baseline(self.divergence, known))
@@ -334,10 +331,10 @@ def _plain(value: Any) -> Any:
     return value.to_dict() if hasattr(value, "to_dict") else value
 
 
-_PARTS = (ModelConfig, DataConfig, VOPDConfig)
-_FIELDS = {item.name: item for part in _PARTS for item in fields(part) if item.init}
-_HINTS = {name: hint for part in _PARTS for name, hint in get_type_hints(part).items() if name in _FIELDS}
-_OWN = {name: None for part in _PARTS for name in part.__annotations__}  # in order of declaration
+PARTS = (ModelConfig, DataConfig, VOPDConfig)
+_FIELDS = {item.name: item for part in PARTS for item in fields(part) if item.init}
+HINTS = {name: hint for part in PARTS for name, hint in get_type_hints(part).items() if name in _FIELDS}
+_OWN = {name: None for part in PARTS for name in part.__annotations__}  # in order of declaration
 
 
 def describe_fields() -> Iterator[tuple[str, str, Any]]:
@@ -345,47 +342,6 @@ def describe_fields() -> Iterator[tuple[str, str, Any]]:
     for name in _OWN:
         item = _FIELDS[name]
         default = item.default_factory() if callable(item.default_factory) else item.default
-        allowed = describe_type(_HINTS[name]).removesuffix(" or null")
+        allowed = describe_type(HINTS[name]).removesuffix(" or null")
         told = not allowed.startswith("one of ") and (default is not None or allowed in ("text", "a word"))
         yield name, item.metadata["help"] if told else f"{item.metadata['help']}; {allowed}", default
-
-
-def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
-    """Read, merge and check a recipe.
-
-    Args:
-        path: the YAML file.
-        overrides: command-line words, `--field value …`.
-
-    Raises:
-        RecipeError: anything wrong, in one line.
-    """
-    path = Path(path)
-    values, sources = read_fields(path, overrides, _HINTS, _extended)
-    model, data, training = (_build(part, values, sources, path) for part in _PARTS)
-    if training.bf16 and model.teacher_dtype is None and not model.teacher_is_base:  # in one copy, of one type
-        model.teacher_dtype = "bfloat16"
-    recipe = Recipe(path, model, data, training, sources)
-    check_together(recipe)
-    return recipe
-
-
-def _extended(base: Lines, own: Lines) -> Lines:
-    """A baseline belongs to its divergence: a file that changes that and says nothing of a baseline inherits none.
-
-    Flags change the recipe that they are given to, and are refused where the two contradict each other.
-    """
-    before, _ = base.get("divergence", (VOPDConfig.divergence, ""))
-    changed = own.get("divergence", (before, ""))[0] != before
-    return {name: line for name, line in base.items() if not (changed and name == "baseline")} | own
-
-
-def _build(part: type, values: dict[str, Any], sources: dict[str, str], path: Path) -> Any:
-    names = {item.name for item in fields(part)}
-    try:
-        return part(**{name: value for name, value in values.items() if name in names})
-    except (ValueError, TypeError, ImportError, OSError) as error:
-        message = one_line(error)
-        mentioned = [sources[name] for name in sources if name in re.findall(r"\w+", message)]
-        where = mentioned[0] if mentioned else str(path)
-        raise RecipeError(f"{where}: {message}") from error

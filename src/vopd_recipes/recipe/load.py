@@ -1,22 +1,61 @@
-"""What the parts of a recipe, models, prompts and training, say about each other."""
+"""A file and flags become a checked recipe, whose models, prompts and training do not contradict each other."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
 
-from vopd_recipes.recipe.errors import RecipeError
+from vopd_recipes.recipe.config import HINTS, PARTS, Recipe, VOPDConfig
+from vopd_recipes.recipe.errors import RecipeError, one_line
 from vopd_recipes.recipe.teachers import NAMING, check_routes
-
-if TYPE_CHECKING:
-    from vopd_recipes.recipe.config import Recipe
+from vopd_recipes.recipe.text import Lines, read_fields
 
 
-def check_together(recipe: Recipe) -> None:
-    """Nothing that one part says contradicts another.
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read, merge and check a recipe.
+
+    Args:
+        path: the YAML file.
+        overrides: command-line words, `--field value …`.
 
     Raises:
-        RecipeError: with the line that says it.
+        RecipeError: anything wrong, in one line.
     """
+    path = Path(path)
+    values, sources = read_fields(path, overrides, HINTS, _extended)
+    model, data, training = (_build(part, values, sources, path) for part in PARTS)
+    if training.bf16 and model.teacher_dtype is None and not model.teacher_is_base:  # in one copy, of one type
+        model.teacher_dtype = "bfloat16"
+    recipe = Recipe(path, model, data, training, sources)
+    _check_together(recipe)
+    return recipe
+
+
+def _extended(base: Lines, own: Lines) -> Lines:
+    """A baseline belongs to its divergence: a file that changes that and says nothing of a baseline inherits none.
+
+    Flags change the recipe that they are given to, and are refused where the two contradict each other.
+    """
+    before, _ = base.get("divergence", (VOPDConfig.divergence, ""))
+    changed = own.get("divergence", (before, ""))[0] != before
+    return {name: line for name, line in base.items() if not (changed and name == "baseline")} | own
+
+
+def _build(part: type, values: dict[str, Any], sources: dict[str, str], path: Path) -> Any:
+    names = {item.name for item in fields(part)}
+    try:
+        return part(**{name: value for name, value in values.items() if name in names})
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        message = one_line(error)
+        mentioned = [sources[name] for name in sources if name in re.findall(r"\w+", message)]
+        where = mentioned[0] if mentioned else str(path)
+        raise RecipeError(f"{where}: {message}") from error
+
+
+def _check_together(recipe: Recipe) -> None:
+    """Nothing that one part says contradicts another."""
     data, training = recipe.data, recipe.training
     _check_teachers(recipe)
     if (training.metric_for_best_model or "").endswith("accuracy") and not any(
