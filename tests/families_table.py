@@ -69,7 +69,10 @@ def row(family: str, transformers: dict[str, object], vllm: dict[str, object] | 
     cells = [family, f"`{FAMILIES[family].model_type}`", str(transformers.get("attention", "–"))]
     cells += [str(transformers.get("rows", "–")), adapted]
     for kind in ("full", "lora"):
-        cells += [cell(transformers[kind], notes), "" if vllm is None else cell(vllm[kind], notes)]
+        ours = cell(transformers[kind], notes)
+        others = [f"({number})" for number, note in enumerate(notes, 1) if "vllm" in note.lower()]
+        assert not any(note in ours for note in others), f"{family}: vLLM's reason without vLLM: {transformers[kind]}"
+        cells += [ours, "" if vllm is None else cell(vllm[kind], notes)]
     return cells
 
 

@@ -10,6 +10,7 @@ from family_configs import FAMILIES
 from launching import assert_same_run, launch, on_two_processes
 from test_distributed import CASES, COMMON, TOLERANCE, few_problems, on_two  # noqa: F401
 from test_trainer import build, gradients_of
+from test_weights import with_adapters
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from vopd_recipes.models import check_models, runs_each_alone
@@ -76,10 +77,13 @@ def test_a_micro_batch_equals_one_sequence_at_a_time(
             torch.testing.assert_close(gradient, alone[name], atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize("adapted", [False, True])
 @pytest.mark.parametrize("family", ["Qwen3.5", "Falcon-H1", "LFM2", "Mamba", "Mamba 2"])
-def test_rows_that_end_take_their_states_along(folder, family) -> None:
+def test_rows_that_end_take_their_states_along(folder, family, adapted) -> None:
     """Prompts of many lengths, and half of the tokens end a completion: the batch shrinks; each is as it is alone."""
     model = AutoModelForCausalLM.from_pretrained(folder(family)).eval()
+    if adapted:
+        model = with_adapters(model, target_modules=FAMILIES[family].adapted or "all-linear").eval()
     prompts = [list(range(40, 40 + length)) for length in (3, 17, 5, 9, 30, 1, 12, 8)]
     seeds = [1009 * i for i in range(len(prompts))]
 

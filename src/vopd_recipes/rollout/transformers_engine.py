@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from vopd_recipes.console import screen
-from vopd_recipes.models import FullCopy
+from vopd_recipes.models import FullCopy, causal_lm_of
 from vopd_recipes.rollout.engine import Completion, Sampling
 
 # Rows that ended are cut from the cache when they are this share of it: cutting copies the rest.
@@ -99,7 +99,7 @@ class _Decoding:
         self.uniforms = torch.stack([_uniforms(seed, max_new_tokens) for seed in seeds]).to(model.device)
         self.rows = torch.arange(len(prompts), device=model.device)  # which prompt each row continues
         self.cache = DynamicCache(config=model.config)
-        self.without_attention = "cache_params" in inspect.signature(model.forward).parameters  # Mamba
+        self.without_attention = "cache_params" in inspect.signature(causal_lm_of(model).forward).parameters  # Mamba
         shape = (len(prompts), max_new_tokens)
         self.token_ids = torch.zeros(shape, dtype=torch.long, device=model.device)
         self.logprobs = torch.zeros(shape, device=model.device)
