@@ -56,7 +56,7 @@ class TokenTables(TrainerCallback):
         self._send(args, state)
 
     def _send(self, args: TrainingArguments, state: TrainerState) -> None:
-        names = [name for name in ("tensorboard", "trackio", "wandb") if name in args.report_to]
+        names = [name for name in ("tensorboard", "trackio", "wandb") if name in (args.report_to or [])]
         step = state.global_step
         if not names or not state.is_world_process_zero or step == self._sent:
             return
@@ -86,7 +86,7 @@ def token_rows(completions: Sequence[dict[str, Any]], tokenizer: PreTrainedToken
             "completion": number,
             "prompt": "" if place else completion["prompt"],  # once is enough
             "position": place,
-            "token": tokenizer.decode([token]).replace("\n", "\\n"),
+            "token": str(tokenizer.decode([token])).replace("\n", "\\n"),
             **{name: (completion[name] or [None] * (place + 1))[place] for name in RECORDED},
         }
         for number, completion in enumerate(completions)
