@@ -745,6 +745,13 @@ def test_a_browser_shows_it_whole(browser: Any, runs: dict[str, Path], tmp_path:
         ".filter(one => box(one).left < -0.5 || box(one).right > width + 0.5).map(one => one.outerHTML)"
     )
     assert outside == []
+    broken = browser.execute_script(  # a word of a table's heading, or a short value beside it
+        "const lines = one => one.getBoundingClientRect().height / parseFloat(getComputedStyle(one).lineHeight);"
+        "return [...document.querySelectorAll('thead th.number, td > span')]"
+        ".filter(one => one.offsetParent && !one.textContent.includes(' ') && one.textContent.length < 16)"
+        ".filter(one => lines(one) - (one.matches('th') ? 10 / 19.5 : 0) > 1.5).map(one => one.outerHTML)"
+    )
+    assert broken == []
     widths = "return [...document.querySelectorAll('.completion')].map(one => one.clientWidth)"
     assert all(250 < shown < width - 40 for shown in browser.execute_script(widths))  # beside or below each other
 

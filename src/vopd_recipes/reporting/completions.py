@@ -47,8 +47,9 @@ def choose_completions(groups: Sequence[Group]) -> list[tuple[str, list[Written]
     """The prompts that most methods and steps share, each with its completions, ordered by step and then by method.
 
     Of those that share alike: first the one of the median |advantage|, which is how it usually is, then the ones whose
-    tokens have the largest, because where the teacher agrees there is nothing to see. Of each method the first run
-    takes part: its other seeds met the prompts in another order.
+    tokens have the largest, because where the teacher agrees there is nothing to see. Late prompts come first: at the
+    first step all students are the same. Of each method the first run takes part: its other seeds met the prompts in
+    another order.
 
     Raises:
         RunError: a file of completions that is none.
@@ -60,9 +61,9 @@ def choose_completions(groups: Sequence[Group]) -> list[tuple[str, list[Written]
             for prompt in _read(path, ["prompt"]).column("prompt").to_pylist():
                 places.setdefault(prompt or "", {}).setdefault((index, step), path)
 
-    def worth(prompt: str) -> tuple[int, int, int]:
+    def worth(prompt: str) -> tuple[int, int, int, int]:
         steps = [step for _, step in places[prompt]]
-        return len({index for index, _ in places[prompt]}), len(set(steps)), max(steps) - min(steps)
+        return len({index for index, _ in places[prompt]}), len(set(steps)), max(steps) - min(steps), max(steps)
 
     candidates = sorted(places, key=worth, reverse=True)[: 4 * PROMPTS]
     chosen = [(prompt, _load(prompt, places[prompt], groups)) for prompt in candidates]
