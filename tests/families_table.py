@@ -48,12 +48,12 @@ def look(backend: str, folder: Path, families: Iterable[str], number: int = 8) -
     return seen
 
 
-def cell(value: object, notes: list[str]) -> str:
-    """A gap, or the number of a note that says why there is none."""
+def cell(value: object, reasons: dict[str, str], notes: list[str]) -> str:
+    """A gap, or the number of a note that says why there is none, one of these reasons."""
     if isinstance(value, float) and value < RIGHT:
         return f"{value:.0e}"
     reason = _SLOPES if isinstance(value, float) and value < 10 * RIGHT else None
-    for pattern, meaning in REASONS.items():
+    for pattern, meaning in reasons.items():
         if isinstance(value, str) and re.search(pattern, value):
             reason = meaning
     assert reason, f"not known so far: {value}"
@@ -68,11 +68,10 @@ def row(family: str, transformers: dict[str, object], vllm: dict[str, object] | 
     adapted = ", ".join(FAMILIES[family].adapted) or "all-linear"
     cells = [family, f"`{FAMILIES[family].model_type}`", str(transformers.get("attention", "–"))]
     cells += [str(transformers.get("rows", "–")), adapted]
+    own = {pattern: text for pattern, text in REASONS.items() if "vllm" not in text.lower()}
     for kind in ("full", "lora"):
-        ours = cell(transformers[kind], notes)
-        others = [f"({number})" for number, note in enumerate(notes, 1) if "vllm" in note.lower()]
-        assert not any(note in ours for note in others), f"{family}: vLLM's reason without vLLM: {transformers[kind]}"
-        cells += [ours, "" if vllm is None else cell(vllm[kind], notes)]
+        ours = cell(transformers[kind], own, notes)
+        cells += [ours, "" if vllm is None else cell(vllm[kind], REASONS, notes)]
     return cells
 
 

@@ -26,7 +26,8 @@ def page() -> tuple[dict[str, list[str]], list[str]]:
 def compare(page: tuple[dict[str, list[str]], list[str]], family: str, seen: dict[str, object], vllm: bool) -> None:
     """All cells of a row but the other backend's; gaps are not compared, they are right or have a note."""
     rows, notes = page
-    cells = row(family, seen, seen if vllm else None, list(notes))
+    other = {**seen, "full": 0.0, "lora": 0.0}
+    cells = row(family, other if vllm else seen, seen if vllm else None, list(notes))
     others = (5, 7) if vllm else (6, 8)
     for number, (now, then) in enumerate(zip(cells, rows[family], strict=True)):
         if number not in others:
