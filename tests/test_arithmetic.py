@@ -13,6 +13,10 @@ from vopd_recipes.tiny.problems import chain, word
 
 def solve(problem: Problem) -> int:
     """The answer, read off the prompt's text."""
+    if chain_down := re.fullmatch(r"(\d+)((?:-\d)+)=\?\n", problem.prompt):
+        left = int(chain_down[1]) - sum(map(int, chain_down[2][1:].split("-")))
+        assert left >= 0, problem.prompt
+        return left
     if problem.prompt.endswith("=?\n"):
         return sum(int(digit) for digit in re.fullmatch(r"(\d(?:\+\d)+)=\?\n", problem.prompt)[1].split("+"))
     story = re.fullmatch(
@@ -36,6 +40,8 @@ def test_answers_and_worked_solutions_are_right(kind: str) -> None:
         assert problem.solution.endswith(f"\\boxed{{{answer}}}")
         for sum_, total in re.findall(r"(\d+\+\d+)=(\d+)", problem.solution):
             assert sum(map(int, sum_.split("+"))) == int(total)
+        for minuend, subtrahend, left in re.findall(r"(\d+)-(\d+)=(\d+)", problem.solution):
+            assert int(minuend) - int(subtrahend) == int(left)
     if kind == "word":
         first = [re.search(r"has (\d+)", p.prompt)[1] == p.solution.split()[0] for p in train]
         assert all(first)
