@@ -29,7 +29,7 @@ def take_cpu_share() -> None:
 
 def available_cores() -> int:
     """Physical cores that this process may run on, or fewer by its container's quota."""
-    import psutil  # accelerate's, and late: the commands that only read recipes need none
+    import psutil  # late: the commands that only read recipes need none
 
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = min(allowed, psutil.cpu_count(logical=False) or allowed)
