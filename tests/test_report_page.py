@@ -746,10 +746,10 @@ def test_a_browser_shows_it_whole(browser: Any, runs: dict[str, Path], tmp_path:
     )
     assert outside == []
     broken = browser.execute_script(  # a word of a table's heading, or a short value beside it
-        "const lines = one => one.getBoundingClientRect().height / parseFloat(getComputedStyle(one).lineHeight);"
-        "return [...document.querySelectorAll('thead th.number, td > span')]"
-        ".filter(one => one.offsetParent && !one.textContent.includes(' ') && one.textContent.length < 16)"
-        ".filter(one => lines(one) - (one.matches('th') ? 10 / 19.5 : 0) > 1.5).map(one => one.outerHTML)"
+        "const range = document.createRange(); const lines = one => { range.selectNodeContents(one);"
+        "return new Set([...range.getClientRects()].map(box => Math.round(box.top))).size };"
+        "return [...document.querySelectorAll('thead th.number, td > span')].filter(one => one.offsetParent"
+        " && lines(one) > 1 && !one.textContent.includes(' ') && one.textContent.length < 9).map(one => one.outerHTML)"
     )
     assert broken == []
     widths = "return [...document.querySelectorAll('.completion')].map(one => one.clientWidth)"
