@@ -14,6 +14,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
 from transformers import set_seed
 
 from vopd_recipes.console import Noise, screen
@@ -217,12 +218,22 @@ def main(words: list[str] | None = None) -> None:
                 recipe = load_recipe(find_recipe(words[0]), words[1:])
                 output_dir = Path(str(recipe.training.output_dir))
                 train(recipe, noise)
+                _leave_the_group(recipe)
             except (RecipeError, TrainingStopped) as error:
                 _end(rank, str(error), 2 if isinstance(error, RecipeError) else 1)
             except KeyboardInterrupt:
                 _leave(rank, output_dir)
     except RecipeError as error:
         _end(rank, str(error), 2)
+
+
+def _leave_the_group(recipe: Recipe) -> None:
+    """A process that ends inside of its group may abort on the way out, when a finished run would count as failed:
+    gloo's threads outlive what they use. An engine of vLLM has groups of its own in it, and leaves them itself.
+    """
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1 and recipe.training.rollout_backend == "transformers"
+    if several and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _end(rank: int, reason: str, status: int) -> NoReturn:
