@@ -463,6 +463,16 @@ def test_rows_of_teachers_that_are_not_there(several, tmp_path, problem_folder, 
     assert not (tmp_path / "run" / "recipe.yaml").exists()
 
 
+def test_a_teacher_whose_prompts_are_all_too_long(several, tmp_path) -> None:
+    """The other one has some, so that the recipe as a whole is not empty."""
+    path = tmp_path / "long.jsonl"
+    rows = [{"prompt": "1+1=?\n", "who": "first"}, {"prompt": "1+1=?\n" * 20, "who": "second"}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = {"dataset_mixture": None, "dataset_name": str(path), "teacher_column": "who", "answer_column": None}
+    line = refusal(train, load_recipe(several(**fields, max_prompt_length=40)))
+    assert "teachers: second: each of its prompts is over max_prompt_length" in line
+
+
 def test_a_teacher_without_room_for_its_prompts(write_recipe, tiny_pair, tokenizer, tmp_path) -> None:
     """The student has room; the teacher, which reads more, has not."""
     small = tmp_path / "small"

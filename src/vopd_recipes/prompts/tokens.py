@@ -57,15 +57,22 @@ def build_prompts(
 
 
 def read_by(prompts: Prompts, teacher: str | None) -> list[list[int]]:
-    """Tokens of every prompt, training and held-out, that a teacher reads."""
+    """Tokens of every prompt, training and held-out, that a teacher reads.
+
+    Raises:
+        RecipeError: all of its own were too long, so that it would teach nothing.
+    """
     column = "teacher_input_ids" if "teacher_input_ids" in prompts.train.column_names else "input_ids"
-    return [
+    read = [
         ids
         for part in (prompts.train, prompts.test)
         if part is not None
         for name, ids in zip(part["teacher"], part[column])
         if teacher is None or name == teacher
     ]
+    if not read:
+        raise RecipeError(f"teachers: {teacher}: each of its prompts is over max_prompt_length; raise it")
+    return read
 
 
 def _tokenise(rows: Dataset, config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, int]:

@@ -1,8 +1,8 @@
 """Whoever scores the student's completions: a model in the training process, or a server.
 
-`interface` is what the trainer asks for. `local` answers with hidden states, `own_base` with those of the student
-without its adapters; over HTTP (`client`) a server gives a few log-probabilities a token (`server`, `logprobs`) or
-hidden states as well (`states`). `several` makes one of many; `build` comes from a recipe to its teachers.
+`interface` is what the trainer asks for. Most answer in hidden states (`hidden_states`): `local`, `own_base`, which is
+the student without its adapters, and over HTTP (`client`) a server of `states`; another gives a few log-probabilities
+a token (`server`, `logprobs`). `several` makes one of many; `build` comes from a recipe to its teachers.
 """
 
 from vopd_recipes.teacher.build import as_teachers, connect_to_teacher, teacher_tokenizer

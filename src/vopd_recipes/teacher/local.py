@@ -25,7 +25,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
-from vopd_recipes.loss import Estimator, Head, TokenStats, fused_loss
+from vopd_recipes.loss import Head
 from vopd_recipes.models import (
     IN_CPU_MEMORY,
     causal_lm_of,
@@ -39,6 +39,7 @@ from vopd_recipes.models import (
     vocabulary_of,
 )
 from vopd_recipes.packing import MicroBatch
+from vopd_recipes.teacher.hidden_states import HiddenStatesView
 from vopd_recipes.teacher.interface import TeacherView
 
 
@@ -122,29 +123,18 @@ def _wait_in_cpu_memory(
     return waiting
 
 
-class LocalView:
+class LocalView(HiddenStatesView):
     """Hidden states [N, H'] of one micro-batch, and the head to read them with."""
 
     def __init__(self, teacher: LocalTeacher, hidden: Tensor) -> None:
+        super().__init__(teacher.compiled)
         self._teacher, self._hidden = teacher, hidden
 
-    def student_loss(
-        self, hidden: Tensor, head: Head, batch: MicroBatch, estimator: Estimator, weights: Tensor, variance: bool
-    ) -> tuple[Tensor, TokenStats]:
-        """See `TeacherView.student_loss`."""
+    @contextmanager
+    def states_and_head(self, hidden: Tensor, head: Head) -> Iterator[tuple[Tensor, Head]]:
+        """See `HiddenStatesView`. Collective under ZeRO-3 and FSDP2."""
         with self._teacher.head() as teacher:
-            return fused_loss(
-                hidden,
-                head,
-                self._hidden,
-                teacher,
-                batch.targets,
-                estimator,
-                token_weights=weights,
-                rollout_logprobs=batch.rollout_logprobs,
-                gradient_variance=variance,
-                compiled=self._teacher.compiled,
-            )
+            yield self._hidden, teacher
 
 
 def shard_with_fsdp2(model: nn.Module, offload: bool) -> None:

@@ -8,6 +8,7 @@ sharded one has no weights outside of that, and its head is the one that the stu
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -15,9 +16,10 @@ from accelerate import Accelerator
 from peft import PeftModel
 from torch import Tensor, nn
 
-from vopd_recipes.loss import Estimator, Head, TokenStats, fused_loss
+from vopd_recipes.loss import Head
 from vopd_recipes.models import completion_states, evaluating, redirected, shards_weights, vocabulary_of
 from vopd_recipes.packing import MicroBatch
+from vopd_recipes.teacher.hidden_states import HiddenStatesView
 from vopd_recipes.teacher.interface import TeacherView
 
 
@@ -53,25 +55,13 @@ class OwnBase:
             return _OwnBaseView(self, wrapped(on_device.input_ids))
 
 
-class _OwnBaseView:
+class _OwnBaseView(HiddenStatesView):
     """Hidden states [N, H] of the base; the head is the student's."""
 
     def __init__(self, teacher: OwnBase, hidden: Tensor) -> None:
-        self._teacher, self._hidden = teacher, hidden
+        super().__init__(teacher.compiled)
+        self._hidden = hidden
 
-    def student_loss(
-        self, hidden: Tensor, head: Head, batch: MicroBatch, estimator: Estimator, weights: Tensor, variance: bool
-    ) -> tuple[Tensor, TokenStats]:
-        """See `TeacherView.student_loss`."""
-        return fused_loss(
-            hidden,
-            head,
-            self._hidden.to(hidden.dtype),
-            head,
-            batch.targets,
-            estimator,
-            token_weights=weights,
-            rollout_logprobs=batch.rollout_logprobs,
-            gradient_variance=variance,
-            compiled=self._teacher.compiled,
-        )
+    def states_and_head(self, hidden: Tensor, head: Head) -> AbstractContextManager[tuple[Tensor, Head]]:
+        """See `HiddenStatesView`."""
+        return nullcontext((self._hidden.to(hidden.dtype), head))

@@ -21,6 +21,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import httpx
@@ -28,11 +29,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from vopd_recipes.loss import Estimator, Head, TokenStats, fused_loss
+from vopd_recipes.loss import Head
 from vopd_recipes.models import scale_logits
 from vopd_recipes.packing import MicroBatch, Sample
 from vopd_recipes.recipe import RecipeError
 from vopd_recipes.teacher.client import Refused, TeacherUnavailable, VLLMClient
+from vopd_recipes.teacher.hidden_states import HiddenStatesView
 from vopd_recipes.teacher.interface import TeacherView
 
 # Of states that are asked for or wait for their micro-batch, on one process, beside those of the micro-batch that is
@@ -202,31 +204,19 @@ def _tokens(sample: Sample) -> int:
     return len(sample.prompt_ids) + len(sample.completion_ids)
 
 
-class StatesView:
+class StatesView(HiddenStatesView):
     """A micro-batch's states, waited for here, and the head to read them with."""
 
     def __init__(self, teacher: StatesTeacher, window: _Window) -> None:
+        super().__init__(teacher.compiled)
         self._teacher, self._futures = teacher, window.take()
 
-    def student_loss(
-        self, hidden: Tensor, head: Head, batch: MicroBatch, estimator: Estimator, weights: Tensor, variance: bool
-    ) -> tuple[Tensor, TokenStats]:
-        """See `TeacherView.student_loss`.
+    def states_and_head(self, hidden: Tensor, head: Head) -> AbstractContextManager[tuple[Tensor, Head]]:
+        """See `HiddenStatesView`.
 
         Raises:
             TeacherUnavailable: the server cannot be had.
         """
         teacher = self._teacher.head_on(hidden.device)
         states = [future.result() for future in self._futures] or [teacher.weight[:0].cpu()]
-        return fused_loss(
-            hidden,
-            head,
-            torch.cat(states).to(hidden.device),
-            teacher,
-            batch.targets,
-            estimator,
-            token_weights=weights,
-            rollout_logprobs=batch.rollout_logprobs,
-            gradient_variance=variance,
-            compiled=self._teacher.compiled,
-        )
+        return nullcontext((torch.cat(states).to(hidden.device), teacher))

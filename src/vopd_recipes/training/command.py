@@ -35,7 +35,7 @@ from vopd_recipes.models import (
     load_tokenizer,
 )
 from vopd_recipes.planner.explain import FLAG, explain, take_flag
-from vopd_recipes.prompts import build_prompts, content_hashes, read_rows
+from vopd_recipes.prompts import build_prompts, content_hashes, read_by, read_rows
 from vopd_recipes.recipe import (
     Recipe,
     RecipeError,
@@ -116,7 +116,8 @@ def build_trainer(
             tokenizers[name] = teacher_tokenizer(one, tokenizer)
     prompts = build_prompts(rows, recipe.data, tokenizer)
     _check_batches(recipe.training, len(prompts.train))
-    servers = connect_to_servers(recipe, tokenizer, prompts)
+    read = {name: read_by(prompts, name) for name in recipe.by_teacher()}
+    servers = connect_to_servers(recipe, tokenizer, read)
 
     ################
     # Models
@@ -124,7 +125,7 @@ def build_trainer(
     set_seed(recipe.training.seed)  # LoRA's initial weights
     student = load_student(recipe.model)
     teachers = {name: servers[name] or load_or_share(one, student) for name, one in recipe.by_teacher().items()}
-    check_all(recipe, student, teachers, tokenizer, tokenizers, prompts)
+    check_all(recipe, student, teachers, tokenizer, tokenizers, prompts, read)
     if recipe.model.use_peft and recipe.model.lora_dropout:
         logger.warning("lora_dropout: %g: the student trains with it and samples without", recipe.model.lora_dropout)
 

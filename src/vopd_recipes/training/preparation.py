@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -16,7 +17,7 @@ from vopd_recipes.models import (
     loading_teacher,
     unshared_end,
 )
-from vopd_recipes.prompts import Prompts, read_by
+from vopd_recipes.prompts import Prompts
 from vopd_recipes.recipe import Recipe, is_set, of_teacher
 from vopd_recipes.teacher import Teacher, connect_to_teacher
 
@@ -24,16 +25,21 @@ logger = logging.getLogger(__name__)
 
 
 def connect_to_servers(
-    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, prompts: Prompts
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, read: Mapping[str | None, list[list[int]]]
 ) -> dict[str | None, Teacher | None]:
     """Those that are found and hold the right model, by teacher; `None` for a local one.
+
+    Args:
+        recipe: of all teachers.
+        tokenizer: the student's.
+        read: what each teacher reads.
 
     Raises:
         RecipeError: one is not there, or is another model, or cannot give what the estimator needs.
     """
     servers = {}
     for name, one in recipe.by_teacher().items():
-        longest = max(map(len, read_by(prompts, name))) + recipe.training.max_completion_length
+        longest = max(map(len, read[name])) + recipe.training.max_completion_length
         with of_teacher(name):
             servers[name] = connect_to_teacher(one, tokenizer, longest)
     return servers
@@ -58,6 +64,7 @@ def check_all(
     tokenizer: PreTrainedTokenizerBase,
     tokenizers: dict[str | None, PreTrainedTokenizerBase | None],
     prompts: Prompts,
+    read: Mapping[str | None, list[list[int]]],
 ) -> None:
     """The models here are understood, agree on where a text ends, and have room for what they read.
 
@@ -75,12 +82,12 @@ def check_all(
         if not isinstance(model, nn.Module) or model is student:
             continue
         with of_teacher(name):
-            read, theirs = read_by(prompts, name), tokenizers[name]
-            check_prompts(read, room, None, model)
+            own, theirs = read[name], tokenizers[name]
+            check_prompts(own, room, None, model)
             if theirs and (notice := unshared_end(student, tokenizer, model, theirs)):
                 logger.warning("%s%s", "" if name is None else f"{name}: ", notice)
             if not sharded:
                 model.to(device)
-                check_models(None, model, read[0], max(map(len, read)) + room)
+                check_models(None, model, own[0], max(map(len, own)) + room)
                 if recipe.by_teacher()[name].training.teacher_offload:
                     model.to("cpu")
