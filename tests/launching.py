@@ -17,7 +17,10 @@ REPOSITORY = Path(__file__).parents[1]
 SCRIPT = REPOSITORY / "scripts" / "run_vopd.py"
 
 # What every layout must agree on, step by step.
-COMPARED = ("loss", "grad_norm", "reverse_kl", "reward/mean", "completion/length", "eval_reverse_kl", "eval_accuracy")
+COMPARED = (
+    "loss", "grad_norm", "reverse_kl", "reward/mean", "completion/length", "eval_reverse_kl", "eval_reverse_kl_stderr",
+    "eval_accuracy",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

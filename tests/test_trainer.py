@@ -284,6 +284,32 @@ def test_evaluation_repeats_itself_and_leaves_no_trace(write_recipe):
     assert not trainer.metrics._sums  # its sampling is no step's time
 
 
+def test_several_samples_a_held_out_prompt_and_their_standard_error(write_recipe):
+    """KL by hand from each completion's logits; prompts resampled four thousand times scatter as the error says."""
+    recipe = write_recipe(dataset_test_split="test", max_completion_length=10)
+    one, trainer = build(recipe).evaluate(), build(recipe, num_generations_eval=3)
+    several = trainer.evaluate()
+    rows = list(trainer.eval_dataset)
+    samples = trainer.sample(rows, step=-1, generations=3)
+    prompts = len(rows)
+    kl, tokens = torch.zeros(2, prompts, dtype=torch.float64)
+    for place, sample in enumerate(samples):
+        sequence, first = torch.tensor([sample.prompt_ids + sample.completion_ids]), len(sample.prompt_ids) - 1
+        with torch.no_grad():
+            models = (trainer.model.eval(), trainer.teacher.model)
+            logp, logq = (model(sequence).logits[0, first:-1].double().log_softmax(-1) for model in models)
+        kl[place // 3] += (logp.exp() * (logp - logq)).sum()
+        tokens[place // 3] += len(sample.completion_ids)
+    assert len(samples) == 3 * prompts and samples[0].completion_ids != samples[1].completion_ids
+    assert several["eval_reverse_kl"] == pytest.approx((kl.sum() / tokens.sum()).item(), rel=1e-5)
+    assert several["eval_completion_length"] == pytest.approx((tokens.sum() / len(samples)).item())
+    chosen = torch.randint(prompts, (4000, prompts), generator=torch.Generator().manual_seed(0))
+    scatter = (kl[chosen].sum(1) / tokens[chosen].sum(1)).std().item() * (prompts / (prompts - 1)) ** 0.5
+    assert several["eval_reverse_kl_stderr"] == pytest.approx(scatter, rel=0.2)
+    assert several["eval_reverse_kl_stderr"] < one["eval_reverse_kl_stderr"]
+    assert several["eval_accuracy_stderr"] >= 0
+
+
 def test_input_tokens_are_those_of_the_sequences(write_recipe, tmp_path):
     """A prompt and all but the last token of its completion, each once, over a resume too."""
     counted = {"include_num_input_tokens_seen": "all", "save_steps": 1, "num_generations": 2}

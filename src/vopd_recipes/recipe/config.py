@@ -206,6 +206,7 @@ class VOPDConfig(TrainingArguments):
 
     max_completion_length: int = option(2048, "max new tokens of a completion")
     num_generations: int = option(1, "completions per prompt")
+    num_generations_eval: int = option(1, "completions per held-out prompt: more of them, a finer measure")
     temperature: float = option(1.0, "anything but 1 needs allow_biased_sampling")
     top_p: float = option(1.0, "anything but 1 needs allow_biased_sampling")
     top_k: int = option(0, "0 is off; anything else needs allow_biased_sampling")

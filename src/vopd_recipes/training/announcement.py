@@ -49,6 +49,8 @@ def beginning(recipe: Recipe, trainer: VOPDTrainer, resumed: int, log: Path | No
     sequences = processes * training.gradient_accumulation_steps * training.per_device_train_batch_size
     sequences *= training.num_generations
     held_out = f", {len(trainer.eval_dataset):,} held out" if trainer.eval_dataset is not None else ""  # type: ignore[arg-type]
+    if held_out and training.num_generations_eval > 1:
+        held_out += f", {training.num_generations_eval} samples each"
     tokens = sequences * training.max_completion_length
     rows = [("student", f"{recipe.model.model_name_or_path} ({_size(trainer.student)})")]
     rows += [("" if index else "teacher", line) for index, line in enumerate(_teacher_lines(recipe, trainer))]

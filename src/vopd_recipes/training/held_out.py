@@ -1,12 +1,18 @@
-"""Held-out prompts during training: one sample each, graded and scored.
+r"""Held-out prompts during training: one sample each, or several, graded and scored.
 
 Samples are drawn with the same seeds at every evaluation, so that two of them differ by the student alone. The reverse
 KL is the exact one of every sampled token, over all processes. It goes the way of training, wrapped forward and all,
 because a sharded student has no other; so every process runs as many micro-batches as the others.
+
+A figure is a ratio of sums over prompts, R = Σ a_i / Σ b_i (KL over tokens, right answers over graded ones), and its
+standard error is the ratio estimator's over P prompts, √(P/(P-1) Σ (a_i - R b_i)²) / Σ b_i: the samples of a prompt
+are alike, so that prompts are what is independent. It says how far another choice of prompts and samples would move
+the figure.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -48,69 +54,85 @@ class Distillation(Protocol):
         """One forward of the wrapped student, with the loss in place of its head."""
 
 
+# What is summed over the samples of each prompt.
+_SUMS = ("completions", "truncated", "tokens", "kl", "graded", "right")
+
+
 @torch.no_grad()
 def held_out_values(run: Distillation, rows: list[dict[str, Any]]) -> dict[str, float]:
     """`reverse_kl` (nats per token), `completion_length`, `truncated`, `runtime` (seconds), and `accuracy` where
-    prompts have answers; of several teachers also `reverse_kl/<name>` and `accuracy/<name>`. Collective.
+    prompts have answers; both also as `…_stderr`, and of several teachers as `…/<name>`. Collective.
 
     Args:
         run: whose student samples and whose teacher scores.
         rows: the prompts, as `prompts.build_prompts` makes them; all of them on every process.
     """
     start = time.perf_counter()
-    accelerator = run.accelerator
-    mine = rows[accelerator.process_index :: accelerator.num_processes]
+    accelerator, generations = run.accelerator, run.args.num_generations_eval
+    places = range(accelerator.process_index, len(rows), accelerator.num_processes)
+    mine = [rows[place] for place in places]
     with run.metrics.set_aside():
-        samples = run.sample(mine, step=-1, generations=1)
-    sums = {"completions": float(len(samples)), "truncated": float(sum(not sample.finished for sample in samples))}
-    sums |= _right(run, samples, mine)
-    sums |= _reverse_kl(run, samples, largest_share=-(-len(rows) // accelerator.num_processes))
-    local = torch.tensor(list(sums.values()), dtype=torch.float64)
-    total = dict(zip(sums, accelerator.reduce(local.to(accelerator.device), "sum").tolist()))
+        samples = run.sample(mine, step=-1, generations=generations)
+    largest_share = -(-len(rows) // accelerator.num_processes) * generations
+    _record_reverse_kl(run, samples, -(-largest_share // run.args.per_device_eval_batch_size))
+    correct = _graded(run, samples, [row for row in mine for _ in range(generations)])
+    local = torch.zeros(len(rows), len(_SUMS), dtype=torch.float64)
+    for place, sample, right in zip((p for p in places for _ in range(generations)), samples, correct):
+        kl = sum(sample.statistics.get("reverse_kl", ()))
+        sums = (1, not sample.finished, len(sample.completion_ids), kl, right is not None, bool(right))
+        local[place] += torch.tensor(sums, dtype=torch.float64)
+    table = accelerator.reduce(local.to(accelerator.device), "sum").cpu()
+    of_prompt = dict(zip(_SUMS, table.T))
     values = {
-        "reverse_kl": total["kl"] / max(total["tokens"], 1),
-        "completion_length": total["tokens"] / total["completions"],
-        "truncated": total["truncated"] / total["completions"],
-        "runtime": time.perf_counter() - start,
+        "completion_length": _ratio(of_prompt["tokens"], of_prompt["completions"])[0],
+        "truncated": _ratio(of_prompt["truncated"], of_prompt["completions"])[0],
     }
-    for of in _of_each(run):
-        if of and total[f"tokens{of}"]:
-            values[f"reverse_kl{of}"] = total[f"kl{of}"] / total[f"tokens{of}"]
-        if total[f"graded{of}"]:
-            values[f"accuracy{of}"] = total[f"right{of}"] / total[f"graded{of}"]
-    return values
+    values |= _figures(of_prompt, "")
+    for name in run.teacher_names:
+        own = torch.tensor([row.get("teacher") == name for row in rows])
+        values |= _figures({key: column[own] for key, column in of_prompt.items()}, f"/{name}")
+    return {**values, "runtime": time.perf_counter() - start}
 
 
-def _of_each(run: Distillation) -> list[str]:
-    """What follows a sum's name: nothing for all prompts, and each teacher's name for its own."""
-    return ["", *(f"/{name}" for name in run.teacher_names)]
+def _figures(of_prompt: dict[str, Tensor], of: str) -> dict[str, float]:
+    """What can be said of some prompts, each sum [prompts]; `of` follows the names."""
+    found: dict[str, float] = {}
+    for name, above, below in (("reverse_kl", "kl", "tokens"), ("accuracy", "right", "graded")):
+        if not of_prompt[below].any():
+            continue
+        found[f"{name}{of}"], error = _ratio(of_prompt[above], of_prompt[below])
+        if not math.isnan(error):
+            found[f"{name}_stderr{of}"] = error
+    return found
 
 
-def _reverse_kl(run: Distillation, samples: list[Sample], largest_share: int) -> dict[str, float]:
-    """`kl` summed over this process's `tokens`, in as many micro-batches as on every other process."""
-    sums = {f"{name}{of}": 0.0 for of in _of_each(run) for name in ("kl", "tokens")}
+def _ratio(above: Tensor, below: Tensor) -> tuple[float, float]:
+    """Σ a / Σ b with its standard error; nan of a single prompt."""
+    ratio, prompts = above.sum() / below.sum(), len(above)
+    if prompts < 2:
+        return ratio.item(), math.nan
+    squares = (above - ratio * below).square().sum() * prompts / (prompts - 1)
+    return ratio.item(), (squares.sqrt() / below.sum()).item()
+
+
+def _record_reverse_kl(run: Distillation, samples: list[Sample], count: int) -> None:
+    """Hand every sample the reverse KL of its tokens, in as many micro-batches as on every other process."""
     with evaluating(run.model_wrapped):
-        rows = pack(samples, -(-largest_share // run.args.per_device_eval_batch_size))
-        batches = [batch.to(run.accelerator.device) for batch in rows]
+        batches = [batch.to(run.accelerator.device) for batch in pack(samples, count)]
         for batch, view in zip(batches, run.teacher_views(batches)):
             weights = torch.zeros_like(batch.rollout_logprobs)
             _, stats = run.student_loss(run.model_wrapped, batch, view(), weights, gradient_variance=False)
-            for of in _of_each(run):
-                kl = stats.reverse_kl[batch.tokens_of(of[1:])] if of else stats.reverse_kl
-                sums[f"kl{of}"] += kl.double().sum().item()
-                sums[f"tokens{of}"] += len(kl)
-    return sums
+            batch.record({"reverse_kl": stats.reverse_kl.double()})
 
 
-def _right(run: Distillation, samples: list[Sample], rows: list[dict[str, Any]]) -> dict[str, float]:
-    """How many completions of prompts with a gold answer are `right`, of how many that were `graded`."""
-    asked = [(sample, row) for sample, row in zip(samples, rows) if row["answer"] is not None]
-    correct = _grade(run, asked)
-    sums: dict[str, float] = {}
-    for of in _of_each(run):
-        own = [right for right, (sample, _) in zip(correct, asked) if not of or sample.teacher == of[1:]]
-        sums |= {f"right{of}": float(sum(own)), f"graded{of}": float(len(own))}
-    return sums
+def _graded(run: Distillation, samples: list[Sample], rows: list[dict[str, Any]]) -> list[bool | None]:
+    """Whether each completion is right; `None` where its prompt, of the same place in `rows`, has no answer."""
+    asked = [place for place, row in enumerate(rows) if row["answer"] is not None]
+    correct = _grade(run, [(samples[place], rows[place]) for place in asked])
+    found: list[bool | None] = [None] * len(samples)
+    for place, right in zip(asked, correct):
+        found[place] = right
+    return found
 
 
 def _grade(run: Distillation, asked: list[tuple[Sample, dict[str, Any]]]) -> list[bool]:
