@@ -1,7 +1,8 @@
 """Train every estimator with several seeds and compare: `python scripts/compare_estimators.py RECIPE [--field value]`.
 
-The same command, started again, resumes; with everything trained it only compares. Fields of the recipe can be
-overridden as in scripts/run_vopd.py.
+The same command, started again, resumes; with everything trained it only compares. --kept names a small file of the
+runs' logs: runs that it holds are not trained again, those that end are added to it, and tables and pictures are made
+from it alone where nothing is missing. Fields of the recipe can be overridden as in scripts/run_vopd.py.
 """
 
 import argparse
@@ -10,7 +11,17 @@ import signal
 import sys
 from pathlib import Path
 
-from vopd_recipes.evidence import Run, check_runs, compared, execute, locked, plan, write_comparison
+from vopd_recipes.evidence import (
+    Run,
+    check_runs,
+    compared,
+    execute,
+    locked,
+    plan,
+    read_logs,
+    write_comparison,
+    write_logs,
+)
 from vopd_recipes.recipe import RecipeError, nearest, one_line_errors
 
 
@@ -20,7 +31,13 @@ def planned(words: argparse.Namespace, output: Path) -> list[Run]:
     for name in words.methods.split(","):
         if name not in compared():
             raise RecipeError(f"--methods: no method '{name}'{nearest(name, compared())}")
-    return plan(output, [compared()[name] for name in words.methods.split(",")], range(words.seeds))
+    logs = read_logs(words.kept) if words.kept else {}
+    return plan(output, [compared()[name] for name in words.methods.split(",")], range(words.seeds), logs)
+
+
+def keep(path: Path, runs: list[Run]) -> None:
+    """Add the runs that are done to the file; others that it holds stay."""
+    write_logs(path, read_logs(path) | {(run.method.name, run.seed): run.to_keep() for run in runs if run.done})
 
 
 @one_line_errors()
@@ -28,6 +45,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--output", type=Path, help="default: data/evidence/ and the name of the recipe's folder")
+    parser.add_argument("--kept", type=Path, metavar="FILE", help="logs of finished runs: read, and added to")
     parser.add_argument("--methods", default=",".join(compared()), help="separated by commas (%(default)s)")
     parser.add_argument("--seeds", type=int, default=5, help="how many, from 0 (%(default)s)")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs at a time: cores")
@@ -39,7 +57,11 @@ def main() -> int:
         runs = planned(words, output)
         check_runs(runs, words.recipe, flags)
         with locked(output) as lock:
-            failed = execute(runs, words.recipe, flags, words.jobs, lock)
+            try:
+                failed = execute(runs, words.recipe, flags, words.jobs, lock)
+            finally:
+                if words.kept:
+                    keep(words.kept, runs)
             for run, reason in failed.items():
                 print(f"error: {run.folder.name}: {reason} (log: {run.log})", file=sys.stderr)
             print(write_comparison([run for run in runs if run.done], output, words.target))

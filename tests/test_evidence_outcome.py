@@ -19,7 +19,8 @@ from vopd_recipes.evidence import baselines
 from vopd_recipes.evidence.baselines import measure_baselines, write_baselines
 from vopd_recipes.evidence.execution import execute, locked
 from vopd_recipes.evidence.gradients import SAMPLED
-from vopd_recipes.evidence.intervals import interval, paired
+from vopd_recipes.evidence.intervals import interval, paired, seeds_needed
+from vopd_recipes.evidence.kept import read_logs, write_logs
 from vopd_recipes.evidence.measurement import freeze
 from vopd_recipes.evidence.outcome import Run, check_runs, compared, plan
 from vopd_recipes.evidence.outcome_plots import plot_curves, shared_curves
@@ -52,6 +53,18 @@ def test_pairs_cancel_what_seeds_share() -> None:
     assert paired([1.0, 2.0], [1.0, 2.0]).p == 1.0
     assert paired([1.0, -1.0, 1.0, -1.0], [0.0] * 4).p == 1.0
     assert paired([2.0, 3.0], [1.0, 2.0]).p == 0.0
+
+
+@pytest.mark.parametrize(("size", "pairs"), [(1.0, 10), (0.5, 34), (0.2, 199), (0.1, 787), (-1.0, 10), (30.0, 3)])
+def test_seeds_needed_are_the_textbooks(size: float, pairs: int) -> None:
+    """Of a paired t-test, two-sided at 5 %, with a power of 80 %: as power tables have them."""
+    assert seeds_needed(size * 0.7, 0.7) == pairs
+
+
+def test_differences_that_no_number_of_seeds_would_find() -> None:
+    assert seeds_needed(0.0, 1.0) is None and seeds_needed(0.01, 1.0) is None
+    scattered = paired([1.0, -1.0, 1.2, -1.1, 0.5], [0.0] * 5)
+    assert scattered.p > 0.5 and scattered.needed is not None and scattered.needed > 50
 
 
 def test_every_seed_of_all_methods_comes_before_the_next(tmp_path: Path) -> None:
@@ -238,6 +251,50 @@ def test_a_recipe_of_an_earlier_version_lacks_a_field(write_recipe, tmp_path: Pa
     check_runs([run], recipe, [])
     with pytest.raises(RecipeError, match="importance_sampling_cap: 2.0, not 3.0"):
         check_runs([run], recipe, ["--importance_sampling_cap", "3"])
+
+
+def test_kept_logs_stand_for_the_runs(write_recipe, tmp_path: Path) -> None:
+    """The same table without a folder, and the same refusal of another recipe."""
+    recipe, file = write_recipe(), tmp_path / "kept" / "pair.json"
+    methods = [compared()["opd"], compared()["vopd"]]
+    runs = [finished(tmp_path / "runs", m.name, seed, [0.5, 0.3 - 0.01 * seed]) for m in methods for seed in (0, 1, 2)]
+    for run in runs:
+        began(recipe, run, done=False)
+    table = write_comparison(runs, tmp_path)
+    write_logs(file, {(run.method.name, run.seed): run.to_keep() for run in runs[:3]})
+    write_logs(file, read_logs(file) | {(run.method.name, run.seed): run.to_keep() for run in runs[3:]})
+    kept = plan(tmp_path / "elsewhere", methods, range(3), read_logs(file))
+    assert all(run.done and not run.folder.exists() for run in kept)
+    check_runs(kept, recipe, [])
+    assert write_comparison(kept, tmp_path) == table
+    (fourth,) = plan(tmp_path / "elsewhere", methods[:1], [3], read_logs(file))
+    assert not fourth.done
+    with pytest.raises(RecipeError, match=r"--kept: holds opd-seed0 with learning_rate: 0.001, not 0.1; name another"):
+        check_runs(kept, recipe, ["--learning_rate", "0.1"])
+
+
+def test_kept_logs_are_small_and_have_five_digits(write_recipe, tmp_path: Path) -> None:
+    run = began(write_recipe(), finished(tmp_path, "opd", 0, [1.23456789]), done=False)
+    history = [{**line, "reward/mean": 1.0, "loss": 2.0} for line in run.history]
+    history += [{"step": 5, "eval_reverse_kl": 0.1, "eval_reverse_kl_stderr": 0.01}, {"step": 5, "train_runtime": 9.0}]
+    (run.folder / "trainer_state.json").write_text(json.dumps({"log_history": history}))
+    write_logs(tmp_path / "kept.json", {("opd", 0): run.to_keep()})
+    (log,) = read_logs(tmp_path / "kept.json").values()
+    assert {name for line in log.history for name in line} == {
+        "step", "grad_norm", "time/rollout", "time/sync", "time/train", "eval_reverse_kl", "eval_reverse_kl_stderr",
+        "eval_accuracy",
+    }  # fmt: skip
+    assert [line["eval_reverse_kl"] for line in log.history if "eval_accuracy" in line] == [1.2346]
+    assert "output_dir" not in log.recipe and log.recipe["baseline"] == "none"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"recipe": {}}', '{"recipe": {}, "runs": [{"method": "opd"}]}', '{"a": 1}']
+)
+def test_what_is_no_file_of_kept_runs(tmp_path: Path, text: str) -> None:
+    (tmp_path / "kept.json").write_text(text)
+    with pytest.raises(RecipeError, match="not a file of kept runs"):
+        read_logs(tmp_path / "kept.json")
 
 
 def test_a_run_is_done_when_its_state_is_whole(tmp_path: Path) -> None:

@@ -243,9 +243,9 @@ def compared_runs(runs: dict[str, Path], tmp_path: Path) -> list[Path]:
 
 def test_every_one_of_many_methods_is_quoted(compared_runs: list[Path]) -> None:
     groups = group_runs(read_runs(compared_runs))
-    assert len(groups) == len(compared()) == 11
+    assert len(groups) == len(compared()) == 13
     for _, written in completions.choose_completions(groups):
-        assert {each.group for each in written} == set(range(11))
+        assert {each.group for each in written} == set(range(13))
         assert [(each.step, each.group) for each in written] == sorted((each.step, each.group) for each in written)
 
 

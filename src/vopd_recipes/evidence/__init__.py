@@ -2,13 +2,14 @@
 
 On one frozen student: `projection`, `gradients` (every estimator's gradient on the same tokens) → `variance` (spread
 and bias, in one pass) → `measurement` → `variance_report`; `baselines` (how far the top-k baseline is off). Over whole
-runs: `outcome` (what is compared) → `execution` (trains what is missing) → `intervals`, `outcome_plots`,
-`outcome_report`.
+runs: `outcome` (what is compared) → `execution` (trains what is missing) → `kept` (the logs, small) → `intervals`,
+`outcome_plots`, `outcome_report`.
 """
 
 from vopd_recipes.evidence.baselines import measure_baselines, write_baselines
 from vopd_recipes.evidence.execution import execute, locked
 from vopd_recipes.evidence.gradients import REDRAWS
+from vopd_recipes.evidence.kept import Log, read_logs, write_logs
 from vopd_recipes.evidence.measurement import measure_variance
 from vopd_recipes.evidence.outcome import Run, check_runs, compared, plan
 from vopd_recipes.evidence.outcome_report import write_comparison

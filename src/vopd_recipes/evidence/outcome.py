@@ -1,19 +1,21 @@
 """Every method times every seed on one recipe: which runs that makes, and whether those that are there belong to it.
 
-A folder of runs outlives the command that began it. So every run that is taken over, finished or interrupted,
-is held to its own `recipe.yaml`: a difference in one field, and what would be compared is something else.
+A folder of runs outlives the command that began it. So every run that is taken over, finished or interrupted, is held
+to its own `recipe.yaml`, or to the recipe that is kept with its log: a difference in one field, and what would be
+compared is something else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from vopd_recipes.evidence.kept import Log
 from vopd_recipes.files import RECIPE, RunError, history_of, last_complete_checkpoint
 from vopd_recipes.loss import METHODS, Method
 from vopd_recipes.recipe import DataConfig, ModelConfig, RecipeError, VOPDConfig, load_recipe
@@ -74,11 +76,13 @@ class Run:
         method: which.
         seed: of prompts' order, rollouts and adapters.
         folder: its `output_dir`.
+        kept: its log, where a file has it; the folder need not be there then.
     """
 
     method: Compared
     seed: int
     folder: Path
+    kept: Log | None = field(default=None, compare=False)
 
     @property
     def flags(self) -> list[str]:
@@ -88,22 +92,55 @@ class Run:
 
     @property
     def done(self) -> bool:
-        """Whether it was trained to its end: its trainer state is there, and is whole."""
+        """Whether it was trained to its end: its log is kept, or its trainer state is there, and is whole."""
         try:
-            return bool(history_of(self.folder))
+            return bool(self.history)
         except (OSError, RunError):
             return False
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The log lines of a finished run.
+
+        Raises:
+            OSError: it is not finished.
+            RunError: its trainer state is not whole.
+        """
+        return history_of(self.folder) if self.kept is None else self.kept.history
 
     @property
     def log(self) -> Path:
         """What it printed."""
         return self.folder.with_suffix(".log")
 
+    def to_keep(self) -> Log:
+        """Its log and its recipe, of a finished run: the fields that tell it from another."""
+        if self.kept is not None:
+            return self.kept
+        recipe = {name: value for name, value in _recipe_of(self).items() if not _elsewhere(name)}
+        return Log(recipe, self.history)
 
-def plan(output: Path, methods: Sequence[Compared], seeds: Sequence[int]) -> list[Run]:
-    """Every run once, seed by seed: interrupted anywhere, the methods that are there can be compared."""
-    once = dict.fromkeys(methods)
-    return [Run(method, seed, output / f"{method.name}-seed{seed}") for seed in seeds for method in once]
+
+def plan(
+    output: Path,
+    methods: Sequence[Compared],
+    seeds: Sequence[int],
+    kept: Mapping[tuple[str, int], Log] | None = None,
+) -> list[Run]:
+    """Every run once, seed by seed: interrupted anywhere, the methods that are there can be compared.
+
+    Args:
+        output: folder of the runs' folders.
+        methods: of the runs.
+        seeds: of each method.
+        kept: logs of runs that need not be trained again.
+    """
+    once, logs = dict.fromkeys(methods), kept or {}
+    return [
+        Run(method, seed, output / f"{method.name}-seed{seed}", logs.get((method.name, seed)))
+        for seed in seeds
+        for method in once
+    ]
 
 
 def check_runs(runs: Sequence[Run], recipe: Path, flags: Sequence[str]) -> None:
@@ -123,12 +160,14 @@ def check_runs(runs: Sequence[Run], recipe: Path, flags: Sequence[str]) -> None:
             continue  # it begins anew, and writes its recipe again
         if (name := _first_difference(before := _recipe_of(run), asked)) is not None:
             was, wanted = _value(before, name), _value(asked, name)
-            raise RecipeError(
-                f"{run.folder}: holds a run with {name}: {was}, not {wanted}; name another --output, or remove it"
-            )
+            where = f"{run.folder}: holds a run" if run.kept is None else f"--kept: holds {run.folder.name}"
+            way_out = "--output" if run.kept is None else "file"
+            raise RecipeError(f"{where} with {name}: {was}, not {wanted}; name another {way_out}, or remove it")
 
 
 def _recipe_of(run: Run) -> dict[str, Any]:
+    if run.kept is not None:
+        return run.kept.recipe
     path = run.folder / RECIPE
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -142,10 +181,13 @@ def _recipe_of(run: Run) -> dict[str, Any]:
 def _first_difference(before: dict[str, Any], asked: dict[str, Any]) -> str | None:
     """The first field that tells the recipes apart."""
     for name in dict.fromkeys([*asked, *before]):
-        elsewhere = name in _ELSEWHERE or name.startswith(_ELSEWHERE_BEGINNINGS)
-        if not elsewhere and _value(before, name) != _value(asked, name):
+        if not _elsewhere(name) and _value(before, name) != _value(asked, name):
             return name
     return None
+
+
+def _elsewhere(name: str) -> bool:
+    return name in _ELSEWHERE or name.startswith(_ELSEWHERE_BEGINNINGS)
 
 
 def _value(recipe: dict[str, Any], name: str) -> Any:

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 
 from vopd_recipes.evidence.intervals import interval
 from vopd_recipes.evidence.outcome import Run, compared
-from vopd_recipes.files import finish_axis, history_of, new_figure, save_figure, series
+from vopd_recipes.files import finish_axis, new_figure, save_figure, series
 
 _TOP_K = tuple(name for name in compared() if name.startswith("vopd_topk_"))
 
@@ -42,7 +42,7 @@ def plot_curves(runs: Mapping[str, Sequence[Run]], path: Path) -> None:
 
 def shared_curves(runs: Sequence[Run]) -> dict[int, list[float]]:
     """Step → held-out reverse KL of every run, at the steps at which all of them were evaluated."""
-    curves = [dict(zip(*series(history_of(run.folder), "eval_reverse_kl"))) for run in runs]
+    curves = [dict(zip(*series(run.history, "eval_reverse_kl"))) for run in runs]
     return {step: [curve[step] for curve in curves] for step in curves[0] if all(step in curve for curve in curves)}
 
 

@@ -2,7 +2,8 @@
 
 Over n seeds, mean ± t·s/√n is the 95 % interval (Student's t with n-1 degrees of freedom). Methods are compared seed
 by seed, because a seed decides the order of the prompts and the numbers that completions are drawn with: the interval
-and the p-value of a difference are those of the paired t-test.
+and the p-value of a difference are those of the paired t-test. Where that decides nothing, *seeds to tell* is how many
+would, were the difference and its scatter what they are here: with a power of 80 %.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vopd_recipes.evidence.intervals import TOO_FEW, interval, paired
+from vopd_recipes.evidence.intervals import MOST, TOO_FEW, interval, paired
 from vopd_recipes.evidence.outcome import Run, compared
 from vopd_recipes.evidence.outcome_plots import plot_accuracy, plot_curves, shared_curves
-from vopd_recipes.files import history_of, markdown_table, series, write_text
+from vopd_recipes.files import markdown_table, series, write_text
 from vopd_recipes.recipe import RecipeError
 
 
@@ -28,6 +29,7 @@ class Outcome:
     Args:
         accuracy: held out, at the last evaluation; `None` where prompts have no answers.
         reverse_kl: held out, nats per token, at the last evaluation.
+        reverse_kl_stderr: the measure's own noise: its standard error over prompts.
         grad_norm: median over the steps.
         steps_to_target: the first evaluation at which the reverse KL is no greater than the target; `None`: never.
         last_step: of the last evaluation.
@@ -37,6 +39,7 @@ class Outcome:
 
     accuracy: float | None
     reverse_kl: float
+    reverse_kl_stderr: float | None
     grad_norm: float
     steps_to_target: int | None
     last_step: int
@@ -46,9 +49,10 @@ class Outcome:
 
 def outcome_of(run: Run, target: float) -> Outcome:
     """Read a finished run."""
-    history = history_of(run.folder)
+    history = run.history
     steps, values = series(history, "eval_reverse_kl")
     _, accuracies = series(history, "eval_accuracy")
+    _, errors = series(history, "eval_reverse_kl_stderr")
     lines = [line for line in history if "time/train" in line]
     seconds = [line["time/rollout"] + line.get("time/sync", 0.0) + line["time/train"] for line in lines]  # a step's
     ends = [line["step"] for line in lines]
@@ -56,6 +60,7 @@ def outcome_of(run: Run, target: float) -> Outcome:
     return Outcome(
         accuracies[-1] if accuracies else None,
         values[-1],
+        errors[-1] if errors else None,
         statistics.median(series(history, "grad_norm")[1]),
         next((step for step, value in zip(steps, values) if value <= target), None),
         steps[-1],
@@ -75,7 +80,7 @@ def write_comparison(runs: Sequence[Run], output: Path, target: float | None = N
     Raises:
         RecipeError: no two seeds of one method, or runs that were never evaluated.
     """
-    evaluated = [run for run in runs if series(history_of(run.folder), "eval_reverse_kl")[0]]
+    evaluated = [run for run in runs if series(run.history, "eval_reverse_kl")[0]]
     left_out = [run.folder.name for run in runs if run not in evaluated]
     if left_out and not evaluated:
         raise RecipeError(
@@ -111,7 +116,7 @@ def write_comparison(runs: Sequence[Run], output: Path, target: float | None = N
 def _default_target(ordered: dict[str, list[Run]]) -> float:
     """Where OPD ends on average, or the first method without OPD."""
     runs = ordered.get("opd") or next(iter(ordered.values()))
-    return statistics.fmean(series(history_of(run.folder), "eval_reverse_kl")[1][-1] for run in runs)
+    return statistics.fmean(series(run.history, "eval_reverse_kl")[1][-1] for run in runs)
 
 
 def _values(by_seed: dict[int, Outcome], read: Callable[[Outcome], float | None]) -> list[float]:
@@ -139,6 +144,10 @@ def _table(outcomes: dict[str, dict[int, Outcome]], target: float) -> str:
         "Mean ± half of the 95 % interval over seeds (Student's t); ≥: runs that did not get there count with\n"
         "the step of their last evaluation."
     )
+    errors = [error for by_seed in outcomes.values() for error in _values(by_seed, lambda o: o.reverse_kl_stderr)]
+    if errors:
+        note += f" A run's reverse KL has a standard error of {statistics.median(errors):.4f}: another choice of\n"
+        note += "held-out prompts and samples would move it by that; methods share the prompts and the samples' seeds."
     return "\n\n".join([markdown_table(heading, rows), note, *_difference_tables(outcomes)])
 
 
@@ -183,15 +192,23 @@ def _difference_tables(outcomes: dict[str, dict[int, Outcome]]) -> Iterator[str]
     for reference, methods in _differences(outcomes).items():
         heading = [f"minus {compared()[reference].title}, seed by seed"]
         heading += [word for measure, *_ in _MEASURES.values() for word in (measure, "p")]
+        heading += ["seeds to tell the reverse KL"]
         rows = []
         for name, measures in methods.items():
             cells = [compared()[name].title]
             for measure in _MEASURES:
                 cells += _difference_cells(measure, measures[measure]) if measure in measures else ["", ""]
-            rows.append(cells)
+            rows.append([*cells, _needed(measures["reverse_kl"])])
         yield markdown_table(heading, rows)
         if any(one["seeds"] <= TOO_FEW for measures in methods.values() for one in measures.values()):
             yield "2 seeds: too few for a difference's interval and p-value; three are the least, five are better."
+
+
+def _needed(one: dict[str, Any]) -> str:
+    """How many seeds would find a difference of this size in four cases of five."""
+    if one["seeds"] <= TOO_FEW or not one["half"]:
+        return ""
+    return f"> {MOST}" if one["needed"] is None else str(one["needed"])
 
 
 def _difference_cells(measure: str, one: dict[str, Any]) -> list[str]:

@@ -189,7 +189,7 @@ _ROWS = (
     ),
     _exact(
         "forward", "Forward KL", "forward",
-        "∇ KL(q‖p)", "∇ KL(<i>q</i>‖<i>p</i>)", r"\nabla\,\mathrm{KL}(q\,\|\,p)", (),
+        "∇ KL(q‖p)", "∇ KL(<i>q</i>‖<i>p</i>)", r"\nabla\,\mathrm{KL}(q\,\|\,p)",
     ),
     _exact(
         "jsd", "Jensen-Shannon divergence", "jsd",
@@ -197,7 +197,7 @@ _ROWS = (
         "∇ (<i>β</i> KL(<i>q</i>‖<i>m</i>) + (1−<i>β</i>) KL(<i>p</i>‖<i>m</i>)) "
         "<small><i>m</i> = <i>β q</i> + (1−<i>β</i>) <i>p</i>, <i>β</i> = {beta:g}</small>",
         r"\nabla\left(\beta\,\mathrm{KL}(q\,\|\,m) + (1-\beta)\,\mathrm{KL}(p\,\|\,m)\right),"
-        r"\quad m = \beta q + (1-\beta) p", (),
+        r"\quad m = \beta q + (1-\beta) p",
     ),
 )  # fmt: skip
 

@@ -41,8 +41,8 @@ _UNSUPPORTED = {
 
 _COUNTS = (
     "max_completion_length", "num_generations", "num_generations_eval", "rollout_batch_size",
-    "gradient_accumulation_steps", "per_device_train_batch_size", "per_device_eval_batch_size", "eval_steps", "save_total_limit",
-    "vllm_tensor_parallel_size", "vllm_max_model_len",
+    "gradient_accumulation_steps", "per_device_train_batch_size", "per_device_eval_batch_size", "eval_steps",
+    "save_total_limit", "vllm_tensor_parallel_size", "vllm_max_model_len",
 )  # fmt: skip
 _TRACKERS = (*INTEGRATION_TO_CALLBACK, "none", "all")
 # The modules of a tracker that are not its name; Kubeflow's asks for a variable of its pods.

@@ -18,7 +18,7 @@ WIDTH, HEIGHT = 400, 236
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 390, 10, 206
 # More points than pixels help nobody.
 MOST_POINTS = 400
-COLOURS = 11  # the methods that scripts/compare_estimators.py compares
+COLOURS = 13  # the methods that scripts/compare_estimators.py compares
 
 Points = dict[int, float]
 
