@@ -1,6 +1,7 @@
 """Measured variances meet the closed forms, sampled gradients have no bias, and the projection keeps lengths."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ import torch
 import yaml
 from peft import LoraConfig, get_peft_model
 from PIL import Image
+from transformers import AutoModelForCausalLM
 
+from vopd_recipes.evidence.directions import DirectionProbe, measure_directions, write_directions
 from vopd_recipes.evidence.gradients import METHODS, SAMPLED, GradientProbe
 from vopd_recipes.evidence.measurement import check_measurable, load_checkpoint, measure_variance
 from vopd_recipes.evidence.projection import Projection, layer_type, trained_leaves
@@ -349,3 +352,97 @@ def test_the_command(write_recipe, tmp_path, tiny_pair):
     with Image.open(folder / "variance.png") as image:
         image.load()
         assert image.width > 1000
+
+
+# Along directions ----------------------------------------------------------------------------------------------------
+
+COLUMNS = {
+    "none": Estimator(baseline="none"), "optimal": Estimator(baseline="optimal"),
+    "value_topk/teacher/5": Estimator(baseline="value_topk", support="teacher", support_top_k=5),
+    "rao_blackwell_optimal/student/20": Estimator("rao_blackwell", "optimal", support_top_k=20),
+    "rao_blackwell_tail/teacher/5": Estimator("rao_blackwell", "tail", support="teacher", support_top_k=5),
+    "full": Estimator("full", "none"), "topk/student/5": Estimator("topk", "none", support_top_k=5),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=["tied", "untied"])
+def along(request, tiny_pair):
+    """A probe of the pair in float64, a packed row of two completions, a direction, and what the probe found."""
+    folders = [tiny_pair.student, tiny_pair.teacher][:: 1 if request.param == "tied" else -1]
+    student, teacher = (AutoModelForCausalLM.from_pretrained(folder).double().eval() for folder in folders)
+    for model in (student, teacher):
+        model.set_attn_implementation("packed_sdpa")
+    samples = [Sample(i, [5, 7, 9 + i], [11, 40 + i, 200, 8], [0.0] * 4, True) for i in range(2)]
+    probe = DirectionProbe(student, teacher, Estimator(), ks=(5, 20))
+    (batch,) = pack(samples, 1)
+    direction = probe.direction(torch.Generator().manual_seed(0))
+    return probe, student, teacher, batch, direction, probe.measure([batch], [direction])
+
+
+def derivative(student, teacher, batch, direction, estimator, targets, weights) -> float:
+    """⟨gradient of the dense loss, direction⟩ by a backward pass."""
+    student.zero_grad()
+    logits = [model.lm_head(completion_states(model, batch)) for model in (student, teacher)]
+    reference_loss(logits[0], logits[1], targets, estimator, token_weights=weights)[0].backward()
+    return sum((value.grad * direction[name]).sum() for name, value in student.named_parameters()).item()
+
+
+@pytest.mark.parametrize("name", COLUMNS)
+def test_a_gradient_along_a_direction_is_the_backward_passs(along, name) -> None:
+    probe, student, teacher, batch, direction, found = along
+    ones = torch.ones(len(batch.targets), dtype=torch.float64)
+    expected = derivative(student, teacher, batch, direction, COLUMNS[name], batch.targets, ones)
+    assert found.own[name].item() == pytest.approx(expected, rel=1e-4)  # norms compute in float32
+    assert set(direction) == {name for name, _ in student.named_parameters()}  # every parameter is gone along
+    assert found.tokens == 8
+
+
+@pytest.mark.parametrize("name", ["optimal", "rao_blackwell_tail/teacher/5"])
+def test_the_variance_along_a_direction_is_the_enumerated_one(along, name) -> None:
+    """Every y in turn in one context: its gradient by a backward pass, weighted by p(y)."""
+    probe, student, teacher, batch, direction, _ = along
+    chosen = torch.tensor([3])
+    weights = torch.zeros(len(batch.targets), dtype=torch.float64).index_fill_(0, chosen, 1.0)
+    with torch.no_grad():
+        p = student.lm_head(completion_states(student, batch)[chosen]).softmax(-1)[0]
+    per_y = [
+        derivative(student, teacher, batch, direction, COLUMNS[name], batch.targets.index_fill(0, chosen, y), weights)
+        for y in range(len(p))
+    ]
+    values = torch.tensor(per_y, dtype=torch.float64)
+    expected = (p * values.square()).sum() - (p * values).sum().square()
+    with torch.no_grad():
+        hidden, hidden_dot = probe._hidden(batch, direction)
+        states = (hidden[chosen], hidden_dot[chosen], completion_states(teacher, batch)[chosen])
+        rows = probe._rows(*states, batch.targets[chosen], direction)
+        measured = {column: value.item() for kind, column, value in rows if kind == "variance"}
+    assert measured[name] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_directions_meet_the_gradients_themselves(write_recipe) -> None:
+    """The two ways to a variance, on the same draws: backward passes and forward derivatives."""
+    recipe = load_recipe(write_recipe(max_completion_length=6, per_device_train_batch_size=16, support_top_k=5))
+    whole = measure_variance(recipe, None, draws=24, prompts=6, redraws=2)["methods"]
+    along = measure_directions(recipe, None, draws=24, prompts=6, directions=4)["columns"]
+    for name, column in (
+        ("value", "value"),
+        ("optimal", "optimal"),
+        ("rao_blackwell_tail", "rao_blackwell_tail/student/5"),
+    ):
+        expected, found = whole[name]["conditional"]["ratio"]["total"]["value"], along[column]["given"]["value"]
+        assert found == pytest.approx(expected, rel=0.15), name
+        assert along[column]["predicted"] == pytest.approx(whole[name]["predicted"]["logits"], rel=1e-3)
+    assert along["full"]["total"]["value"] < along["value"]["total"]["value"]
+    expected = whole["topk"]["squared_bias"]["total"]["value"]
+    assert along["topk/student/5"]["squared_bias"]["value"] == pytest.approx(expected, rel=0.3, abs=0.003)
+
+
+def test_directions_are_written(write_recipe, tmp_path) -> None:
+    recipe = load_recipe(write_recipe(max_completion_length=4, per_device_train_batch_size=16))
+    text = write_directions(measure_directions(recipe, None, draws=4, prompts=4, directions=2), tmp_path / "out")
+    assert (tmp_path / "out" / "directions.md").read_text() == text + "\n"
+    assert json.loads((tmp_path / "out" / "directions.json").read_text())["columns"]["none"]["given"]["value"] == 1
+    assert re.search(r"\| `rao_blackwell_tail` \|( 0\.\d+ ± 0\.\d+ \(0\.\d+\) \|){6}", text)
+    assert "| `topk/student/5` | " in text and "| `full` | " in text
+    with pytest.raises(RecipeError, match="--directions must be at least 1"):
+        measure_directions(recipe, None, 4, 4, 0)

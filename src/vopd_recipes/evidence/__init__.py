@@ -1,12 +1,13 @@
 """What the README claims about the estimators, measured on real models.
 
 On one frozen student: `projection`, `gradients` (every estimator's gradient on the same tokens) → `variance` (spread
-and bias, in one pass) → `measurement` → `variance_report`; `baselines` (how far the top-k baseline is off). Over whole
-runs: `outcome` (what is compared) → `execution` (trains what is missing) → `kept` (the logs, small) → `intervals`,
-`outcome_plots`, `outcome_report`.
+and bias, in one pass) → `measurement` → `variance_report`; `directions` (the same along random directions, on a large
+model); `baselines` (how far the top-k baseline is off). Over whole runs: `outcome` (what is compared) → `execution`
+(trains what is missing) → `kept` (the logs, small) → `intervals`, `outcome_plots`, `outcome_report`.
 """
 
 from vopd_recipes.evidence.baselines import measure_baselines, write_baselines
+from vopd_recipes.evidence.directions import measure_directions, write_directions
 from vopd_recipes.evidence.execution import execute, locked
 from vopd_recipes.evidence.gradients import REDRAWS
 from vopd_recipes.evidence.kept import Log, read_logs, write_logs

@@ -1,0 +1,391 @@
+r"""The variance of every method's parameter gradient along random directions: exact over tokens, on a large model.
+
+`gradients.py` takes each estimator's gradient by a backward pass, and another one for tokens drawn anew: hours, on a
+language model. Here the gradient G is looked at along a direction u of the parameters, each entry +1 or -1:
+E⟨G,u⟩² = ‖G‖² over u (Hutchinson's trace estimator), and
+
+    ⟨G,u⟩ = 1/N Σ_t ⟨g_t, ż_t⟩,    ż_t = ∂z_t/∂θ · u
+
+with g_t the gradient with respect to the logits z_t. ż is one forward derivative of the student, whatever the
+estimator, its baseline, its support and its k. With ℓ̇(v) = ż(v) - Σ_w p(w) ż(w), the derivative of log p(v), a
+sampled gradient is -A(y) ℓ̇(y), and both its mean and its variance over y ~ p are sums over the vocabulary:
+
+    sampled          Var = Σ_v p A² ℓ̇² - (Σ_v p A ℓ̇)²
+    rao_blackwell    the same sums over the tail, outside S
+    full             -Σ_v p r ℓ̇, which is the mean of each of them
+    topk             Σ_S p̄ (log p̄ - log q̄) ℓ̇_S on the renormalised support; the difference from `full` is its bias
+
+Tokens are independent given their contexts, so the variance of G given the contexts is the sum over tokens, over N²:
+no token is drawn anew, and all that is sampled are contexts and directions. In total: ½ E⟨G - G', u⟩² over two draws
+of completions along the same direction, with the rollout's own tokens. `predicted` is Σ_t V_t with respect to the
+logits, as the logs have it, as if every layer saw them through the same Jacobian.
+
+Where many tokens share the variance, a direction tells it to a few per cent, and ratios better: all methods go along
+the same ones. Each pair of draws has directions of its own; intervals are of a bootstrap over pairs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jvp
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers.utils.logging import tqdm
+
+from vopd_recipes.evidence.measurement import check_measurable, freeze
+from vopd_recipes.evidence.variance import bootstrap
+from vopd_recipes.files import markdown_table, write_text
+from vopd_recipes.loss import METHODS, Estimator, Method, Support, baseline_value, fused_loss, support_of
+from vopd_recipes.models import completion_states, head_of, scale_logits
+from vopd_recipes.packing import MicroBatch
+from vopd_recipes.recipe import Recipe, RecipeError
+
+KS = (5, 20, 100)
+SUPPORTS: tuple[Support, ...] = ("student", "teacher")
+_ROWS = 32  # positions whose [rows, V] float64 distributions are held at a time: they stay in a CPU's cache
+
+Direction = dict[str, Tensor]
+
+
+def column_of(row: Method, estimator: Estimator) -> str:
+    """A method's key, with support and k where it has them."""
+    has_support = replace(estimator, divergence=row.divergence, baseline=row.baseline).has_support
+    return f"{row.key}/{estimator.support}/{estimator.support_top_k}" if has_support else row.key
+
+
+@dataclass
+class DrawAlong:
+    """One draw of completions, along some directions.
+
+    Args:
+        variance: of ⟨G,u⟩ given the contexts, times N²; column → [directions].
+        own: ⟨G,u⟩ with the rollout's tokens, times N; `full` and `topk` have no others.
+        predicted: Σ_t V_t with respect to the logits.
+        tokens: N.
+    """
+
+    variance: dict[str, Tensor] = field(default_factory=dict)
+    own: dict[str, Tensor] = field(default_factory=dict)
+    predicted: dict[str, float] = field(default_factory=dict)
+    tokens: int = 0
+
+
+class DirectionProbe:
+    """Looks at the gradients of a frozen student under a frozen teacher.
+
+    Args:
+        student: in evaluation mode; directions are of its trained parameters.
+        teacher: in evaluation mode.
+        estimator: gives `baseline_constant`.
+        ks: sizes of the supports.
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, estimator: Estimator, ks: Sequence[int] = KS) -> None:
+        self._states, self._teacher = _States(student), teacher
+        self._trained = {name: value for name, value in student.named_parameters() if value.requires_grad}
+        self._heads = head_of(student), head_of(teacher)
+        self.cases = [replace(estimator, support=of, support_top_k=k) for of, k in product(SUPPORTS, ks)]
+
+    def direction(self, generator: torch.Generator) -> Direction:
+        """±1 for every trained parameter."""
+        return {
+            name: torch.randint(2, value.shape, generator=generator, dtype=torch.int8).to(value).mul_(2).sub_(1)
+            for name, value in self._trained.items()
+        }
+
+    def measure(self, batches: Sequence[MicroBatch], directions: Sequence[Direction]) -> DrawAlong:
+        """All methods along all directions, on one draw's contexts."""
+        result = DrawAlong(tokens=sum(len(batch.targets) for batch in batches))
+        for batch in batches:
+            with torch.no_grad():
+                teacher_hidden = completion_states(self._teacher, batch)
+            self._predict(result, batch, teacher_hidden)
+            along = [self._add(batch, teacher_hidden, direction) for direction in directions]
+            for which, name in ((result.variance, "variance"), (result.own, "own")):
+                for column in along[0][name]:
+                    values = torch.stack([sums[name][column] for sums in along])
+                    which[column] = which[column] + values if column in which else values
+        return result
+
+    @torch.no_grad()
+    def _predict(self, result: DrawAlong, batch: MicroBatch, teacher_hidden: Tensor) -> None:
+        ours, theirs = self._heads
+        hidden = self._states(batch).to(ours.weight.dtype)
+        for case in self.cases:
+            estimator = replace(case, divergence="rao_blackwell", baseline="none")
+            _, stats = fused_loss(
+                hidden, ours, teacher_hidden.to(theirs.weight.dtype), theirs, batch.targets, estimator,
+                gradient_variance=True,
+            )  # fmt: skip
+            for row in METHODS.values():
+                column = column_of(row, case)
+                if row.samples and stats.gradient_variances and ("/" in column or case is self.cases[0]):
+                    value = stats.gradient_variances[row.key].double().sum().item()
+                    result.predicted[column] = result.predicted.get(column, 0.0) + value
+
+    @torch.no_grad()
+    def _add(self, batch: MicroBatch, teacher_hidden: Tensor, direction: Direction) -> dict[str, dict[str, Tensor]]:
+        """`variance` and `own` of every column, summed over the micro-batch's tokens."""
+        hidden, hidden_dot = self._hidden(batch, direction)
+        sums: dict[str, dict[str, Tensor]] = {"variance": {}, "own": {}}
+        for rows in torch.arange(len(batch.targets)).split(_ROWS):
+            for name, column, value in self._rows(
+                hidden[rows], hidden_dot[rows], teacher_hidden[rows], batch.targets[rows], direction
+            ):
+                sums[name][column] = sums[name].get(column, 0) + value.sum().cpu()
+        return sums
+
+    def _hidden(self, batch: MicroBatch, direction: Direction) -> tuple[Tensor, Tensor]:
+        """The student's states at the completion tokens [N, H], and their derivative along the direction."""
+
+        def states(trained: Direction) -> Tensor:
+            return functional_call(self._states, {f"model.{name}": value for name, value in trained.items()}, batch)
+
+        with sdpa_kernel(SDPBackend.MATH):  # sdpa's other kernels have no forward derivative
+            hidden, hidden_dot = jvp(states, (self._trained,), (direction,))[:2]
+        return hidden, hidden_dot
+
+    def _logits(self, hidden: Tensor, hidden_dot: Tensor, direction: Direction) -> tuple[Tensor, Tensor]:
+        """The student's logits [n, V] and their derivative, through the states and through the head itself."""
+        head, _ = self._heads
+        names = {id(value): name for name, value in self._trained.items()}
+
+        def dot(value: Tensor) -> Tensor:
+            name = names.get(id(value))
+            return torch.zeros_like(value) if name is None else direction[name]
+
+        def logits(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+            return scale_logits(nn.functional.linear(hidden, weight, bias), head)
+
+        fixed = [head.weight] if head.bias is None else [head.weight, head.bias]
+        hidden, hidden_dot = hidden.to(head.weight.dtype), hidden_dot.to(head.weight.dtype)
+        found = jvp(logits, (hidden, *fixed), (hidden_dot, *map(dot, fixed)))
+        return found[0].double(), found[1].double()
+
+    def _rows(
+        self, hidden: Tensor, hidden_dot: Tensor, teacher_hidden: Tensor, targets: Tensor, direction: Direction
+    ) -> Iterator[tuple[str, str, Tensor]]:
+        """(`variance` or `own`, column, [n]) of every method and case."""
+        logits, logits_dot = self._logits(hidden, hidden_dot, direction)
+        head = self._heads[1]
+        products = nn.functional.linear(teacher_hidden.to(head.weight.dtype), head.weight, head.bias)
+        teacher_logits = scale_logits(products.double(), head)
+        shared = min(logits.shape[1], teacher_logits.shape[1])
+        logp, teacher_logp = (part[:, :shared].log_softmax(-1) for part in (logits, teacher_logits))
+        p, rewards = logp.exp(), teacher_logp - logp
+        score = logits_dot[:, :shared] - (p * logits_dot[:, :shared]).sum(-1, keepdim=True)  # of log p along u
+        everywhere = _moments(p, rewards, score)
+        at_target = [values.gather(1, targets[:, None])[:, 0] for values in (rewards, score)]
+        exact = -everywhere[1][1]
+        yield "own", "full", exact
+        seen: set[str] = set()
+        for case in self.cases:
+            support = support_of(logp, teacher_logp, case)
+            inside = _moments(*(values.gather(1, support) for values in (p, rewards, score)))
+            sampled = ~(support == targets[:, None]).any(-1)
+            for row in METHODS.values():
+                column = column_of(row, case)
+                if column in seen or not row.of_reverse_kl or row.divergence == "full":
+                    continue
+                seen.add(column)
+                if row.divergence == "topk":
+                    ours, theirs = (values.gather(1, support).log_softmax(-1) for values in (logp, teacher_logp))
+                    yield "own", column, _moments(ours.exp(), ours - theirs, _centred(score, support, ours))[1][1]
+                    continue
+                on_tail = row.divergence == "rao_blackwell"
+                baseline = baseline_value(logp, teacher_logp, case, row)
+                tail = _minus(everywhere, inside) if on_tail else everywhere
+                yield "variance", column, _variance(tail, baseline)
+                kept = inside[1][1] - baseline * inside[1][0] if on_tail else torch.zeros_like(baseline)
+                drawn = (at_target[0] - baseline) * at_target[1]
+                yield "own", column, -(kept + torch.where(sampled, drawn, 0) if on_tail else drawn)
+
+
+class _States(nn.Module):
+    """A model's states at the completion tokens, as a module: `functional_call` takes nothing else."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: MicroBatch) -> Tensor:
+        return completion_states(self.model, batch)
+
+
+# Sums over some tokens v of p rⁿ ℓ̇², n = 0, 1, 2, and of p rⁿ ℓ̇, n = 0, 1: [n] each.
+Moments = tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def _moments(p: Tensor, rewards: Tensor, score: Tensor) -> Moments:
+    first = p * score
+    second = first * score
+    of_rewards = second * rewards
+    return (
+        (second.sum(-1), of_rewards.sum(-1), (of_rewards * rewards).sum(-1)),
+        (first.sum(-1), (first * rewards).sum(-1)),
+    )
+
+
+def _minus(all_of_them: Moments, some: Moments) -> Moments:
+    (a, b, c), (d, e) = ([x - y for x, y in zip(*parts)] for parts in zip(all_of_them, some))
+    return (a, b, c), (d, e)
+
+
+def _variance(moments: Moments, baseline: Tensor) -> Tensor:
+    """Of (r(y) - b) ℓ̇(y) over y ~ p, on the tokens of the moments and 0 elsewhere."""
+    (m0, m1, m2), (n0, n1) = moments
+    second = m2 - 2 * baseline * m1 + baseline.square() * m0
+    return (second - (n1 - baseline * n0).square()).clamp_min(0)
+
+
+def _centred(score: Tensor, support: Tensor, logp: Tensor) -> Tensor:
+    """The derivative of log p̄ on the support, whose renormalised log-probabilities are `logp`: [n, k]."""
+    chosen = score.gather(1, support)
+    return chosen - (logp.exp() * chosen).sum(-1, keepdim=True)
+
+
+def measure_directions(
+    recipe: Recipe, checkpoint: Path | None, draws: int, prompts: int, directions: int
+) -> dict[str, Any]:
+    """Complete the recipe's first prompts again and again, and look at all estimators' gradients along directions.
+
+    Args:
+        recipe: names student, teacher, prompts and lengths.
+        checkpoint: folder of the student; default: where the recipe starts.
+        draws: an even number.
+        prompts: the same at every draw.
+        directions: of each pair of draws.
+
+    Returns:
+        `columns`: method, with support and k where it has them → `given`, `total` and `predicted` variance over
+        OPD's, and `squared_bias` of what is biased; the first two and the last with 95 % intervals.
+
+    Raises:
+        RecipeError: see `measurement.check_measurable` and `measurement.freeze`.
+    """
+    check_measurable(recipe, checkpoint, draws, prompts)
+    if directions < 1:
+        raise RecipeError(f"--directions must be at least 1, got {directions}")
+    frozen = freeze(recipe, checkpoint, prompts)
+    probe = DirectionProbe(frozen.student, frozen.teacher, recipe.training.estimator)
+    generator = torch.Generator().manual_seed(recipe.training.seed)
+    pairs = []
+    for first in tqdm(range(0, draws, 2), desc="Pairs of draws", disable=recipe.training.disable_tqdm):
+        along = [probe.direction(generator) for _ in range(directions)]
+        batches = [[batch.to(recipe.training.device) for batch in frozen.micro_batches(first + i)] for i in (0, 1)]
+        pairs.append([probe.measure(one, along) for one in batches])
+    tokens = [draw.tokens for pair in pairs for draw in pair]
+    return {
+        "recipe": str(recipe.path),
+        "student": str(checkpoint or recipe.model.model_name_or_path),
+        "teacher": recipe.model.teacher_model_name_or_path,
+        "prompts": len(frozen.rows),
+        "draws": draws,
+        "directions": directions,
+        "tokens_per_draw": sum(tokens) / len(tokens),
+        "parameters": sum(value.numel() for value in frozen.student.parameters() if value.requires_grad),
+        "columns": _summary(pairs),
+    }
+
+
+def _summary(pairs: Sequence[Sequence[DrawAlong]]) -> dict[str, Any]:
+    """Every column's figures; means over pairs of draws, and within a pair over its directions."""
+    columns: dict[str, Any] = {}
+    given, total, predicted, bias = (_by_pair(pairs, read) for read in (_given, _total, _predicted, _squared_bias))
+    for name in total:
+        columns[name] = {"total": vars(bootstrap(total[name], total["none"])[0])}
+        if name in given:
+            columns[name]["given"] = vars(bootstrap(given[name], given["none"])[0])
+            columns[name]["predicted"] = (predicted[name].mean() / predicted["none"].mean()).item()
+        elif name != "full":
+            columns[name]["squared_bias"] = vars(bootstrap(bias[name], bias["full"])[0])
+    return columns
+
+
+def _by_pair(pairs: Sequence[Sequence[DrawAlong]], read: Any) -> dict[str, Tensor]:
+    """Column → [pairs, 1]."""
+    rows = [read(*pair) for pair in pairs]
+    return {name: torch.tensor([[float(row[name])] for row in rows], dtype=torch.float64) for name in rows[0]}
+
+
+def _given(one: DrawAlong, other: DrawAlong) -> dict[str, float]:
+    return {
+        name: sum((draw.variance[name].mean() / draw.tokens**2).item() for draw in (one, other)) / 2
+        for name in one.variance
+    }
+
+
+def _predicted(one: DrawAlong, other: DrawAlong) -> dict[str, float]:
+    return {name: sum(draw.predicted[name] / draw.tokens**2 for draw in (one, other)) / 2 for name in one.predicted}
+
+
+def _total(one: DrawAlong, other: DrawAlong) -> dict[str, float]:
+    differences = {name: one.own[name] / one.tokens - other.own[name] / other.tokens for name in one.own}
+    return {name: (difference.square().mean() / 2).item() for name, difference in differences.items()}
+
+
+def _squared_bias(one: DrawAlong, other: DrawAlong) -> dict[str, float]:
+    """Of what samples nothing: products over two draws, so that contexts' noise adds nothing; `full`: of itself."""
+    exact = [draw.own["full"] / draw.tokens for draw in (one, other)]
+    found = {"full": (exact[0] * exact[1]).mean().item()}
+    for name in one.own.keys() - one.variance.keys() - {"full"}:
+        ours = [draw.own[name] / draw.tokens - full for draw, full in zip((one, other), exact)]
+        found[name] = (ours[0] * ours[1]).mean().item()
+    return found
+
+
+def write_directions(found: dict[str, Any], folder: Path) -> str:
+    """Write `directions.json` and `directions.md`; returns the Markdown."""
+    text = directions_table(found)
+    write_text(folder / "directions.json", json.dumps(found, indent=2) + "\n")
+    write_text(folder / "directions.md", text + "\n")
+    return text
+
+
+def directions_table(found: dict[str, Any]) -> str:
+    """A row for each method, a column for each support and k: given the contexts, in total, and what is biased."""
+    heading = (
+        f"{found['draws']} draws of completions of {found['prompts']} prompts ({found['tokens_per_draw']:.0f} tokens "
+        f"a draw), {found['directions']} directions a pair of draws, {found['parameters']:,} parameters. Variance of "
+        "the parameter gradient over OPD's, ± half of the 95 % interval over pairs; in brackets the prediction from "
+        "the logits. Where a method has no support, its one figure stands first."
+    )
+    tables = [heading]
+    for kind, title in (("given", "given the contexts"), ("total", "in total")):
+        tables.append(_table(found["columns"], kind, title))
+    biases = {name: column["squared_bias"] for name, column in found["columns"].items() if "squared_bias" in column}
+    rows = [[f"`{name}`", _plus_minus(one)] for name, one in biases.items()]
+    return "\n\n".join([*tables, markdown_table(["bias² / ‖∇‖²", ""], rows)])
+
+
+def _table(columns: dict[str, Any], kind: str, title: str) -> str:
+    places = [f"/{support}/{k}" for support in SUPPORTS for k in KS]
+    rows = []
+    for row in METHODS.values():
+        cells = [_cell(columns.get(row.key + place), kind) for place in ("", *places)]
+        first, rest = cells[0], cells[1:]
+        if any(cells):
+            rows.append([f"`{row.key}`", *([first, *[""] * (len(rest) - 1)] if first else rest)])
+    heads = [f"{support}'s {k}" for support in SUPPORTS for k in KS]
+    return markdown_table([title, *heads], rows)
+
+
+def _cell(column: dict[str, Any] | None, kind: str) -> str:
+    if column is None or kind not in column:
+        return ""
+    predicted = f" ({column['predicted']:.2f})" if kind == "given" else ""
+    return _plus_minus(column[kind]) + predicted
+
+
+def _plus_minus(measured: dict[str, float]) -> str:
+    half = (measured["high"] - measured["low"]) / 2
+    digits = max(2, 1 - math.floor(math.log10(half))) if 0 < half < 1 else 2
+    return f"{measured['value']:.{min(digits, 4)}f} ± {half:.{min(digits, 4)}f}"
