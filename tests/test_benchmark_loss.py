@@ -47,15 +47,21 @@ def test_a_peak_is_measured_in_a_process_of_its_own():
 
 
 @pytest.mark.slow  # a process that trains
-def test_what_the_variances_add_to_a_step_is_a_ratio_with_its_quartiles(write_recipe):
+def test_what_the_variances_or_a_method_add_to_a_step_is_a_ratio_with_its_quartiles(write_recipe):
     script = SCRIPT.with_name("benchmark_step.py")
     recipe = write_recipe(learning_rate=None, output_dir=None, max_steps=None, disable_tqdm=None)
     command = [sys.executable, script, recipe, "--rounds"]
-    printed = subprocess.run([*command, "3"], check=True, capture_output=True, text=True).stdout
-    for line, name in zip(printed.strip().splitlines()[-2:], ("clock", "CPU time")):
-        clock, rounds, without, with_it, ratio, quartiles = (cell.strip() for cell in line.split("|")[1:-1])
-        assert (clock, rounds) == (name, "3") and float(without) > 0 < float(with_it)
-        low, high = map(float, quartiles.split(" to "))
-        assert 0 < low <= float(ratio) <= high < math.inf
+    for words, names in ([], ["without", "with"]), (["--methods", "opd,vopd,opd_full"], ["opd", "vopd", "opd_full"]):
+        printed = subprocess.run([*command, "3", *words], check=True, capture_output=True, text=True).stdout
+        rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in printed.strip().splitlines()]
+        rows = rows[-len(names) :]
+        assert [row[0] for row in rows] == names and {row[1] for row in rows} == {"3"}
+        assert rows[0][3:5] == rows[0][6:8] == ["1.000", "1.000 to 1.000"]
+        for _, _, *by_clock in rows:
+            for each, ratio, quartiles in (by_clock[:3], by_clock[3:]):
+                low, high = map(float, quartiles.split(" to "))
+                assert float(each) > 0 and 0 < low <= float(ratio) <= high < math.inf
     refused = subprocess.run([*command, "1"], capture_output=True, text=True)
     assert refused.returncode == 2 and "error: --rounds must be at least 2" in refused.stderr
+    refused = subprocess.run([*command, "2", "--methods", "vopdd"], capture_output=True, text=True)
+    assert refused.returncode == 2 and "error: --methods: no method 'vopdd'; did you mean 'vopd'?" in refused.stderr

@@ -95,9 +95,9 @@ class DirectionProbe:
         self.cases = [replace(estimator, support=of, support_top_k=k) for of, k in product(SUPPORTS, ks)]
 
     def direction(self, generator: torch.Generator) -> Direction:
-        """±1 for every trained parameter."""
+        """±1 for every trained parameter, a byte each."""
         return {
-            name: torch.randint(2, value.shape, generator=generator, dtype=torch.int8).to(value).mul_(2).sub_(1)
+            name: torch.randint(2, value.shape, generator=generator, dtype=torch.int8).mul_(2).sub_(1)
             for name, value in self._trained.items()
         }
 
@@ -107,15 +107,18 @@ class DirectionProbe:
         for batch in batches:
             with torch.no_grad():
                 teacher_hidden = completion_states(self._teacher, batch)
-            self._predict(result, batch, teacher_hidden)
-            along = [self._add(batch, teacher_hidden, direction) for direction in directions]
-            for which, name in ((result.variance, "variance"), (result.own, "own")):
-                for column in along[0][name]:
-                    values = torch.stack([sums[name][column] for sums in along])
-                    which[column] = which[column] + values if column in which else values
+                self._predict(result, batch, teacher_hidden)
+                states = [self._hidden(batch, direction) for direction in directions]
+                for rows in torch.arange(len(batch.targets)).split(_ROWS):
+                    logits = [
+                        self._logits(hidden[rows], hidden_dot[rows], direction)
+                        for (hidden, hidden_dot), direction in zip(states, directions)
+                    ]
+                    for which, column, value in self._rows(logits, teacher_hidden[rows], batch.targets[rows]):
+                        sums = getattr(result, which)
+                        sums[column] = sums.get(column, 0) + value.sum(-1).cpu()
         return result
 
-    @torch.no_grad()
     def _predict(self, result: DrawAlong, batch: MicroBatch, teacher_hidden: Tensor) -> None:
         ours, theirs = self._heads
         hidden = self._states(batch).to(ours.weight.dtype)
@@ -131,26 +134,15 @@ class DirectionProbe:
                     value = stats.gradient_variances[row.key].double().sum().item()
                     result.predicted[column] = result.predicted.get(column, 0.0) + value
 
-    @torch.no_grad()
-    def _add(self, batch: MicroBatch, teacher_hidden: Tensor, direction: Direction) -> dict[str, dict[str, Tensor]]:
-        """`variance` and `own` of every column, summed over the micro-batch's tokens."""
-        hidden, hidden_dot = self._hidden(batch, direction)
-        sums: dict[str, dict[str, Tensor]] = {"variance": {}, "own": {}}
-        for rows in torch.arange(len(batch.targets)).split(_ROWS):
-            for name, column, value in self._rows(
-                hidden[rows], hidden_dot[rows], teacher_hidden[rows], batch.targets[rows], direction
-            ):
-                sums[name][column] = sums[name].get(column, 0) + value.sum().cpu()
-        return sums
-
     def _hidden(self, batch: MicroBatch, direction: Direction) -> tuple[Tensor, Tensor]:
         """The student's states at the completion tokens [N, H], and their derivative along the direction."""
 
         def states(trained: Direction) -> Tensor:
             return functional_call(self._states, {f"model.{name}": value for name, value in trained.items()}, batch)
 
+        along = {name: direction[name].to(value) for name, value in self._trained.items()}
         with sdpa_kernel(SDPBackend.MATH):  # sdpa's other kernels have no forward derivative
-            hidden, hidden_dot = jvp(states, (self._trained,), (direction,))[:2]
+            hidden, hidden_dot = jvp(states, (self._trained,), (along,))[:2]
         return hidden, hidden_dot
 
     def _logits(self, hidden: Tensor, hidden_dot: Tensor, direction: Direction) -> tuple[Tensor, Tensor]:
@@ -160,7 +152,7 @@ class DirectionProbe:
 
         def dot(value: Tensor) -> Tensor:
             name = names.get(id(value))
-            return torch.zeros_like(value) if name is None else direction[name]
+            return torch.zeros_like(value) if name is None else direction[name].to(value)
 
         def logits(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             return scale_logits(nn.functional.linear(hidden, weight, bias), head)
@@ -171,25 +163,32 @@ class DirectionProbe:
         return found[0].double(), found[1].double()
 
     def _rows(
-        self, hidden: Tensor, hidden_dot: Tensor, teacher_hidden: Tensor, targets: Tensor, direction: Direction
+        self, logits: Sequence[tuple[Tensor, Tensor]], teacher_hidden: Tensor, targets: Tensor
     ) -> Iterator[tuple[str, str, Tensor]]:
-        """(`variance` or `own`, column, [n]) of every method and case."""
-        logits, logits_dot = self._logits(hidden, hidden_dot, direction)
+        """(`variance` or `own`, column, [directions, n]) of every method and case.
+
+        Args:
+            logits: [n, V], the same for all directions, with the derivative along each.
+            teacher_hidden: [n, H'].
+            targets: [n].
+        """
         head = self._heads[1]
         products = nn.functional.linear(teacher_hidden.to(head.weight.dtype), head.weight, head.bias)
         teacher_logits = scale_logits(products.double(), head)
-        shared = min(logits.shape[1], teacher_logits.shape[1])
-        logp, teacher_logp = (part[:, :shared].log_softmax(-1) for part in (logits, teacher_logits))
+        shared = min(logits[0][0].shape[1], teacher_logits.shape[1])
+        logp, teacher_logp = (part[:, :shared].log_softmax(-1) for part in (logits[0][0], teacher_logits))
         p, rewards = logp.exp(), teacher_logp - logp
-        score = logits_dot[:, :shared] - (p * logits_dot[:, :shared]).sum(-1, keepdim=True)  # of log p along u
-        everywhere = _moments(p, rewards, score)
-        at_target = [values.gather(1, targets[:, None])[:, 0] for values in (rewards, score)]
-        exact = -everywhere[1][1]
-        yield "own", "full", exact
+        # The derivative of log p along each direction.
+        scores = [dot[:, :shared] - (p * dot[:, :shared]).sum(-1, keepdim=True) for _, dot in logits]
+        everywhere = _moments(p, rewards, scores)
+        reward = rewards.gather(1, targets[:, None])[:, 0]
+        score = torch.stack([values.gather(1, targets[:, None])[:, 0] for values in scores])
+        yield "own", "full", -everywhere[1][1]
         seen: set[str] = set()
         for case in self.cases:
             support = support_of(logp, teacher_logp, case)
-            inside = _moments(*(values.gather(1, support) for values in (p, rewards, score)))
+            on_support = [values.gather(1, support) for values in scores]
+            inside = _moments(p.gather(1, support), rewards.gather(1, support), on_support)
             sampled = ~(support == targets[:, None]).any(-1)
             for row in METHODS.values():
                 column = column_of(row, case)
@@ -198,15 +197,18 @@ class DirectionProbe:
                 seen.add(column)
                 if row.divergence == "topk":
                     ours, theirs = (values.gather(1, support).log_softmax(-1) for values in (logp, teacher_logp))
-                    yield "own", column, _moments(ours.exp(), ours - theirs, _centred(score, support, ours))[1][1]
+                    centred = [values - (ours.exp() * values).sum(-1, keepdim=True) for values in on_support]
+                    yield "own", column, _moments(ours.exp(), ours - theirs, centred)[1][1]
                     continue
-                on_tail = row.divergence == "rao_blackwell"
                 baseline = baseline_value(logp, teacher_logp, case, row)
-                tail = _minus(everywhere, inside) if on_tail else everywhere
-                yield "variance", column, _variance(tail, baseline)
-                kept = inside[1][1] - baseline * inside[1][0] if on_tail else torch.zeros_like(baseline)
-                drawn = (at_target[0] - baseline) * at_target[1]
-                yield "own", column, -(kept + torch.where(sampled, drawn, 0) if on_tail else drawn)
+                drawn = (reward - baseline) * score
+                if row.divergence == "sampled":
+                    yield "variance", column, _variance(everywhere, baseline)
+                    yield "own", column, -drawn
+                else:
+                    exact = inside[1][1] - baseline * inside[1][0]
+                    yield "variance", column, _variance(_minus(everywhere, inside), baseline)
+                    yield "own", column, -(exact + torch.where(sampled, drawn, 0))
 
 
 class _States(nn.Module):
@@ -220,18 +222,20 @@ class _States(nn.Module):
         return completion_states(self.model, batch)
 
 
-# Sums over some tokens v of p rⁿ ℓ̇², n = 0, 1, 2, and of p rⁿ ℓ̇, n = 0, 1: [n] each.
+# Sums over some tokens v of p rⁿ ℓ̇², n = 0, 1, 2, and of p rⁿ ℓ̇, n = 0, 1: [directions, n] each.
 Moments = tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
-def _moments(p: Tensor, rewards: Tensor, score: Tensor) -> Moments:
-    first = p * score
-    second = first * score
-    of_rewards = second * rewards
-    return (
-        (second.sum(-1), of_rewards.sum(-1), (of_rewards * rewards).sum(-1)),
-        (first.sum(-1), (first * rewards).sum(-1)),
-    )
+def _moments(p: Tensor, rewards: Tensor, scores: Sequence[Tensor]) -> Moments:
+    found = []
+    for score in scores:  # one at a time: a few [n, V] tensors stay in the cache, those of all directions do not
+        first = p * score
+        of_rewards = first * rewards
+        second = of_rewards * score
+        sums = (first * score, second, second * rewards, first, of_rewards)
+        found.append([values.sum(-1) for values in sums])
+    a, b, c, d, e = (torch.stack(values) for values in zip(*found))
+    return (a, b, c), (d, e)
 
 
 def _minus(all_of_them: Moments, some: Moments) -> Moments:
@@ -244,12 +248,6 @@ def _variance(moments: Moments, baseline: Tensor) -> Tensor:
     (m0, m1, m2), (n0, n1) = moments
     second = m2 - 2 * baseline * m1 + baseline.square() * m0
     return (second - (n1 - baseline * n0).square()).clamp_min(0)
-
-
-def _centred(score: Tensor, support: Tensor, logp: Tensor) -> Tensor:
-    """The derivative of log p̄ on the support, whose renormalised log-probabilities are `logp`: [n, k]."""
-    chosen = score.gather(1, support)
-    return chosen - (logp.exp() * chosen).sum(-1, keepdim=True)
 
 
 def measure_directions(
