@@ -13,7 +13,8 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 from transformers import AutoModelForCausalLM
 
-from vopd_recipes.evidence.directions import DirectionProbe, measure_directions, write_directions
+from vopd_recipes.evidence.directions import DirectionProbe, measure_directions
+from vopd_recipes.evidence.directions_report import write_directions
 from vopd_recipes.evidence.gradients import METHODS, SAMPLED, GradientProbe
 from vopd_recipes.evidence.measurement import check_measurable, load_checkpoint, measure_variance
 from vopd_recipes.evidence.projection import Projection, layer_type, trained_leaves
@@ -443,6 +444,8 @@ def test_directions_are_written(write_recipe, tmp_path) -> None:
     assert (tmp_path / "out" / "directions.md").read_text() == text + "\n"
     assert json.loads((tmp_path / "out" / "directions.json").read_text())["columns"]["none"]["given"]["value"] == 1
     assert re.search(r"\| `rao_blackwell_tail` \|( 0\.\d+ ± 0\.\d+ \(0\.\d+\) \|){6}", text)
+    with Image.open(tmp_path / "out" / "directions.png") as picture:
+        assert picture.width > 400
     assert "| `topk/student/5` | " in text and "| `full` | " in text
     with pytest.raises(RecipeError, match="--directions must be at least 1"):
         measure_directions(recipe, None, 4, 4, 0)

@@ -1,17 +1,19 @@
 """What the README claims about the estimators, measured on real models.
 
 On one frozen student: `projection`, `gradients` (every estimator's gradient on the same tokens) → `variance` (spread
-and bias, in one pass) → `measurement` → `variance_report`; `directions` (the same along random directions, on a large
-model); `baselines` (how far the top-k baseline is off). Over whole runs: `outcome` (what is compared) → `execution`
-(trains what is missing) → `kept` (the logs, small) → `intervals`, `outcome_plots`, `outcome_report`.
+and bias, in one pass) → `measurement` → `variance_report`; `directions` → `directions_report` (the same along random
+directions, on a large model); `baselines` (how far the top-k baseline is off). Over whole runs: `outcome` (what is
+compared) → `execution` (trains what is missing) → `kept` (the logs, small) → `intervals`, `outcome_plots`,
+`outcome_report`.
 """
 
-from vopd_recipes.evidence.baselines import measure_baselines, write_baselines
-from vopd_recipes.evidence.directions import measure_directions, write_directions
+from vopd_recipes.evidence.baselines import draw_baselines, measure_baselines, write_baselines
+from vopd_recipes.evidence.directions import measure_directions
+from vopd_recipes.evidence.directions_report import directions_table, draw_directions, write_directions
 from vopd_recipes.evidence.execution import execute, locked
 from vopd_recipes.evidence.gradients import REDRAWS
 from vopd_recipes.evidence.kept import Log, read_logs, write_logs
 from vopd_recipes.evidence.measurement import measure_variance
 from vopd_recipes.evidence.outcome import Run, check_runs, compared, plan
 from vopd_recipes.evidence.outcome_report import write_comparison
-from vopd_recipes.evidence.variance_report import variance_table, write_variance
+from vopd_recipes.evidence.variance_report import draw_report, variance_table, write_variance

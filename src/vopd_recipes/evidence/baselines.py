@@ -34,6 +34,7 @@ _KS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
 _ROWS = 256  # positions whose [rows, V] distributions are held at a time
 _SUPPORTS: tuple[tuple[Support, str], ...] = (("student", "the student's top k"), ("teacher", "the teacher's top k"))
 _VARIANCE_KS = (5, 20, 100)
+_WIDEST, _BINS = 6.0, 96  # of the histograms, nats
 _MASSES = ("mass_student", "mass_teacher")
 
 
@@ -150,12 +151,18 @@ def _logits(model: nn.Module, hidden: Tensor) -> Tensor:
 
 
 def write_baselines(found: dict[str, Any], folder: Path) -> str:
-    """Write `baselines.json` (without the tokens' own values) and `baselines.png`; returns two Markdown tables."""
-    rewards, advantages = torch.tensor(found["rewards"]), torch.tensor(found["advantages"])
-    spread = {"reward": rewards.std().item(), "advantage": advantages.std().item()}
+    """Write `baselines.json`, with histograms for the tokens' own values, and `baselines.png`; returns two tables."""
+    tokens = {name: torch.tensor(found[f"{name}s"]) for name in ("reward", "advantage")}
+    spread = {name: values.std().item() for name, values in tokens.items()}
     kept = {name: value for name, value in found.items() if name not in ("rewards", "advantages")}
-    write_text(folder / "baselines.json", json.dumps({**kept, "std": spread}, indent=2) + "\n")
-    _plot(found, folder / "baselines.png")
+    edges = torch.linspace(-_WIDEST, _WIDEST, _BINS + 1)
+    counts = {
+        name: torch.histogram(values.float().clamp(-_WIDEST, _WIDEST), edges).hist.int().tolist()
+        for name, values in tokens.items()
+    }
+    kept |= {"std": spread, "edges": edges.tolist(), "counts": counts}
+    write_text(folder / "baselines.json", json.dumps(kept) + "\n")
+    draw_baselines(kept, folder / "baselines.png")
     errors = {support: dict(pairs) for support, pairs in found["errors"].items()}
     rows = [[f"{k:g}", *(with_interval(errors[name][k], "#.2g") for name, _ in _SUPPORTS)] for k in errors["student"]]
     table = markdown_table(["k", *(title for _, title in _SUPPORTS)], rows)
@@ -177,18 +184,18 @@ def _variance_table(variances: dict[str, Any]) -> str:
     return markdown_table(["over OPD's", *(heading for heading, _ in columns)], rows)
 
 
-def _plot(found: dict[str, Any], path: Path) -> None:
+def draw_baselines(kept: dict[str, Any], path: Path) -> None:
+    """Two panels, of what `write_baselines` keeps: the top-k baseline's error against k, reward and advantage."""
     figure, (left, right) = new_figure(2, 11, 4)
     for (name, title), style in zip(_SUPPORTS, ("o-", "s--")):
-        points = [(k, measured["value"]) for k, measured in found["errors"][name]]
+        points = [(k, measured["value"]) for k, measured in kept["errors"][name]]
         left.plot(*zip(*points), style, label=title, markersize=4)
     left.axhline(
-        found["value"]["value"], color="grey", linewidth=1, linestyle=":", label="mean |V|: no baseline at all"
+        kept["value"]["value"], color="grey", linewidth=1, linestyle=":", label="mean |V|: no baseline at all"
     )
-    edges = torch.linspace(-6, 6, 97).tolist()
-    for kept, title in (("rewards", "reward r (OPD)"), ("advantages", "advantage r + KL (vOPD)")):
-        clipped = torch.tensor(found[kept]).clamp(-6, 6).tolist()
-        right.hist(clipped, edges, alpha=0.55, label=f"{title}, std {torch.tensor(found[kept]).std():.2f}")
+    for kind, title in (("reward", "reward r (OPD)"), ("advantage", "advantage r + KL (vOPD)")):
+        label = f"{title}, std {kept['std'][kind]:.2f}"
+        right.stairs(kept["counts"][kind], kept["edges"], fill=True, alpha=0.55, label=label)
     left.set_title("Error of the top-k baseline")
     right.set_title("Reward and advantage")
     finish_axis(left, legend="lower left", xscale="log", yscale="log", xlabel="k", ylabel="mean |b̂ₖ − V| (nats)")

@@ -26,8 +26,6 @@ the same ones. Each pair of draws has directions of its own; intervals are of a 
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -42,7 +40,6 @@ from transformers.utils.logging import tqdm
 
 from vopd_recipes.evidence.measurement import check_measurable, freeze
 from vopd_recipes.evidence.variance import bootstrap
-from vopd_recipes.files import markdown_table, write_text
 from vopd_recipes.loss import METHODS, Estimator, Method, Support, baseline_value, fused_loss, support_of
 from vopd_recipes.models import completion_states, head_of, scale_logits
 from vopd_recipes.packing import MicroBatch
@@ -338,52 +335,3 @@ def _squared_bias(one: DrawAlong, other: DrawAlong) -> dict[str, float]:
         ours = [draw.own[name] / draw.tokens - full for draw, full in zip((one, other), exact)]
         found[name] = (ours[0] * ours[1]).mean().item()
     return found
-
-
-def write_directions(found: dict[str, Any], folder: Path) -> str:
-    """Write `directions.json` and `directions.md`; returns the Markdown."""
-    text = directions_table(found)
-    write_text(folder / "directions.json", json.dumps(found, indent=2) + "\n")
-    write_text(folder / "directions.md", text + "\n")
-    return text
-
-
-def directions_table(found: dict[str, Any]) -> str:
-    """A row for each method, a column for each support and k: given the contexts, in total, and what is biased."""
-    heading = (
-        f"{found['draws']} draws of completions of {found['prompts']} prompts ({found['tokens_per_draw']:.0f} tokens "
-        f"a draw), {found['directions']} directions a pair of draws, {found['parameters']:,} parameters. Variance of "
-        "the parameter gradient over OPD's, ± half of the 95 % interval over pairs; in brackets the prediction from "
-        "the logits. Where a method has no support, its one figure stands first."
-    )
-    tables = [heading]
-    for kind, title in (("given", "given the contexts"), ("total", "in total")):
-        tables.append(_table(found["columns"], kind, title))
-    biases = {name: column["squared_bias"] for name, column in found["columns"].items() if "squared_bias" in column}
-    rows = [[f"`{name}`", _plus_minus(one)] for name, one in biases.items()]
-    return "\n\n".join([*tables, markdown_table(["bias² / ‖∇‖²", ""], rows)])
-
-
-def _table(columns: dict[str, Any], kind: str, title: str) -> str:
-    places = [f"/{support}/{k}" for support in SUPPORTS for k in KS]
-    rows = []
-    for row in METHODS.values():
-        cells = [_cell(columns.get(row.key + place), kind) for place in ("", *places)]
-        first, rest = cells[0], cells[1:]
-        if any(cells):
-            rows.append([f"`{row.key}`", *([first, *[""] * (len(rest) - 1)] if first else rest)])
-    heads = [f"{support}'s {k}" for support in SUPPORTS for k in KS]
-    return markdown_table([title, *heads], rows)
-
-
-def _cell(column: dict[str, Any] | None, kind: str) -> str:
-    if column is None or kind not in column:
-        return ""
-    predicted = f" ({column['predicted']:.2f})" if kind == "given" else ""
-    return _plus_minus(column[kind]) + predicted
-
-
-def _plus_minus(measured: dict[str, float]) -> str:
-    half = (measured["high"] - measured["low"]) / 2
-    digits = max(2, 1 - math.floor(math.log10(half))) if 0 < half < 1 else 2
-    return f"{measured['value']:.{min(digits, 4)}f} ± {half:.{min(digits, 4)}f}"

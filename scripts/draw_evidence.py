@@ -1,0 +1,81 @@
+"""Draw the pictures of docs/evidence.md, and print its tables, from the small files of docs/evidence:
+`python scripts/draw_evidence.py`.
+
+Nothing is trained or measured: the files hold the logs of runs (`compare_estimators.py --kept`) and what
+`measure_variance.py` and `measure_baselines.py` found.
+"""
+
+import argparse
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from vopd_recipes.evidence import (
+    Run,
+    compared,
+    directions_table,
+    draw_baselines,
+    draw_directions,
+    draw_report,
+    read_logs,
+    variance_table,
+    write_comparison,
+)
+from vopd_recipes.recipe import RecipeError, one_line_errors
+
+DOCS = Path(__file__).parents[1] / "docs"
+# A file of runs → its pictures' names.
+RUNS = {
+    "tiny-arithmetic.json": {"reverse-kl.png": "evidence-reverse-kl.png", "accuracy.png": "evidence-accuracy.png"},
+    "smollm2-135m.json": {"reverse-kl.png": "evidence-smollm2.png"},
+}
+DIRECTIONS = {
+    "one layer removed": "directions-less-1.json",
+    "three layers removed": "directions-less-3.json",
+    "six layers removed": "directions-less-6.json",
+}
+
+
+def runs_of(file: Path) -> list[Run]:
+    return [
+        Run(compared()[method], seed, Path(f"{method}-seed{seed}"), log)
+        for (method, seed), log in read_logs(file).items()
+    ]
+
+
+def content(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"{file}: cannot be read ({error})") from None
+
+
+def draw(folder: Path, output: Path) -> list[str]:
+    """Every picture; returns the tables."""
+    tables = []
+    for name, pictures in RUNS.items():
+        with tempfile.TemporaryDirectory() as made:
+            tables.append(write_comparison(runs_of(folder / name), Path(made)))
+            for picture, kept_as in pictures.items():
+                shutil.copyfile(Path(made) / picture, output / kept_as)
+    variance = content(folder / "variance.json")
+    draw_report(variance, output / "evidence-variance.png")
+    along = {title: content(folder / name) for title, name in DIRECTIONS.items()}
+    draw_directions(along, output / "evidence-directions.png")
+    draw_baselines(content(folder / "baselines.json"), output / "evidence-baselines.png")
+    return [*tables, variance_table(variance), *map(directions_table, along.values())]
+
+
+@one_line_errors()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=DOCS / "evidence", help="of the files (docs/evidence)")
+    parser.add_argument("--output", type=Path, default=DOCS, help="folder of the pictures (docs)")
+    words = parser.parse_args()
+    print("\n\n".join(draw(words.folder, words.output)))
+
+
+if __name__ == "__main__":
+    main()
