@@ -17,7 +17,7 @@ from typing import Any
 
 from vopd_recipes.evidence.intervals import MOST, TOO_FEW, interval, paired
 from vopd_recipes.evidence.outcome import Run, compared
-from vopd_recipes.evidence.outcome_plots import plot_accuracy, plot_curves, shared_curves
+from vopd_recipes.evidence.outcome_plots import plot_accuracy, plot_curves
 from vopd_recipes.files import markdown_table, series, write_text
 from vopd_recipes.recipe import RecipeError
 
@@ -105,8 +105,7 @@ def write_comparison(runs: Sequence[Run], output: Path, target: float | None = N
     }
     for name, written in (("estimators.json", json.dumps(content, indent=2)), ("estimators.md", text)):
         write_text(output / name, written + "\n")
-    if any(len(shared_curves(of_method)) > 1 for of_method in ordered.values()):  # one evaluation is no curve
-        plot_curves(ordered, output / "reverse-kl.png")
+    plot_curves(ordered, output / "reverse-kl.png")
     if all(o.accuracy is not None for by_seed in outcomes.values() for o in by_seed.values()):
         accuracies = {name: _values(by_seed, lambda o: o.accuracy) for name, by_seed in outcomes.items()}
         plot_accuracy(accuracies, output / "accuracy.png")
