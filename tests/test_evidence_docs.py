@@ -28,6 +28,7 @@ def tables_in(text: str) -> list[Table]:
     for block in re.findall(r"(?:^\|.*\|$\n?)+", text, flags=re.MULTILINE):
         lines = [[cell.strip().strip("*") for cell in line.split("|")[1:-1]] for line in block.strip().splitlines()]
         heading, _, *rows = lines
+        heading = [f"p of {before}" if name == "p" else name for before, name in zip(["", *heading], heading)]
         found.append((heading, {row[0]: dict(zip(heading, row)) for row in rows}))
     return found
 
