@@ -2,7 +2,7 @@
 `python scripts/draw_evidence.py`.
 
 Nothing is trained or measured: the files hold the logs of runs (`compare_estimators.py --kept`) and what
-`measure_variance.py` and `measure_baselines.py` found.
+`measure_variance.py` found. The picture of the top-k baseline's error is `measure_baselines.py`'s own.
 """
 
 import argparse
@@ -16,10 +16,10 @@ from vopd_recipes.evidence import (
     Run,
     compared,
     directions_table,
-    draw_baselines,
     draw_directions,
     draw_report,
     read_logs,
+    students_table,
     variance_table,
     write_comparison,
 )
@@ -64,8 +64,7 @@ def draw(folder: Path, output: Path) -> list[str]:
     draw_report(variance, output / "evidence-variance.png")
     along = {title: content(folder / name) for title, name in DIRECTIONS.items()}
     draw_directions(along, output / "evidence-directions.png")
-    draw_baselines(content(folder / "baselines.json"), output / "evidence-baselines.png")
-    return [*tables, variance_table(variance), *map(directions_table, along.values())]
+    return [*tables, variance_table(variance), *map(directions_table, along.values()), students_table(along)]
 
 
 @one_line_errors()

@@ -7,9 +7,14 @@ compared) → `execution` (trains what is missing) → `kept` (the logs, small) 
 `outcome_report`.
 """
 
-from vopd_recipes.evidence.baselines import draw_baselines, measure_baselines, write_baselines
+from vopd_recipes.evidence.baselines import measure_baselines, write_baselines
 from vopd_recipes.evidence.directions import measure_directions
-from vopd_recipes.evidence.directions_report import directions_table, draw_directions, write_directions
+from vopd_recipes.evidence.directions_report import (
+    directions_table,
+    draw_directions,
+    students_table,
+    write_directions,
+)
 from vopd_recipes.evidence.execution import execute, locked
 from vopd_recipes.evidence.gradients import REDRAWS
 from vopd_recipes.evidence.kept import Log, read_logs, write_logs

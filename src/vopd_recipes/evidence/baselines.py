@@ -162,7 +162,7 @@ def write_baselines(found: dict[str, Any], folder: Path) -> str:
     }
     kept |= {"std": spread, "edges": edges.tolist(), "counts": counts}
     write_text(folder / "baselines.json", json.dumps(kept) + "\n")
-    draw_baselines(kept, folder / "baselines.png")
+    _draw(kept, folder / "baselines.png")
     errors = {support: dict(pairs) for support, pairs in found["errors"].items()}
     rows = [[f"{k:g}", *(with_interval(errors[name][k], "#.2g") for name, _ in _SUPPORTS)] for k in errors["student"]]
     table = markdown_table(["k", *(title for _, title in _SUPPORTS)], rows)
@@ -184,7 +184,7 @@ def _variance_table(variances: dict[str, Any]) -> str:
     return markdown_table(["over OPD's", *(heading for heading, _ in columns)], rows)
 
 
-def draw_baselines(kept: dict[str, Any], path: Path) -> None:
+def _draw(kept: dict[str, Any], path: Path) -> None:
     """Two panels, of what `write_baselines` keeps: the top-k baseline's error against k, reward and advantage."""
     figure, (left, right) = new_figure(2, 11, 4)
     for (name, title), style in zip(_SUPPORTS, ("o-", "s--")):

@@ -74,6 +74,27 @@ def directions_table(found: dict[str, Any]) -> str:
     return "\n\n".join([*tables, markdown_table(["bias² / ‖∇‖²", ""], rows)])
 
 
+def students_table(of_students: Mapping[str, dict[str, Any]], k: int = 20) -> str:
+    """Variance given the contexts, and its prediction, at one k: a row for each method, a column for each support.
+
+    Args:
+        of_students: title → what `directions.measure_directions` returned.
+        k: one of `directions.KS`.
+    """
+    heads = [f"{title}: {support}'s {k}" for title in of_students for support in SUPPORTS]
+    rows = []
+    for row in METHODS.values():
+        cells = []
+        for found in of_students.values():
+            one = found["columns"].get(row.key, {})
+            per_support = [found["columns"].get(f"{row.key}/{support}/{k}", {}) for support in SUPPORTS]
+            chosen = [one, {}] if "given" in one else per_support
+            cells += [f"{c['given']['value']:.2f} ({c['predicted']:.2f})" if "given" in c else "" for c in chosen]
+        if any(cells):
+            rows.append([f"`{row.key}`", *cells])
+    return markdown_table([f"given the contexts, k = {k}", *heads], rows)
+
+
 def _table(columns: dict[str, Any], kind: str, title: str) -> str:
     places = [f"/{support}/{k}" for support in SUPPORTS for k in KS]
     rows = []

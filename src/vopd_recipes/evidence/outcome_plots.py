@@ -21,6 +21,7 @@ _TOP_K = tuple(name for name in compared() if name.startswith("vopd_topk_"))
 
 _HELD_OUT, _TRAINING = "eval_reverse_kl", "reverse_kl"
 _WINDOWS = 10  # of a training curve
+_FEW = 5  # seeds: of fewer each run is drawn, because their band says more of Student's t than of them
 
 
 def plot_curves(runs: Mapping[str, Sequence[Run]], path: Path) -> None:
@@ -79,6 +80,11 @@ def _draw_curve(axis: Axes, name: str, curves: Mapping[int, list[float]]) -> Lin
     steps, bands = list(curves), [interval(values) for values in curves.values()]
     mean, half = np.array([band.mean for band in bands]), np.nan_to_num([band.half for band in bands])
     (line,) = axis.plot(steps, mean, label=compared()[name].title, color=_colour(name), linewidth=1.5)
+    seeds = np.array(list(curves.values())).T
+    if len(seeds) < _FEW:
+        for each in seeds:
+            axis.plot(steps, each, color=_colour(name), linewidth=0.8, alpha=0.5)
+        return line
     lowest = np.maximum(mean - half, mean / 10)  # a logarithmic scale has no room for what is not positive
     axis.fill_between(steps, lowest, mean + half, color=_colour(name), alpha=0.12, linewidth=0)
     return line
