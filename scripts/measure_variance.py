@@ -2,7 +2,7 @@
 
 Freezes the student, completes the recipe's first prompts again and again, and writes `variance.json`, `variance.md`
 and `variance.png`. With `--directions` it looks along that many random directions instead, at every method with both
-supports and k = 5, 20 and 100, which a language model allows, and writes `directions.json` and `directions.md`. Any
+supports and k = 5, 20 and 100, which a language model allows, and writes `directions.json`, `.md` and `.png`. Any
 field of the recipe can follow as `--field value`.
 """
 

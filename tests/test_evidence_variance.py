@@ -414,7 +414,7 @@ def test_the_variance_along_a_direction_is_the_enumerated_one(along, name) -> No
     expected = (p * values.square()).sum() - (p * values).sum().square()
     with torch.no_grad():
         hidden, hidden_dot = probe._hidden(batch, direction)
-        logits = probe._logits(hidden[chosen], hidden_dot[chosen], direction)
+        logits = probe._logits(hidden[chosen], hidden_dot[chosen], probe._head_dots(direction))
         rows = probe._rows([logits], completion_states(teacher, batch)[chosen], batch.targets[chosen])
         measured = {column: value.item() for kind, column, value in rows if kind == "variance"}
     assert measured[name] == pytest.approx(expected.item(), rel=1e-4)

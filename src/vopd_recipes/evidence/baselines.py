@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vopd_recipes.evidence.directions import KS
 from vopd_recipes.evidence.gradients import SAMPLED
 from vopd_recipes.evidence.intervals import with_interval
 from vopd_recipes.evidence.measurement import check_measurable, freeze
@@ -33,7 +34,6 @@ from vopd_recipes.recipe import Recipe, RecipeError
 _KS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
 _ROWS = 256  # positions whose [rows, V] distributions are held at a time
 _SUPPORTS: tuple[tuple[Support, str], ...] = (("student", "the student's top k"), ("teacher", "the teacher's top k"))
-_VARIANCE_KS = (5, 20, 100)
 _WIDEST, _BINS = 6.0, 96  # of the histograms, nats
 _MASSES = ("mass_student", "mass_teacher")
 
@@ -67,8 +67,8 @@ def measure_baselines(recipe: Recipe, checkpoint: Path | None, prompts: int, dra
     lengths = [len(sample.completion_ids) for batch in batches for sample in batch.samples]
     value, reward = joined.pop("value"), joined.pop("reward")
     squares = {"advantage": (reward - value).square(), "reward": reward.square()}
-    variances: dict[str, Any] = {support: {k: {} for k in _VARIANCE_KS} for support, _ in _SUPPORTS}
-    for (support, _), k, name in product(_SUPPORTS, _VARIANCE_KS, _MASSES + SAMPLED):
+    variances: dict[str, Any] = {support: {k: {} for k in KS} for support, _ in _SUPPORTS}
+    for (support, _), k, name in product(_SUPPORTS, KS, _MASSES + SAMPLED):
         below = torch.ones_like(value) if name in _MASSES else joined[f"none/{support}/{k}"]
         variances[support][k][name] = vars(_mean(joined[f"{name}/{support}/{k}"], below, lengths))
     errors: dict[str, list[Any]] = {name: [] for name, _ in _SUPPORTS}
@@ -137,7 +137,7 @@ def _variances(student: nn.Module, teacher: nn.Module, states: list[Tensor], bat
     heads = [head_of(model) for model in (student, teacher)]
     ours, theirs = (hidden.to(head.weight.dtype) for hidden, head in zip(states, heads))
     found: dict[str, Tensor] = {}
-    for (support, _), k in product(_SUPPORTS, _VARIANCE_KS):
+    for (support, _), k in product(_SUPPORTS, KS):
         estimator = Estimator("rao_blackwell", support=support, support_top_k=k)
         _, stats = fused_loss(ours, heads[0], theirs, heads[1], batch.targets, estimator, gradient_variance=True)
         columns = {**(stats.gradient_variances or {}), **{name: getattr(stats, f"support_{name}") for name in _MASSES}}

@@ -104,25 +104,25 @@ class DirectionProbe:
         for batch in batches:
             with torch.no_grad():
                 teacher_hidden = completion_states(self._teacher, batch)
-                self._predict(result, batch, teacher_hidden)
                 states = [self._hidden(batch, direction) for direction in directions]
+                self._predict(result, states[0][0], teacher_hidden, batch.targets)
+                heads = [self._head_dots(direction) for direction in directions]
                 for rows in torch.arange(len(batch.targets)).split(_ROWS):
                     logits = [
-                        self._logits(hidden[rows], hidden_dot[rows], direction)
-                        for (hidden, hidden_dot), direction in zip(states, directions)
+                        self._logits(hidden[rows], hidden_dot[rows], dots)
+                        for (hidden, hidden_dot), dots in zip(states, heads)
                     ]
                     for which, column, value in self._rows(logits, teacher_hidden[rows], batch.targets[rows]):
                         sums = getattr(result, which)
                         sums[column] = sums.get(column, 0) + value.sum(-1).cpu()
         return result
 
-    def _predict(self, result: DrawAlong, batch: MicroBatch, teacher_hidden: Tensor) -> None:
+    def _predict(self, result: DrawAlong, hidden: Tensor, teacher_hidden: Tensor, targets: Tensor) -> None:
         ours, theirs = self._heads
-        hidden = self._states(batch).to(ours.weight.dtype)
         for case in self.cases:
             estimator = replace(case, divergence="rao_blackwell", baseline="none")
             _, stats = fused_loss(
-                hidden, ours, teacher_hidden.to(theirs.weight.dtype), theirs, batch.targets, estimator,
+                hidden.to(ours.weight.dtype), ours, teacher_hidden.to(theirs.weight.dtype), theirs, targets, estimator,
                 gradient_variance=True,
             )  # fmt: skip
             for row in METHODS.values():
@@ -142,21 +142,27 @@ class DirectionProbe:
             hidden, hidden_dot = jvp(states, (self._trained,), (along,))[:2]
         return hidden, hidden_dot
 
-    def _logits(self, hidden: Tensor, hidden_dot: Tensor, direction: Direction) -> tuple[Tensor, Tensor]:
+    def _head_parts(self) -> list[Tensor]:
+        head, _ = self._heads
+        return [head.weight] if head.bias is None else [head.weight, head.bias]
+
+    def _head_dots(self, direction: Direction) -> list[Tensor]:
+        """The direction's part in the head's weight and bias; zero where they are not trained."""
+        names = {id(value): name for name, value in self._trained.items()}
+        return [
+            direction[names[id(part)]].to(part) if id(part) in names else torch.zeros_like(part)
+            for part in self._head_parts()
+        ]
+
+    def _logits(self, hidden: Tensor, hidden_dot: Tensor, head_dots: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """The student's logits [n, V] and their derivative, through the states and through the head itself."""
         head, _ = self._heads
-        names = {id(value): name for name, value in self._trained.items()}
-
-        def dot(value: Tensor) -> Tensor:
-            name = names.get(id(value))
-            return torch.zeros_like(value) if name is None else direction[name].to(value)
 
         def logits(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             return scale_logits(nn.functional.linear(hidden, weight, bias), head)
 
-        fixed = [head.weight] if head.bias is None else [head.weight, head.bias]
         hidden, hidden_dot = hidden.to(head.weight.dtype), hidden_dot.to(head.weight.dtype)
-        found = jvp(logits, (hidden, *fixed), (hidden_dot, *map(dot, fixed)))
+        found = jvp(logits, (hidden, *self._head_parts()), (hidden_dot, *head_dots))
         return found[0].double(), found[1].double()
 
     def _rows(

@@ -62,7 +62,7 @@ def plot_curves(runs: Mapping[str, Sequence[Run]], path: Path) -> None:
 
 
 def shared_curves(runs: Sequence[Run], metric: str = _HELD_OUT) -> dict[int, list[float]]:
-    """Step → held-out reverse KL of every run, at the steps at which all of them were evaluated."""
+    """Step → the metric of every run, held-out reverse KL by default, at the steps at which all of them have it."""
     curves = [dict(zip(*series(run.history, metric))) for run in runs]
     return {step: [curve[step] for curve in curves] for step in curves[0] if all(step in curve for curve in curves)}
 
