@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vopd_recipes.evidence import (
     Run,
+    add_logs,
     check_runs,
     compared,
     execute,
@@ -20,7 +21,6 @@ from vopd_recipes.evidence import (
     plan,
     read_logs,
     write_comparison,
-    write_logs,
 )
 from vopd_recipes.recipe import RecipeError, nearest, one_line_errors
 
@@ -33,11 +33,6 @@ def planned(words: argparse.Namespace, output: Path) -> list[Run]:
             raise RecipeError(f"--methods: no method '{name}'{nearest(name, compared())}")
     logs = read_logs(words.kept) if words.kept else {}
     return plan(output, [compared()[name] for name in words.methods.split(",")], range(words.seeds), logs)
-
-
-def keep(path: Path, runs: list[Run]) -> None:
-    """Add the runs that are done to the file; others that it holds stay."""
-    write_logs(path, read_logs(path) | {(run.method.name, run.seed): run.to_keep() for run in runs if run.done})
 
 
 @one_line_errors()
@@ -61,7 +56,8 @@ def main() -> int:
                 failed = execute(runs, words.recipe, flags, words.jobs, lock)
             finally:
                 if words.kept:
-                    keep(words.kept, runs)
+                    done = {(run.method.name, run.seed): run.to_keep() for run in runs if run.done}
+                    add_logs(words.kept, done)
             for run, reason in failed.items():
                 print(f"error: {run.folder.name}: {reason} (log: {run.log})", file=sys.stderr)
             print(write_comparison([run for run in runs if run.done], output, words.target))

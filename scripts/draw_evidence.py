@@ -2,7 +2,7 @@
 `python scripts/draw_evidence.py`.
 
 Nothing is trained or measured: the files hold the logs of runs (`compare_estimators.py --kept`) and what
-`measure_variance.py` found. The picture of the top-k baseline's error is `measure_baselines.py`'s own.
+`measure_variance.py` and `measure_baselines.py` found.
 """
 
 import argparse
@@ -16,8 +16,11 @@ from vopd_recipes.evidence import (
     Run,
     compared,
     directions_table,
+    draw_baselines,
     draw_directions,
     draw_report,
+    errors_table,
+    logit_variances_table,
     read_logs,
     students_table,
     variance_table,
@@ -36,6 +39,7 @@ DIRECTIONS = {
     "three layers removed": "directions-less-3.json",
     "six layers removed": "directions-less-6.json",
 }
+BASELINES = {"built-in": "baselines-tiny.json", "SmolLM2": "baselines-smollm2.json"}
 
 
 def runs_of(file: Path) -> list[Run]:
@@ -64,7 +68,10 @@ def draw(folder: Path, output: Path) -> list[str]:
     draw_report(variance, output / "evidence-variance.png")
     along = {title: content(folder / name) for title, name in DIRECTIONS.items()}
     draw_directions(along, output / "evidence-directions.png")
-    return [*tables, variance_table(variance), *map(directions_table, along.values()), students_table(along)]
+    tables += [variance_table(variance), *map(directions_table, along.values()), students_table(along)]
+    baselines = {title: content(folder / name) for title, name in BASELINES.items()}
+    draw_baselines(baselines["SmolLM2"], output / "evidence-baselines.png")
+    return [*tables, errors_table(baselines), logit_variances_table(baselines["SmolLM2"])]
 
 
 @one_line_errors()

@@ -18,7 +18,7 @@ from vopd_recipes.evidence import (
     write_directions,
     write_variance,
 )
-from vopd_recipes.recipe import load_recipe, one_line_errors
+from vopd_recipes.recipe import RecipeError, load_recipe, one_line_errors
 
 
 @one_line_errors()
@@ -31,17 +31,20 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="folder of a student that a run saved [the recipe's student]")
     parser.add_argument("--draws", type=int, default=64, help="rollouts of the same prompts, an even number [64]")
     parser.add_argument("--prompts", type=int, default=64, help="the recipe's first training prompts [64]")
-    parser.add_argument("--redraws", type=int, default=REDRAWS, help="of every token, for the bias [%(default)s]")
+    parser.add_argument("--redraws", type=int, help=f"of every token, for the bias [{REDRAWS}]")
     parser.add_argument("--directions", type=int, help="of each pair of draws: forward derivatives, no redraws")
     parser.add_argument("--output", type=Path, help="folder of the results [variance/ in the recipe's output_dir]")
     words, overrides = parser.parse_known_args()
+    if words.directions is not None and words.redraws is not None:
+        raise RecipeError("--redraws: along --directions no token is drawn anew; leave one of the two out")
     recipe = load_recipe(words.recipe, overrides)
     output = words.output or Path(str(recipe.training.output_dir)) / "variance"
     if words.directions is not None:
         found = measure_directions(recipe, words.checkpoint, words.draws, words.prompts, words.directions)
         print(write_directions(found, output))
         return
-    found = measure_variance(recipe, words.checkpoint, words.draws, words.prompts, words.redraws)
+    redraws = REDRAWS if words.redraws is None else words.redraws
+    found = measure_variance(recipe, words.checkpoint, words.draws, words.prompts, redraws)
     paths = write_variance(found, output)
     print(variance_table(found))
     print("", *paths, sep="\n")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,12 @@ from PIL import Image
 from transformers import AutoModelForCausalLM, TrainerState
 
 from vopd_recipes.evidence import baselines
-from vopd_recipes.evidence.baselines import measure_baselines, write_baselines
+from vopd_recipes.evidence.baselines import MASSES, measure_baselines
+from vopd_recipes.evidence.baselines_report import baselines_table, write_baselines
 from vopd_recipes.evidence.execution import execute, locked
 from vopd_recipes.evidence.gradients import SAMPLED
-from vopd_recipes.evidence.intervals import interval, paired, seeds_needed
-from vopd_recipes.evidence.kept import read_logs, write_logs
+from vopd_recipes.evidence.intervals import interval, paired, seeds_needed, with_interval
+from vopd_recipes.evidence.kept import Log, add_logs, read_logs, write_logs
 from vopd_recipes.evidence.measurement import freeze
 from vopd_recipes.evidence.outcome import Run, check_runs, compared, plan
 from vopd_recipes.evidence.outcome_plots import plot_curves, shared_curves, training_curves
@@ -33,7 +35,6 @@ from vopd_recipes.recipe import RecipeError, load_recipe
 from vopd_recipes.training import VOPDTrainer, finish_run
 
 ROOT = Path(__file__).parents[1]
-MASSES = ("mass_student", "mass_teacher")
 
 
 def test_intervals_are_students() -> None:
@@ -300,6 +301,14 @@ def test_kept_logs_are_small_and_have_five_digits(write_recipe, tmp_path: Path) 
     assert "output_dir" not in log.recipe and log.recipe["baseline"] == "none"
 
 
+def test_comparisons_that_end_together_keep_the_runs_of_each_other(tmp_path: Path) -> None:
+    file, log = tmp_path / "kept.json", Log({"seed": 0}, [{"step": 1, "reverse_kl": 0.5}])
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda seed: add_logs(file, {("opd", seed): log}), range(64)))
+    assert {seed for _, seed in read_logs(file)} == set(range(64))
+    assert [path.name for path in tmp_path.iterdir()] == ["kept.json"]
+
+
 @pytest.mark.parametrize(
     "text", ["", "[]", '{"recipe": {}}', '{"recipe": {}, "runs": [{"method": "opd"}]}', '{"a": 1}']
 )
@@ -489,7 +498,10 @@ def test_baseline_errors_are_those_of_the_dense_definition(write_recipe, tiny_pa
         expected = masses | {name: total / sums["none"] for name, total in sums.items()}
         assert measured == pytest.approx({name: float(ratio) for name, ratio in expected.items()}, rel=1e-3)
     text = write_baselines(found, tmp_path)
-    assert f"over {len(value)} tokens of 16 completions" in text
+    assert text.startswith(f"{len(value):,} tokens of 16 completions")
     assert all(text.count(f"| `{name}` |") == 1 for name in SAMPLED + MASSES)
+    kept = json.loads((tmp_path / "baselines.json").read_text())
+    assert "rewards" not in kept and sum(kept["counts"]["reward"]) == len(value)
+    assert baselines_table(kept) == text  # the file holds all that the tables do
+    assert f"| none | {with_interval(kept['value'], '.3f')} |" in text
     assert (tmp_path / "baselines.png").read_bytes()[:4] == b"\x89PNG"
-    assert "rewards" not in json.loads((tmp_path / "baselines.json").read_text())

@@ -337,12 +337,14 @@ def run(*words):
     return subprocess.run([sys.executable, SCRIPT, *map(str, words)], capture_output=True, text=True)
 
 
-@pytest.mark.slow  # two processes that import everything: the command, its exit status and its files
+@pytest.mark.slow  # three processes that import everything: the command, its exit status and its files
 def test_the_command(write_recipe, tmp_path, tiny_pair):
     path, folder = write_recipe(), tmp_path / "found"
     refused = run(path, "--draws", 1)
     assert refused.returncode == 2
     assert len(refused.stderr.strip().splitlines()) == 1 and "error: --draws: 1" in refused.stderr
+    refused = run(path, "--directions", 2, "--redraws", 4)
+    assert refused.returncode == 2 and refused.stderr.startswith("error: --redraws: along --directions")
     words = ["--draws", 4, "--prompts", 4, "--checkpoint", tiny_pair.student, "--output", folder]
     done = run(path, *words, "--support_top_k", 2)
     assert done.returncode == 0, done.stderr

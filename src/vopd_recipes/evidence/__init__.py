@@ -2,12 +2,13 @@
 
 On one frozen student: `projection`, `gradients` (every estimator's gradient on the same tokens) → `variance` (spread
 and bias, in one pass) → `measurement` → `variance_report`; `directions` → `directions_report` (the same along random
-directions, on a large model); `baselines` (how far the top-k baseline is off). Over whole runs: `outcome` (what is
-compared) → `execution` (trains what is missing) → `kept` (the logs, small) → `intervals`, `outcome_plots`,
-`outcome_report`.
+directions, on a large model); `baselines` → `baselines_report` (how far the top-k baseline is off, and every method's
+variance with respect to the logits). Over whole runs: `outcome` (what is compared) → `execution` (trains what is
+missing) → `kept` (the logs, small) → `intervals`, `outcome_plots`, `outcome_report`.
 """
 
-from vopd_recipes.evidence.baselines import measure_baselines, write_baselines
+from vopd_recipes.evidence.baselines import measure_baselines
+from vopd_recipes.evidence.baselines_report import draw_baselines, errors_table, logit_variances_table, write_baselines
 from vopd_recipes.evidence.directions import measure_directions
 from vopd_recipes.evidence.directions_report import (
     directions_table,
@@ -17,7 +18,7 @@ from vopd_recipes.evidence.directions_report import (
 )
 from vopd_recipes.evidence.execution import execute, locked
 from vopd_recipes.evidence.gradients import REDRAWS
-from vopd_recipes.evidence.kept import Log, read_logs, write_logs
+from vopd_recipes.evidence.kept import Log, add_logs, read_logs
 from vopd_recipes.evidence.measurement import measure_variance
 from vopd_recipes.evidence.outcome import Run, check_runs, compared, plan
 from vopd_recipes.evidence.outcome_report import write_comparison

@@ -12,7 +12,6 @@ among hundreds move every mean, so several draws are taken, and intervals are of
 
 from __future__ import annotations
 
-import json
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -20,22 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vopd_recipes.evidence.directions import KS
 from vopd_recipes.evidence.gradients import SAMPLED
-from vopd_recipes.evidence.intervals import with_interval
-from vopd_recipes.evidence.measurement import check_measurable, freeze
+from vopd_recipes.evidence.measurement import KS, SUPPORTS, check_measurable, freeze, logit_variances, supports_of
 from vopd_recipes.evidence.variance import Measured, bootstrap
-from vopd_recipes.files import finish_axis, markdown_table, new_figure, save_figure, write_text
-from vopd_recipes.loss import Estimator, Support, baseline_value, fused_loss, value_on_support
+from vopd_recipes.loss import Estimator, baseline_value, value_on_support
 from vopd_recipes.models import completion_states, head_of, scale_logits
 from vopd_recipes.packing import MicroBatch
 from vopd_recipes.recipe import Recipe, RecipeError
 
-_KS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
+_ERROR_KS = (1, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000)
 _ROWS = 256  # positions whose [rows, V] distributions are held at a time
-_SUPPORTS: tuple[tuple[Support, str], ...] = (("student", "the student's top k"), ("teacher", "the teacher's top k"))
-_WIDEST, _BINS = 6.0, 96  # of the histograms, nats
-_MASSES = ("mass_student", "mass_teacher")
+MASSES = ("mass_student", "mass_teacher")
 
 
 def measure_baselines(recipe: Recipe, checkpoint: Path | None, prompts: int, draws: int = 4) -> dict[str, Any]:
@@ -67,11 +61,11 @@ def measure_baselines(recipe: Recipe, checkpoint: Path | None, prompts: int, dra
     lengths = [len(sample.completion_ids) for batch in batches for sample in batch.samples]
     value, reward = joined.pop("value"), joined.pop("reward")
     squares = {"advantage": (reward - value).square(), "reward": reward.square()}
-    variances: dict[str, Any] = {support: {k: {} for k in KS} for support, _ in _SUPPORTS}
-    for (support, _), k, name in product(_SUPPORTS, KS, _MASSES + SAMPLED):
-        below = torch.ones_like(value) if name in _MASSES else joined[f"none/{support}/{k}"]
+    variances: dict[str, Any] = {support: {k: {} for k in KS} for support in SUPPORTS}
+    for support, k, name in product(SUPPORTS, KS, MASSES + SAMPLED):
+        below = torch.ones_like(value) if name in MASSES else joined[f"none/{support}/{k}"]
         variances[support][k][name] = vars(_mean(joined[f"{name}/{support}/{k}"], below, lengths))
-    errors: dict[str, list[Any]] = {name: [] for name, _ in _SUPPORTS}
+    errors: dict[str, list[Any]] = {support: [] for support in SUPPORTS}
     for name, baseline in joined.items():
         kind, of, k_text = name.split("/")
         if kind == "baseline":
@@ -121,8 +115,8 @@ def _positions(student: nn.Module, teacher: nn.Module, batch: MicroBatch) -> dic
             "value": baseline_value(logp, teacher_logp, Estimator()),
             "reward": (teacher_logp - logp).gather(1, batch.targets[rows, None])[:, 0],
         }
-        for support, ranked in (("student", logp), ("teacher", teacher_logp)):
-            ks = [k for k in _KS if k < shared]
+        for support, ranked in zip(SUPPORTS, (logp, teacher_logp)):
+            ks = [k for k in _ERROR_KS if k < shared]
             likeliest = ranked.topk(ks[-1], dim=-1).indices  # sorted: the first k are the k likeliest
             ours, theirs = logp.gather(1, likeliest), teacher_logp.gather(1, likeliest)
             for k in ks:
@@ -134,72 +128,14 @@ def _positions(student: nn.Module, teacher: nn.Module, batch: MicroBatch) -> dic
 
 def _variances(student: nn.Module, teacher: nn.Module, states: list[Tensor], batch: MicroBatch) -> dict[str, Tensor]:
     """`<key of a method>/<support>/<k>`, its exact variance, and `<mass>/<support>/<k>` of each position: [N] each."""
-    heads = [head_of(model) for model in (student, teacher)]
-    ours, theirs = (hidden.to(head.weight.dtype) for hidden, head in zip(states, heads))
     found: dict[str, Tensor] = {}
-    for (support, _), k in product(_SUPPORTS, KS):
-        estimator = Estimator("rao_blackwell", support=support, support_top_k=k)
-        _, stats = fused_loss(ours, heads[0], theirs, heads[1], batch.targets, estimator, gradient_variance=True)
-        columns = {**(stats.gradient_variances or {}), **{name: getattr(stats, f"support_{name}") for name in _MASSES}}
-        found |= {f"{name}/{support}/{k}": column for name, column in columns.items()}
+    heads, cases = (head_of(student), head_of(teacher)), supports_of(Estimator())
+    for case, stats in logit_variances(heads, states, batch.targets, cases):
+        columns = {**(stats.gradient_variances or {}), **{name: getattr(stats, f"support_{name}") for name in MASSES}}
+        found |= {f"{name}/{case.support}/{case.support_top_k}": column for name, column in columns.items()}
     return found
 
 
 def _logits(model: nn.Module, hidden: Tensor) -> Tensor:
     head = head_of(model)
     return scale_logits(nn.functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias).double(), head)
-
-
-def write_baselines(found: dict[str, Any], folder: Path) -> str:
-    """Write `baselines.json`, with histograms for the tokens' own values, and `baselines.png`; returns two tables."""
-    tokens = {name: torch.tensor(found[f"{name}s"]) for name in ("reward", "advantage")}
-    spread = {name: values.std().item() for name, values in tokens.items()}
-    kept = {name: value for name, value in found.items() if name not in ("rewards", "advantages")}
-    edges = torch.linspace(-_WIDEST, _WIDEST, _BINS + 1)
-    counts = {
-        name: torch.histogram(values.float().clamp(-_WIDEST, _WIDEST), edges).hist.int().tolist()
-        for name, values in tokens.items()
-    }
-    kept |= {"std": spread, "edges": edges.tolist(), "counts": counts}
-    write_text(folder / "baselines.json", json.dumps(kept) + "\n")
-    _draw(kept, folder / "baselines.png")
-    errors = {support: dict(pairs) for support, pairs in found["errors"].items()}
-    rows = [[f"{k:g}", *(with_interval(errors[name][k], "#.2g") for name, _ in _SUPPORTS)] for k in errors["student"]]
-    table = markdown_table(["k", *(title for _, title in _SUPPORTS)], rows)
-    return (
-        f"Mean |b̂_k − V| over {found['tokens']:,} tokens of {found['completions']:,} completions, nats; 95 % "
-        f"intervals over completions. Mean |V|: {with_interval(found['value'], '.3f')}.\n\n{table}\n\n"
-        f"Standard deviation of the reward {spread['reward']:.3f}, of the advantage {spread['advantage']:.3f}; "
-        f"E[(r − V)²] / E[r²] {with_interval(found['squared_ratio'], '.3f')}. The hundredth of the completions that "
-        f"have most of Σ|V| have {found['largest_share']:.0%} of it.\n\n"
-        "Exact variance of the logit gradient over OPD's (`none`), and both models' mean mass on the support, which "
-        f"is the student's or the teacher's top k.\n\n{_variance_table(found['variances'])}"
-    )
-
-
-def _variance_table(variances: dict[str, Any]) -> str:
-    """A row for each method and each mass, a column for each support and k."""
-    columns = [(f"{support}'s {k}", of_k) for support, by_k in variances.items() for k, of_k in by_k.items()]
-    rows = [[f"`{name}`", *(f"{of_k[name]['value']:.2f}" for _, of_k in columns)] for name in SAMPLED + _MASSES]
-    return markdown_table(["over OPD's", *(heading for heading, _ in columns)], rows)
-
-
-def _draw(kept: dict[str, Any], path: Path) -> None:
-    """Two panels, of what `write_baselines` keeps: the top-k baseline's error against k, reward and advantage."""
-    figure, (left, right) = new_figure(2, 11, 4)
-    for (name, title), style in zip(_SUPPORTS, ("o-", "s--")):
-        points = [(k, measured["value"]) for k, measured in kept["errors"][name]]
-        left.plot(*zip(*points), style, label=title, markersize=4)
-    left.axhline(
-        kept["value"]["value"], color="grey", linewidth=1, linestyle=":", label="mean |V|: no baseline at all"
-    )
-    for kind, title in (("reward", "reward r (OPD)"), ("advantage", "advantage r + KL (vOPD)")):
-        label = f"{title}, std {kept['std'][kind]:.2f}"
-        right.stairs(kept["counts"][kind], kept["edges"], fill=True, alpha=0.55, label=label)
-    left.set_title("Error of the top-k baseline")
-    right.set_title("Reward and advantage")
-    finish_axis(left, legend="lower left", xscale="log", yscale="log", xlabel="k", ylabel="mean |b̂ₖ − V| (nats)")
-    beyond = "nats (ends hold what lies beyond)"
-    finish_axis(right, legend="upper left", yscale="log", xlabel=beyond, ylabel="tokens")
-    right.set_ylim(top=20 * right.get_ylim()[1])  # room for the legend above the bars
-    save_figure(figure, path)

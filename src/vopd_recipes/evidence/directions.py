@@ -28,7 +28,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +37,13 @@ from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.utils.logging import tqdm
 
-from vopd_recipes.evidence.measurement import check_measurable, freeze
+from vopd_recipes.evidence.measurement import KS, check_measurable, freeze, logit_variances, supports_of
 from vopd_recipes.evidence.variance import bootstrap
-from vopd_recipes.loss import METHODS, Estimator, Method, Support, baseline_value, fused_loss, support_of
+from vopd_recipes.loss import METHODS, Estimator, Method, baseline_value, support_of
 from vopd_recipes.models import completion_states, head_of, scale_logits
 from vopd_recipes.packing import MicroBatch
 from vopd_recipes.recipe import Recipe, RecipeError
 
-KS = (5, 20, 100)
-SUPPORTS: tuple[Support, ...] = ("student", "teacher")
 _ROWS = 32  # positions whose [rows, V] float64 distributions are held at a time: they stay in a CPU's cache
 
 Direction = dict[str, Tensor]
@@ -89,7 +86,7 @@ class DirectionProbe:
         self._states, self._teacher = _States(student), teacher
         self._trained = {name: value for name, value in student.named_parameters() if value.requires_grad}
         self._heads = head_of(student), head_of(teacher)
-        self.cases = [replace(estimator, support=of, support_top_k=k) for of, k in product(SUPPORTS, ks)]
+        self.cases = supports_of(estimator, ks)
 
     def direction(self, generator: torch.Generator) -> Direction:
         """±1 for every trained parameter, a byte each."""
@@ -118,13 +115,7 @@ class DirectionProbe:
         return result
 
     def _predict(self, result: DrawAlong, hidden: Tensor, teacher_hidden: Tensor, targets: Tensor) -> None:
-        ours, theirs = self._heads
-        for case in self.cases:
-            estimator = replace(case, divergence="rao_blackwell", baseline="none")
-            _, stats = fused_loss(
-                hidden.to(ours.weight.dtype), ours, teacher_hidden.to(theirs.weight.dtype), theirs, targets, estimator,
-                gradient_variance=True,
-            )  # fmt: skip
+        for case, stats in logit_variances(self._heads, (hidden, teacher_hidden), targets, self.cases):
             for row in METHODS.values():
                 column = column_of(row, case)
                 if row.samples and stats.gradient_variances and ("/" in column or case is self.cases[0]):

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vopd_recipes.evidence.directions import KS, SUPPORTS
+from vopd_recipes.evidence.kept import five_digits
+from vopd_recipes.evidence.measurement import KS, SUPPORTS
 from vopd_recipes.files import finish_axis, markdown_table, new_figure, save_figure, write_text
 from vopd_recipes.loss import METHODS
 
@@ -16,16 +17,10 @@ from vopd_recipes.loss import METHODS
 def write_directions(found: dict[str, Any], folder: Path) -> str:
     """Write `directions.json`, `directions.md` and `directions.png`; returns the Markdown."""
     text = directions_table(found)
-    write_text(folder / "directions.json", json.dumps(_five_digits(found), indent=1) + "\n")
+    write_text(folder / "directions.json", json.dumps(five_digits(found), indent=1) + "\n")
     write_text(folder / "directions.md", text + "\n")
     draw_directions({Path(str(found["student"])).name: found}, folder / "directions.png")
     return text
-
-
-def _five_digits(found: Any) -> Any:
-    if isinstance(found, dict):
-        return {name: _five_digits(value) for name, value in found.items()}
-    return float(f"{found:.5g}") if isinstance(found, float) else found
 
 
 def draw_directions(of_students: Mapping[str, dict[str, Any]], path: Path) -> Path:
@@ -79,7 +74,7 @@ def students_table(of_students: Mapping[str, dict[str, Any]], k: int = 20) -> st
 
     Args:
         of_students: title → what `directions.measure_directions` returned.
-        k: one of `directions.KS`.
+        k: one of `measurement.KS`.
     """
     heads = [f"{title}: {support}'s {k}" for title in of_students for support in SUPPORTS]
     rows = []

@@ -12,7 +12,9 @@ metrics together. Numbers have five significant digits.
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,6 @@ from vopd_recipes.recipe import RecipeError
 
 # What is read of a log line; all that an evaluation measured besides.
 _READ = ("step", "grad_norm", "reverse_kl", "time/rollout", "time/sync", "time/train")
-_DIGITS = 5
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,17 @@ def write_logs(path: Path, logs: Mapping[tuple[str, int], Log]) -> None:
     write_text(path, '{"recipe": ' + head + ', "runs": [\n' + ",\n".join(runs) + "\n]}\n")
 
 
+def add_logs(path: Path, logs: Mapping[tuple[str, int], Log]) -> None:
+    """Add runs to a file of kept runs; others that it holds stay, those of a command that ends beside this one too."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)  # locked itself, so that no lock file is left beside the kept one
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        write_logs(path, read_logs(path) | dict(logs))
+    finally:
+        os.close(folder)
+
+
 def _shared(recipes: Sequence[dict[str, Any]]) -> dict[str, Any]:
     first = recipes[0] if recipes else {}
     return {name: value for name, value in first.items() if all(name in one and one[name] == value for one in recipes)}
@@ -82,11 +94,16 @@ def _columns(history: Iterable[Mapping[str, Any]]) -> list[dict[str, list[Any]]]
         kept = {name: value for name, value in line.items() if name in _READ or name.startswith("eval_")}
         if kept.keys() > {"step"}:
             tables.setdefault(tuple(kept), []).append(kept)
-    return [{name: [_rounded(line[name]) for line in lines] for name in names} for names, lines in tables.items()]
+    return [{name: five_digits([line[name] for line in lines]) for name in names} for names, lines in tables.items()]
 
 
-def _rounded(value: Any) -> Any:
-    return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
+def five_digits(found: Any) -> Any:
+    """The same, with every number of it at five significant digits."""
+    if isinstance(found, dict):
+        return {name: five_digits(value) for name, value in found.items()}
+    if isinstance(found, list):
+        return [five_digits(value) for value in found]
+    return float(f"{found:.5g}") if isinstance(found, float) else found
 
 
 def _lines(tables: Sequence[Mapping[str, Sequence[Any]]]) -> list[dict[str, Any]]:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
 from vopd_recipes.evidence.gradients import REDRAWS, GradientProbe
 from vopd_recipes.evidence.variance import VarianceStudy, summarize
+from vopd_recipes.loss import Estimator, Head, Support, TokenStats, fused_loss
 from vopd_recipes.models import (
     check_models,
     check_tokenizers,
@@ -27,6 +31,31 @@ from vopd_recipes.packing import MicroBatch, Sample, pack
 from vopd_recipes.prompts import build_prompts, read_rows
 from vopd_recipes.recipe import ModelConfig, Recipe, RecipeError
 from vopd_recipes.rollout import Sampling, TransformersRollout, rollout_seed
+
+KS = (5, 20, 100)
+SUPPORTS: tuple[Support, ...] = ("student", "teacher")
+
+
+def supports_of(estimator: Estimator, ks: Sequence[int] = KS) -> list[Estimator]:
+    """It, at every support and k."""
+    return [replace(estimator, support=of, support_top_k=k) for of, k in product(SUPPORTS, ks)]
+
+
+def logit_variances(
+    heads: Sequence[Head], states: Sequence[Tensor], targets: Tensor, cases: Sequence[Estimator]
+) -> Iterator[tuple[Estimator, TokenStats]]:
+    """Each case with its statistics: every method's exact variance with respect to the logits, both supports' masses.
+
+    Args:
+        heads: of student and teacher.
+        states: of both at N tokens, [N, H] and [N, H'].
+        targets: [N].
+        cases: give support and k.
+    """
+    (ours, theirs), (hidden, teacher_hidden) = heads, (of.to(head.weight.dtype) for of, head in zip(states, heads))
+    for case in cases:
+        estimator = replace(case, divergence="rao_blackwell", baseline="none")
+        yield case, fused_loss(hidden, ours, teacher_hidden, theirs, targets, estimator, gradient_variance=True)[1]
 
 
 def check_measurable(recipe: Recipe, checkpoint: Path | None, draws: int, prompts: int, redraws: int = 1) -> None:
