@@ -150,6 +150,18 @@ def test_three_seeds_have_an_interval(tmp_path: Path) -> None:
     assert "| -5 ± 0 | < 0.001 | +0.00 ± 0.00 | 1.000 |" in text and "too few" not in text
 
 
+def test_columns_that_nothing_fills_are_left_out(tmp_path: Path) -> None:
+    """Prompts without answers have no accuracy; a target that not every run comes to has no difference in steps."""
+    runs = [finished(tmp_path, "opd", seed, [0.5 + 0.1 * seed]) for seed in (0, 1)]
+    runs += [finished(tmp_path, "vopd", seed, [0.4]) for seed in (0, 1)]
+    for run in runs:
+        lines = [{k: v for k, v in line.items() if k != "eval_accuracy"} for line in run.history]
+        (run.folder / "trainer_state.json").write_text(json.dumps({"log_history": lines}))
+    headings = [line for line in write_comparison(runs, tmp_path).splitlines() if "reverse KL" in line and "|" in line]
+    assert "accuracy" not in "".join(headings) and "steps to target" not in "".join(headings)
+    assert headings[1] == "| minus OPD, seed by seed | reverse KL | p | seconds a step | p |"
+
+
 def test_curves_are_means_over_the_steps_that_runs_share(tmp_path: Path) -> None:
     runs = [finished(tmp_path, "vopd", 0, [0.5, 0.3, 0.1]), finished(tmp_path, "vopd", 1, [0.7, 0.5])]
     assert shared_curves(runs) == {5: [0.5, 0.7], 10: [0.3, 0.5]}

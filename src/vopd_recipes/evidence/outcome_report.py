@@ -147,7 +147,13 @@ def _table(outcomes: dict[str, dict[int, Outcome]], target: float) -> str:
     if errors:
         note += f" A run's reverse KL has a standard error of {statistics.median(errors):.4f}: another choice of\n"
         note += "held-out prompts and samples would move it by that; methods share the prompts and the samples' seeds."
-    return "\n\n".join([markdown_table(heading, rows), note, *_difference_tables(outcomes)])
+    return "\n\n".join([_filled(heading, rows), note, *_difference_tables(outcomes)])
+
+
+def _filled(heading: list[str], rows: list[list[str]]) -> str:
+    """The table less its empty columns: prompts without answers have no accuracy, one evaluation tells no steps."""
+    kept = [place for place, cells in enumerate(zip(*rows)) if any(cells)]
+    return markdown_table([heading[place] for place in kept], [[row[place] for place in kept] for row in rows])
 
 
 def _steps_text(by_seed: dict[int, Outcome]) -> str:
@@ -198,7 +204,7 @@ def _difference_tables(outcomes: dict[str, dict[int, Outcome]]) -> Iterator[str]
             for measure in _MEASURES:
                 cells += _difference_cells(measure, measures[measure]) if measure in measures else ["", ""]
             rows.append([*cells, _needed(measures["reverse_kl"])])
-        yield markdown_table(heading, rows)
+        yield _filled(heading, rows)
         if any(one["seeds"] <= TOO_FEW for measures in methods.values() for one in measures.values()):
             yield "2 seeds: too few for a difference's interval and p-value; three are the least, five are better."
 
