@@ -43,10 +43,12 @@ BASELINES = {"built-in": "baselines-tiny.json", "SmolLM2": "baselines-smollm2.js
 
 
 def runs_of(file: Path) -> list[Run]:
-    return [
-        Run(compared()[method], seed, Path(f"{method}-seed{seed}"), log)
-        for (method, seed), log in read_logs(file).items()
-    ]
+    logs = read_logs(file)
+    if not logs:
+        raise RecipeError(f"{file}: holds no runs; --folder names the folder of the files")
+    if unknown := sorted({method for method, _ in logs} - compared().keys()):
+        raise RecipeError(f"{file}: holds runs of methods that are not compared: {', '.join(unknown)}")
+    return [Run(compared()[method], seed, Path(f"{method}-seed{seed}"), log) for (method, seed), log in logs.items()]
 
 
 def content(file: Path) -> dict[str, Any]:
@@ -59,6 +61,7 @@ def content(file: Path) -> dict[str, Any]:
 def draw(folder: Path, output: Path) -> list[str]:
     """Every picture; returns the tables."""
     tables = []
+    output.mkdir(parents=True, exist_ok=True)
     for name, pictures in RUNS.items():
         with tempfile.TemporaryDirectory() as made:
             tables.append(write_comparison(runs_of(folder / name), Path(made)))

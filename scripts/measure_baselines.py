@@ -1,8 +1,8 @@
 """What the baselines do, against k and support: `python scripts/measure_baselines.py RECIPE`.
 
 Completes the recipe's first prompts with the frozen student, a few times over: the error of the top-k baseline, reward
-against advantage, and every method's exact logit variance over OPD's. Writes `baselines.json` and `baselines.png`. Any
-field of the recipe can follow as `--field value`.
+against advantage, and every method's exact logit variance over OPD's. Writes `baselines.json`, `baselines.md` and
+`baselines.png`. Any field of the recipe can follow as `--field value`.
 """
 
 import argparse

@@ -21,7 +21,7 @@ from vopd_recipes.evidence.baselines import MASSES, measure_baselines
 from vopd_recipes.evidence.baselines_report import baselines_table, write_baselines
 from vopd_recipes.evidence.execution import execute, locked
 from vopd_recipes.evidence.gradients import SAMPLED
-from vopd_recipes.evidence.intervals import interval, paired, seeds_needed, with_interval
+from vopd_recipes.evidence.intervals import interval, paired, ratio_of_means, seeds_needed, with_interval
 from vopd_recipes.evidence.kept import Log, add_logs, read_logs, write_logs
 from vopd_recipes.evidence.measurement import freeze
 from vopd_recipes.evidence.outcome import Run, check_runs, compared, plan
@@ -148,6 +148,16 @@ def test_three_seeds_have_an_interval(tmp_path: Path) -> None:
     runs += [finished(tmp_path, "vopd", seed, [0.5, 0.3 - 0.2 * seed / 2, 0.1]) for seed in (0, 1, 2)]
     text = write_comparison(runs, tmp_path, target=0.3)
     assert "| -5 ± 0 | < 0.001 | +0.00 ± 0.00 | 1.000 |" in text and "too few" not in text
+
+
+def test_runs_that_logged_no_step_are_compared_by_their_evaluations(tmp_path: Path) -> None:
+    runs = [finished(tmp_path, "opd", seed, [0.5 + 0.1 * seed]) for seed in (0, 1)]
+    for run in runs:
+        lines = [line for line in run.history if "eval_reverse_kl" in line]
+        (run.folder / "trainer_state.json").write_text(json.dumps({"log_history": lines}))
+    text = write_comparison(runs, tmp_path)
+    assert "| OPD | 2 |" in text and "gradient norm" not in text and "seconds a step" not in text
+    assert json.loads((tmp_path / "estimators.json").read_text())["methods"]["opd"]["0"]["hours"] is None
 
 
 def test_columns_that_nothing_fills_are_left_out(tmp_path: Path) -> None:
@@ -455,6 +465,19 @@ def test_an_unknown_method_or_field_is_one_line(write_recipe) -> None:
         assert done.returncode == 2 and done.stderr.strip().splitlines()[-1] == message
 
 
+def test_a_ratio_of_means_lies_in_its_interval_nineteen_times_in_twenty() -> None:
+    """Of six draws, numerator and denominator together, 2000 times over."""
+    generator, held = torch.Generator().manual_seed(0), []
+    for _ in range(2000):
+        below = 5 + torch.randn(6, generator=generator)
+        above = 0.4 * below + 0.5 * torch.randn(6, generator=generator)
+        found = ratio_of_means(above.tolist(), below.tolist())
+        held.append(found["low"] <= 0.4 <= found["high"])
+    assert 0.935 < sum(held) / len(held) < 0.965
+    assert ratio_of_means([1.0, 2.0], [2.0, 4.0]) == {"value": 0.5}  # two draws have no interval
+    assert ratio_of_means([1.0, 2.0, 3.0], [2.0, 4.0, 6.0]) == {"value": 0.5, "low": 0.5, "high": 0.5}
+
+
 def test_intervals_of_baselines_are_over_completions() -> None:
     """Two kinds of completions, alike inside: tokens would claim an interval as narrow as if they were independent."""
     values = torch.cat([torch.full((50,), float(place % 2)) for place in range(20)])
@@ -465,7 +488,7 @@ def test_intervals_of_baselines_are_over_completions() -> None:
 
 
 def test_baseline_errors_are_those_of_the_dense_definition(write_recipe, tiny_pair, tmp_path: Path) -> None:
-    recipe = load_recipe(str(write_recipe()), [])
+    recipe = load_recipe(str(write_recipe(baseline_constant=0.5)), [])
     found = measure_baselines(recipe, None, 8, draws=2)
     models = [AutoModelForCausalLM.from_pretrained(path).double() for path in (tiny_pair.student, tiny_pair.teacher)]
 
@@ -503,7 +526,7 @@ def test_baseline_errors_are_those_of_the_dense_definition(write_recipe, tiny_pa
     assert found["squared_ratio"]["value"] == pytest.approx(ratio, rel=1e-3)
     assert found["squared_ratio"]["low"] < ratio < found["squared_ratio"]["high"]
     for support, k in (("student", 5), ("teacher", 20)):
-        parts = dense(Estimator("rao_blackwell", support=support, support_top_k=k))
+        parts = dense(Estimator("rao_blackwell", support=support, support_top_k=k, baseline_constant=0.5))
         measured = {name: ratio["value"] for name, ratio in found["variances"][support][k].items()}
         masses = {name: torch.cat([getattr(part, f"support_{name}") for part in parts]).mean() for name in MASSES}
         sums = {name: sum(part.gradient_variances[name].sum() for part in parts) for name in SAMPLED}

@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 from transformers import AutoModelForCausalLM
 
+from vopd_recipes.evidence.baselines import measure_baselines
 from vopd_recipes.evidence.directions import DirectionProbe, measure_directions
 from vopd_recipes.evidence.directions_report import write_directions
 from vopd_recipes.evidence.gradients import METHODS, SAMPLED, GradientProbe
@@ -329,8 +330,13 @@ def test_what_cannot_be_measured_is_refused(write_recipe, fields, options, messa
 
 def test_a_teacher_that_is_the_student_is_refused(write_recipe, tiny_pair):
     recipe = load_recipe(write_recipe(teacher_model_name_or_path=str(tiny_pair.student)))
-    with pytest.raises(RecipeError, match="agrees with the student everywhere"):
-        measure_variance(recipe, None, draws=4, prompts=2)
+    for measure in (
+        lambda: measure_variance(recipe, None, draws=4, prompts=2),
+        lambda: measure_directions(recipe, None, draws=4, prompts=2, directions=1),
+        lambda: measure_baselines(recipe, None, prompts=2, draws=1),
+    ):
+        with pytest.raises(RecipeError, match="agrees with the student everywhere"):
+            measure()
 
 
 def run(*words):

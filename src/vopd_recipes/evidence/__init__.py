@@ -18,7 +18,7 @@ from vopd_recipes.evidence.directions_report import (
 )
 from vopd_recipes.evidence.execution import execute, locked
 from vopd_recipes.evidence.gradients import REDRAWS
-from vopd_recipes.evidence.kept import Log, add_logs, read_logs
+from vopd_recipes.evidence.kept import add_logs, read_logs
 from vopd_recipes.evidence.measurement import measure_variance
 from vopd_recipes.evidence.outcome import Run, check_runs, compared, plan
 from vopd_recipes.evidence.outcome_report import write_comparison

@@ -12,6 +12,7 @@ among hundreds move every mean, so several draws are taken, and intervals are of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,18 @@ import torch
 from torch import Tensor, nn
 
 from vopd_recipes.evidence.gradients import SAMPLED
-from vopd_recipes.evidence.measurement import KS, SUPPORTS, check_measurable, freeze, logit_variances, supports_of
+from vopd_recipes.evidence.measurement import (
+    KS,
+    SUPPORTS,
+    check_measurable,
+    freeze,
+    logit_variances,
+    logits_of,
+    supports_of,
+)
 from vopd_recipes.evidence.variance import Measured, bootstrap
-from vopd_recipes.loss import Estimator, baseline_value, value_on_support
-from vopd_recipes.models import completion_states, head_of, scale_logits
+from vopd_recipes.loss import Estimator, Head, baseline_value, value_on_support
+from vopd_recipes.models import completion_states, head_of
 from vopd_recipes.packing import MicroBatch
 from vopd_recipes.recipe import Recipe, RecipeError
 
@@ -55,8 +64,9 @@ def measure_baselines(recipe: Recipe, checkpoint: Path | None, prompts: int, dra
         raise RecipeError(f"--draws must be at least 1, got {draws}")
     check_measurable(recipe, checkpoint, 4, prompts)
     frozen = freeze(recipe, checkpoint, prompts)
-    batches = [batch.to(recipe.training.device) for draw in range(draws) for batch in frozen.micro_batches(draw)]
-    parts = [_positions(frozen.student, frozen.teacher, batch) for batch in batches]
+    batches = [batch for draw in range(draws) for batch in frozen.micro_batches(draw)]
+    cases = supports_of(recipe.training.estimator)
+    parts = [_positions(frozen.student, frozen.teacher, batch, cases) for batch in batches]
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     lengths = [len(sample.completion_ids) for batch in batches for sample in batch.samples]
     value, reward = joined.pop("value"), joined.pop("reward")
@@ -74,6 +84,7 @@ def measure_baselines(recipe: Recipe, checkpoint: Path | None, prompts: int, dra
         "recipe": str(recipe.path),
         "student": str(checkpoint or recipe.model.model_name_or_path),
         "draws": draws,
+        "baseline_constant": recipe.training.baseline_constant,
         "completions": len(lengths),
         "tokens": len(value),
         "value": vars(_mean(value.abs(), torch.ones_like(value), lengths)),
@@ -102,13 +113,16 @@ def _largest_share(value: Tensor, lengths: list[int]) -> float:
 
 
 @torch.no_grad()
-def _positions(student: nn.Module, teacher: nn.Module, batch: MicroBatch) -> dict[str, Tensor]:
+def _positions(
+    student: nn.Module, teacher: nn.Module, batch: MicroBatch, cases: Sequence[Estimator]
+) -> dict[str, Tensor]:
     """`value`, `reward`, `baseline/<support>/<k>` and `_variances` of each position of a micro-batch: [N] each."""
     found: dict[str, list[Tensor]] = {}
     states = [completion_states(model, batch) for model in (student, teacher)]
+    heads = [head_of(model) for model in (student, teacher)]
     for first in range(0, len(batch.targets), _ROWS):
         rows = slice(first, first + _ROWS)
-        logits = [_logits(model, hidden[rows]) for model, hidden in zip((student, teacher), states)]
+        logits = [logits_of(head, hidden[rows]) for head, hidden in zip(heads, states)]
         shared = min(part.shape[1] for part in logits)
         logp, teacher_logp = (part[:, :shared].log_softmax(-1) for part in logits)
         values = {
@@ -123,19 +137,15 @@ def _positions(student: nn.Module, teacher: nn.Module, batch: MicroBatch) -> dic
                 values[f"baseline/{support}/{k}"] = value_on_support(ours[:, :k], theirs[:, :k], Estimator())
         for name, part in values.items():
             found.setdefault(name, []).append(part)
-    return {name: torch.cat(parts) for name, parts in found.items()} | _variances(student, teacher, states, batch)
+    return {name: torch.cat(parts) for name, parts in found.items()} | _variances(heads, states, batch.targets, cases)
 
 
-def _variances(student: nn.Module, teacher: nn.Module, states: list[Tensor], batch: MicroBatch) -> dict[str, Tensor]:
+def _variances(
+    heads: Sequence[Head], states: Sequence[Tensor], targets: Tensor, cases: Sequence[Estimator]
+) -> dict[str, Tensor]:
     """`<key of a method>/<support>/<k>`, its exact variance, and `<mass>/<support>/<k>` of each position: [N] each."""
     found: dict[str, Tensor] = {}
-    heads, cases = (head_of(student), head_of(teacher)), supports_of(Estimator())
-    for case, stats in logit_variances(heads, states, batch.targets, cases):
+    for case, stats in logit_variances(heads, states, targets, cases):
         columns = {**(stats.gradient_variances or {}), **{name: getattr(stats, f"support_{name}") for name in MASSES}}
         found |= {f"{name}/{case.support}/{case.support_top_k}": column for name, column in columns.items()}
     return found
-
-
-def _logits(model: nn.Module, hidden: Tensor) -> Tensor:
-    head = head_of(model)
-    return scale_logits(nn.functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias).double(), head)

@@ -26,7 +26,7 @@ def write_baselines(found: dict[str, Any], folder: Path) -> str:
     """Write `baselines.json`, `baselines.md` and `baselines.png`; returns the Markdown."""
     kept = five_digits(kept_of(found))
     text = baselines_table(kept)
-    write_text(folder / "baselines.json", json.dumps(kept) + "\n")
+    write_text(folder / "baselines.json", json.dumps(kept, allow_nan=False) + "\n")
     write_text(folder / "baselines.md", text + "\n")
     draw_baselines(kept, folder / "baselines.png")
     return text
@@ -56,7 +56,7 @@ def baselines_table(kept: dict[str, Any]) -> str:
         f"{errors_table({'': kept})}\n\n"
         f"Standard deviation of the reward {kept['std']['reward']:.2f}, of the advantage "
         f"{kept['std']['advantage']:.2f}; E[(r − V)²] / E[r²] {with_interval(kept['squared_ratio'])}. The hundredth "
-        f"of the completions that have most of Σ|V| have {kept['largest_share']:.0%} of it.\n\n"
+        f"of the completions (one at least) that have most of Σ|V| have {kept['largest_share']:.0%} of it.\n\n"
         "Exact variance of the logit gradient over OPD's (`none`), and both models' mean mass on the support, which "
         "is the student's or the teacher's top k. Where a method has no support, its one figure stands first.\n\n"
         f"{logit_variances_table(kept)}"

@@ -21,7 +21,7 @@ of completions along the same direction, with the rollout's own tokens. `predict
 logits, as the logs have it, as if every layer saw them through the same Jacobian.
 
 Where many tokens share the variance, a direction tells it to a few per cent, and ratios better: all methods go along
-the same ones. Each pair of draws has directions of its own; intervals are of a bootstrap over pairs.
+the same ones. Each pair of draws has directions of its own; intervals are Student's, of a ratio of means over pairs.
 """
 
 from __future__ import annotations
@@ -37,8 +37,15 @@ from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.utils.logging import tqdm
 
-from vopd_recipes.evidence.measurement import KS, check_measurable, freeze, logit_variances, supports_of
-from vopd_recipes.evidence.variance import bootstrap
+from vopd_recipes.evidence.intervals import ratio_of_means
+from vopd_recipes.evidence.measurement import (
+    KS,
+    check_measurable,
+    freeze,
+    logit_variances,
+    logits_of,
+    supports_of,
+)
 from vopd_recipes.loss import METHODS, Estimator, Method, baseline_value, support_of
 from vopd_recipes.models import completion_states, head_of, scale_logits
 from vopd_recipes.packing import MicroBatch
@@ -166,9 +173,7 @@ class DirectionProbe:
             teacher_hidden: [n, H'].
             targets: [n].
         """
-        head = self._heads[1]
-        products = nn.functional.linear(teacher_hidden.to(head.weight.dtype), head.weight, head.bias)
-        teacher_logits = scale_logits(products.double(), head)
+        teacher_logits = logits_of(self._heads[1], teacher_hidden)
         shared = min(logits[0][0].shape[1], teacher_logits.shape[1])
         logp, teacher_logp = (part[:, :shared].log_softmax(-1) for part in (logits[0][0], teacher_logits))
         p, rewards = logp.exp(), teacher_logp - logp
@@ -258,7 +263,7 @@ def measure_directions(
 
     Returns:
         `columns`: method, with support and k where it has them → `given`, `total` and `predicted` variance over
-        OPD's, and `squared_bias` of what is biased; the first two and the last with 95 % intervals.
+        OPD's, and `squared_bias` of what is biased; the first two and the last with 95 % intervals from three pairs.
 
     Raises:
         RecipeError: see `measurement.check_measurable` and `measurement.freeze`.
@@ -272,8 +277,7 @@ def measure_directions(
     pairs = []
     for first in tqdm(range(0, draws, 2), desc="Pairs of draws", disable=recipe.training.disable_tqdm):
         along = [probe.direction(generator) for _ in range(directions)]
-        batches = [[batch.to(recipe.training.device) for batch in frozen.micro_batches(first + i)] for i in (0, 1)]
-        pairs.append([probe.measure(one, along) for one in batches])
+        pairs.append([probe.measure(frozen.micro_batches(first + i), along) for i in (0, 1)])
     tokens = [draw.tokens for pair in pairs for draw in pair]
     return {
         "recipe": str(recipe.path),
@@ -293,19 +297,19 @@ def _summary(pairs: Sequence[Sequence[DrawAlong]]) -> dict[str, Any]:
     columns: dict[str, Any] = {}
     given, total, predicted, bias = (_by_pair(pairs, read) for read in (_given, _total, _predicted, _squared_bias))
     for name in total:
-        columns[name] = {"total": vars(bootstrap(total[name], total["none"])[0])}
+        columns[name] = {"total": ratio_of_means(total[name], total["none"])}
         if name in given:
-            columns[name]["given"] = vars(bootstrap(given[name], given["none"])[0])
-            columns[name]["predicted"] = (predicted[name].mean() / predicted["none"].mean()).item()
+            columns[name]["given"] = ratio_of_means(given[name], given["none"])
+            columns[name]["predicted"] = ratio_of_means(predicted[name], predicted["none"])["value"]
         elif name != "full":
-            columns[name]["squared_bias"] = vars(bootstrap(bias[name], bias["full"])[0])
+            columns[name]["squared_bias"] = ratio_of_means(bias[name], bias["full"])
     return columns
 
 
-def _by_pair(pairs: Sequence[Sequence[DrawAlong]], read: Any) -> dict[str, Tensor]:
-    """Column → [pairs, 1]."""
+def _by_pair(pairs: Sequence[Sequence[DrawAlong]], read: Any) -> dict[str, list[float]]:
+    """Column → a number for each pair."""
     rows = [read(*pair) for pair in pairs]
-    return {name: torch.tensor([[float(row[name])] for row in rows], dtype=torch.float64) for name in rows[0]}
+    return {name: [row[name] for row in rows] for name in rows[0]}
 
 
 def _given(one: DrawAlong, other: DrawAlong) -> dict[str, float]:

@@ -13,11 +13,13 @@ from vopd_recipes.evidence.measurement import KS, SUPPORTS
 from vopd_recipes.files import finish_axis, markdown_table, new_figure, save_figure, write_text
 from vopd_recipes.loss import METHODS
 
+_ENDS = ("low", "high")  # of an interval
+
 
 def write_directions(found: dict[str, Any], folder: Path) -> str:
     """Write `directions.json`, `directions.md` and `directions.png`; returns the Markdown."""
     text = directions_table(found)
-    write_text(folder / "directions.json", json.dumps(five_digits(found), indent=1) + "\n")
+    write_text(folder / "directions.json", json.dumps(five_digits(found), indent=1, allow_nan=False) + "\n")
     write_text(folder / "directions.md", text + "\n")
     draw_directions({Path(str(found["student"])).name: found}, folder / "directions.png")
     return text
@@ -26,25 +28,29 @@ def write_directions(found: dict[str, Any], folder: Path) -> str:
 def draw_directions(of_students: Mapping[str, dict[str, Any]], path: Path) -> Path:
     """Measured against predicted variance given the contexts, over OPD's: a panel for each student.
 
-    A point for each method, support and k; a bar is its 95 % interval; on the line the prediction is right.
+    A point for each method, support and k; a bar is its 95 % interval, from three pairs of draws; on the line the
+    prediction is right.
 
     Args:
         of_students: title → what `directions.measure_directions` returned.
         path: of the PNG.
     """
     kinds = {"sampled": "o", "rao_blackwell": "s"}
+    every = [column for found in of_students.values() for column in found["columns"].values() if "given" in column]
+    values = [value for column in every for value in (column["predicted"], column["given"]["value"]) if value > 0]
+    ends = [min(values) / 1.2, max(values) * 1.2]
     figure, axes = new_figure(len(of_students), 4.6 * len(of_students), 4.6, sharey=True)
     for axis, (title, found) in zip(axes, of_students.items()):
         columns = {name: column for name, column in found["columns"].items() if "given" in column and name != "none"}
         for divergence, marker in kinds.items():
             keys = {row.key for row in METHODS.values() if row.divergence == divergence}
             chosen = [column for name, column in columns.items() if name.split("/")[0] in keys]
-            below, above = ([abs(c["given"][end] - c["given"]["value"]) for c in chosen] for end in ("low", "high"))
+            measured = [column["given"]["value"] for column in chosen]
+            bars = [[abs(c["given"].get(end, value) - value) for c, value in zip(chosen, measured)] for end in _ENDS]
             axis.errorbar(
-                [c["predicted"] for c in chosen], [c["given"]["value"] for c in chosen], yerr=[below, above],
+                [column["predicted"] for column in chosen], measured, yerr=bars,
                 fmt=marker, markersize=4, capsize=2, linewidth=1, alpha=0.8, label=divergence,
             )  # fmt: skip
-        ends = [0.08, 2.2]
         axis.plot(ends, ends, color="grey", linewidth=1, linestyle=":", label="as predicted")
         axis.set_xlim(*ends)
         axis.set_ylim(*ends)
@@ -58,8 +64,8 @@ def directions_table(found: dict[str, Any]) -> str:
     heading = (
         f"{found['draws']} draws of completions of {found['prompts']} prompts ({found['tokens_per_draw']:.0f} tokens "
         f"a draw), {found['directions']} directions a pair of draws, {found['parameters']:,} parameters. Variance of "
-        "the parameter gradient over OPD's, ± half of the 95 % interval over pairs; in brackets the prediction from "
-        "the logits. Where a method has no support, its one figure stands first."
+        "the parameter gradient over OPD's, ± half of the 95 % interval over pairs (from three on); in brackets the "
+        "prediction from the logits. Where a method has no support, its one figure stands first."
     )
     tables = [heading]
     for kind, title in (("given", "given the contexts"), ("total", "in total")):
@@ -110,6 +116,9 @@ def _cell(column: dict[str, Any] | None, kind: str) -> str:
 
 
 def _plus_minus(measured: dict[str, float]) -> str:
+    """The value, and half of its interval where it has one."""
+    if "low" not in measured:
+        return f"{measured['value']:.2f}"
     half = (measured["high"] - measured["low"]) / 2
     digits = max(2, 1 - math.floor(math.log10(half))) if 0 < half < 1 else 2
     return f"{measured['value']:.{min(digits, 4)}f} ± {half:.{min(digits, 4)}f}"

@@ -1,4 +1,4 @@
-"""Means over seeds with their 95 % intervals, and differences seed by seed with the paired t-test's p-value."""
+"""Means over seeds and ratios of means, with 95 % intervals; differences seed by seed, with the paired t-test's p."""
 
 from __future__ import annotations
 
@@ -52,6 +52,24 @@ def interval(values: Sequence[float]) -> Interval:
     if len(values) < 2:
         return Interval(values[0], float("nan"))
     return Interval(statistics.fmean(values), float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)))
+
+
+def ratio_of_means(above: Sequence[float], below: Sequence[float]) -> dict[str, float]:
+    """`value` = mean(above) / mean(below), and the ends of its 95 % interval, `low` and `high`.
+
+    Student's t on the linearised ratio, (a - value·b) / mean(b), which is right for few draws too, where a bootstrap's
+    percentiles are too narrow: by a third for six. Of two or fewer there is no interval.
+
+    Args:
+        above: one number a draw.
+        below: the same draws'.
+    """
+    mean = statistics.fmean(below)
+    value = statistics.fmean(above) / mean
+    if len(above) <= TOO_FEW:
+        return {"value": value}
+    half = interval([(a - value * b) / mean for a, b in zip(above, below, strict=True)]).half
+    return {"value": value, "low": value - half, "high": value + half}
 
 
 def paired(ours: Sequence[float], theirs: Sequence[float]) -> Difference:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.logging import tqdm
 
@@ -25,6 +25,7 @@ from vopd_recipes.models import (
     load_student,
     load_teacher,
     load_tokenizer,
+    scale_logits,
     vocabulary_of,
 )
 from vopd_recipes.packing import MicroBatch, Sample, pack
@@ -116,14 +117,21 @@ class Frozen:
             Sample(row["prompt_id"], row["input_ids"], completion.token_ids, completion.logprobs, completion.finished)
             for row, completion in zip(self.rows, completions)
         ]
-        return pack(samples, math.ceil(len(samples) / training.per_device_train_batch_size))
+        rows = pack(samples, math.ceil(len(samples) / training.per_device_train_batch_size))
+        return [row.to(training.device) for row in rows]
+
+
+def logits_of(head: Head, hidden: Tensor) -> Tensor:
+    """[N, V] float64, of states [N, H]."""
+    products = nn.functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias)
+    return scale_logits(products.double(), head)
 
 
 def freeze(recipe: Recipe, checkpoint: Path | None, prompts: int) -> Frozen:
     """Load student, teacher and the recipe's first prompts.
 
     Raises:
-        RecipeError: what cannot be loaded or is not understood.
+        RecipeError: what cannot be loaded or is not understood, and a teacher that is the student.
     """
     training = recipe.training
     data = read_rows(recipe.data, training.seed)
@@ -137,6 +145,7 @@ def freeze(recipe: Recipe, checkpoint: Path | None, prompts: int) -> Frozen:
     for model in (student, teacher):
         model.to(training.device)
     check_models(student, teacher, kept[0]["input_ids"])
+    _check_disagreement(student, teacher, kept[0]["input_ids"])
     rollout = TransformersRollout(
         lambda: student,
         end_of_sequence_ids(student, tokenizer),
@@ -145,6 +154,14 @@ def freeze(recipe: Recipe, checkpoint: Path | None, prompts: int) -> Frozen:
         training.rollout_batch_size,
     )
     return Frozen(recipe, student, teacher, kept, rollout)
+
+
+def _check_disagreement(student: Any, teacher: Any, prompt: Sequence[int]) -> None:
+    tokens = torch.tensor([prompt], device=student.device)
+    with torch.no_grad():
+        ours, theirs = (model(input_ids=tokens, use_cache=False).logits for model in (student, teacher))
+    if torch.equal(ours, theirs):
+        raise RecipeError("teacher_model_name_or_path: it agrees with the student everywhere: no gradient to measure")
 
 
 def measure_variance(
@@ -172,12 +189,7 @@ def measure_variance(
     study = VarianceStudy(probe.projection)
     generator = torch.Generator().manual_seed(training.seed)
     for draw in tqdm(range(draws), desc="Drawing", disable=training.disable_tqdm):
-        gradients = probe.measure(frozen.micro_batches(draw), generator)
-        if not gradients.own["none"].any():
-            raise RecipeError(
-                "teacher_model_name_or_path: it agrees with the student everywhere: no gradient to measure"
-            )
-        study.add(gradients)
+        study.add(probe.measure(frozen.micro_batches(draw), generator))
     return {
         "recipe": str(recipe.path),
         "student": str(checkpoint or recipe.model.model_name_or_path),

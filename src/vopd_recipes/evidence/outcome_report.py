@@ -30,7 +30,7 @@ class Outcome:
         accuracy: held out, at the last evaluation; `None` where prompts have no answers.
         reverse_kl: held out, nats per token, at the last evaluation.
         reverse_kl_stderr: the measure's own noise: its standard error over prompts.
-        grad_norm: median over the steps.
+        grad_norm: median over the steps; this and the two below are `None` where no step was logged.
         steps_to_target: the first evaluation at which the reverse KL is no greater than the target; `None`: never.
         last_step: of the last evaluation.
         seconds_per_step: median over the log lines of rollout, weight synchronisation and update.
@@ -40,11 +40,11 @@ class Outcome:
     accuracy: float | None
     reverse_kl: float
     reverse_kl_stderr: float | None
-    grad_norm: float
+    grad_norm: float | None
     steps_to_target: int | None
     last_step: int
-    seconds_per_step: float
-    hours: float
+    seconds_per_step: float | None
+    hours: float | None
 
 
 def outcome_of(run: Run, target: float) -> Outcome:
@@ -61,12 +61,16 @@ def outcome_of(run: Run, target: float) -> Outcome:
         accuracies[-1] if accuracies else None,
         values[-1],
         errors[-1] if errors else None,
-        statistics.median(series(history, "grad_norm")[1]),
+        _median(series(history, "grad_norm")[1]),
         next((step for step, value in zip(steps, values) if value <= target), None),
         steps[-1],
-        statistics.median(seconds),
-        sum(count * each for count, each in zip(counts, seconds)) / 3600,
+        _median(seconds),
+        sum(count * each for count, each in zip(counts, seconds)) / 3600 if seconds else None,
     )
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return statistics.median(values) if values else None
 
 
 def write_comparison(runs: Sequence[Run], output: Path, target: float | None = None) -> str:
@@ -127,16 +131,15 @@ def _table(outcomes: dict[str, dict[int, Outcome]], target: float) -> str:
     heading += [f"steps to reverse KL ≤ {target:.3f}", "seconds a step"]
     rows = []
     for name, by_seed in outcomes.items():
-        accuracy = _values(by_seed, lambda o: o.accuracy)
         rows.append(
             [
                 compared()[name].title,
                 str(len(by_seed)),
-                interval(accuracy).text("{:.1f}", 100) if accuracy else "",
-                interval(_values(by_seed, lambda o: o.reverse_kl)).text("{:.4f}"),
-                interval(_values(by_seed, lambda o: o.grad_norm)).text("{:.3f}"),
+                _mean_text(by_seed, lambda o: o.accuracy, "{:.1f}", 100),
+                _mean_text(by_seed, lambda o: o.reverse_kl, "{:.4f}"),
+                _mean_text(by_seed, lambda o: o.grad_norm, "{:.3f}"),
                 _steps_text(by_seed),
-                interval(_values(by_seed, lambda o: o.seconds_per_step)).text("{:.2f}"),
+                _mean_text(by_seed, lambda o: o.seconds_per_step, "{:.2f}"),
             ]
         )
     note = (
@@ -150,8 +153,16 @@ def _table(outcomes: dict[str, dict[int, Outcome]], target: float) -> str:
     return "\n\n".join([_filled(heading, rows), note, *_difference_tables(outcomes)])
 
 
+def _mean_text(
+    by_seed: dict[int, Outcome], read: Callable[[Outcome], float | None], form: str, scale: float = 1.0
+) -> str:
+    """Mean and interval over the runs that have it; nothing where none has."""
+    values = _values(by_seed, read)
+    return interval(values).text(form, scale) if values else ""
+
+
 def _filled(heading: list[str], rows: list[list[str]]) -> str:
-    """The table less its empty columns: prompts without answers have no accuracy, one evaluation tells no steps."""
+    """The table less its empty columns: prompts without answers have no accuracy."""
     kept = [place for place, cells in enumerate(zip(*rows)) if any(cells)]
     return markdown_table([heading[place] for place in kept], [[row[place] for place in kept] for row in rows])
 
@@ -161,8 +172,12 @@ def _steps_text(by_seed: dict[int, Outcome]) -> str:
     reached = _values(by_seed, lambda o: o.steps_to_target)
     if len(reached) == len(by_seed):
         return interval(reached).text("{:.0f}")
-    at_least = statistics.fmean(_values(by_seed, lambda o: o.steps_to_target or o.last_step))
+    at_least = statistics.fmean(_values(by_seed, _steps_at_least))
     return f"≥ {at_least:.0f} ({len(reached)} of {len(by_seed)} runs)"
+
+
+def _steps_at_least(outcome: Outcome) -> int:
+    return outcome.last_step if outcome.steps_to_target is None else outcome.steps_to_target
 
 
 # Measure → heading, form of a difference, of half its interval, scale.
