@@ -68,8 +68,19 @@ def test_the_newest_are_kept(tmp_path: Path, limit: int | None, left: list[int])
     for step in (10, 2, 30):
         make(tmp_path, step)
     make(tmp_path, 40, whole=False)  # being written: neither counted nor removed
-    keep_newest(tmp_path, limit)
+    keep_newest(tmp_path, limit, spared=tmp_path / "checkpoint-30")
     assert names(tmp_path) == sorted(f"checkpoint-{step}" for step in (*left, 40))
+    keep_newest(tmp_path, 1, spared=tmp_path / f"checkpoint-{left[0]}")
+    assert names(tmp_path) == sorted(f"checkpoint-{step}" for step in {left[0], 30, 40})
+
+
+def test_a_checkpoint_that_would_be_removed_cannot_be_named(tmp_path: Path) -> None:
+    half = make(tmp_path, 2, whole=False)
+    for name in ("trainer_state.json", "optimizer.pt"):
+        (half / name).touch()
+    with pytest.raises(RecipeError, match="checkpoint-2: was not written to its end; leave it out"):
+        checkpoint_to_resume(tmp_path, str(half), only_model=False)
+    assert checkpoint_to_resume(tmp_path / "another", str(half), only_model=False) == half
 
 
 def test_a_checkpoint_that_is_half_removed_is_not_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DynamoBackend
 from launching import REPOSITORY, SCRIPT, environment, execute
 from test_trainer import build
 
@@ -98,6 +99,14 @@ def test_processes_that_did_not_find_each_other(write_recipe, monkeypatch) -> No
     trainer = build(write_recipe())
     monkeypatch.setitem(os.environ, "WORLD_SIZE", "2")
     with pytest.raises(RecipeError, match="2 processes were started but 1 found each other"):
+        check_launch(trainer.accelerator)
+
+
+def test_a_launcher_that_compiles_the_student_is_refused(write_recipe, monkeypatch) -> None:
+    """Its wrapper would call the student's own forward, past DDP: processes would train apart."""
+    trainer = build(write_recipe())
+    monkeypatch.setattr(trainer.accelerator.state.dynamo_plugin, "backend", DynamoBackend.INDUCTOR)
+    with pytest.raises(RecipeError, match="dynamo_backend: inductor in the accelerate configuration compiles"):
         check_launch(trainer.accelerator)
 
 

@@ -102,6 +102,19 @@ def test_held_out_prompts_are_limited(tmp_path: Path, tokenizer: PreTrainedToken
     assert list(prompts.test["prompt"]) == [row["prompt"] for row in ROWS[:3]]
 
 
+def test_held_out_prompts_are_of_every_source(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """A limit is dealt out in turn: the second source is not what is left of the first."""
+    for name, rows in (("one", ROWS[:6]), ("two", ROWS[6:8])):
+        write(tmp_path / name / "train.jsonl", rows)
+        write(tmp_path / name / "test.jsonl", rows)
+    sources = [{"dataset_name": str(tmp_path / name)} for name in ("one", "two")]
+    asked = {"dataset_mixture": sources, "dataset_test_split": "test"}
+    for count, chosen in ((3, [0, 1, 6]), (4, [0, 1, 6, 7]), (6, [0, 1, 2, 3, 6, 7])):
+        prompts = build(None, tokenizer, **asked, max_test_prompts=count)
+        assert prompts.test is not None
+        assert list(prompts.test["prompt"]) == [ROWS[place]["prompt"] for place in chosen]
+
+
 # Templates -----------------------------------------------------------------------------------------------------------
 
 

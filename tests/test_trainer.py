@@ -4,15 +4,15 @@ import copy
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from family_configs import SHAPE
+from safetensors.torch import load_file, save_file
 from torch._dynamo.utils import counters
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen3MoeConfig
 
 from vopd_recipes.loss import METHODS
 from vopd_recipes.models import load_student, load_teacher, load_tokenizer
@@ -20,6 +20,7 @@ from vopd_recipes.packing import pack
 from vopd_recipes.prompts import build_prompts, read_rows
 from vopd_recipes.recipe import RecipeError, load_recipe
 from vopd_recipes.rollout import Sampling, TransformersRollout
+from vopd_recipes.teacher import TeacherUnavailable
 from vopd_recipes.training import TrainingStopped, VOPDTrainer, finish_run, start_run
 from vopd_recipes.training.command import _check_precision
 from vopd_recipes.training.trainer import rollout_seed
@@ -344,14 +345,80 @@ def test_a_resumed_run_is_quiet(write_recipe, tmp_path, caplog):
     assert_same_weights(resumed.model, trainer.model, 0)
 
 
-def test_a_weight_that_is_missing_is_an_alarm(write_recipe, caplog):
-    trainer = build(write_recipe())
-    transformers.logging.enable_propagation()
-    try:
-        trainer._issue_warnings_after_load(SimpleNamespace(missing_keys=["model.norm.weight"], unexpected_keys=[]))
-    finally:
-        transformers.logging.disable_propagation()
-    assert "missing keys in the checkpoint model loaded: ['model.norm.weight']" in caplog.text
+def test_a_weight_that_is_missing_is_an_alarm(write_recipe, tmp_path):
+    recipe = write_recipe(max_steps=1, save_steps=1)
+    build(recipe).train()
+    file = tmp_path / "run" / "checkpoint-1" / "model.safetensors"
+    save_file({name: value for name, value in load_file(file).items() if name != "model.norm.weight"}, file)
+    with pytest.raises(RecipeError, match=r"checkpoint-1: holds no weight model.norm.weight of this model"):
+        build(recipe, max_steps=2).train(resume_from_checkpoint=str(file.parent))
+
+
+def test_fused_experts_resume_with_their_weights(write_recipe, tmp_path):
+    """In a checkpoint each expert stands by itself, under a name that the model does not have."""
+    torch.manual_seed(0)
+    vocabulary = AutoConfig.from_pretrained(load_recipe(write_recipe(), []).model.model_name_or_path).vocab_size
+    shape = {**SHAPE, "vocab_size": vocabulary}
+    settings = Qwen3MoeConfig(**shape, moe_intermediate_size=32, num_experts=4, num_experts_per_tok=2)
+    student = tmp_path / "student"
+    AutoModelForCausalLM.from_config(settings).save_pretrained(student)
+    load_tokenizer(load_recipe(write_recipe(), []).model).save_pretrained(student)
+    recipe = write_recipe(model_name_or_path=str(student), save_steps=2, max_steps=3)
+    trainer = build(recipe)
+    trainer.train()
+    saved = load_file(tmp_path / "run" / "checkpoint-2" / "model.safetensors")
+    assert any(".experts.3." in name for name in saved)
+    resumed = build(recipe)
+    before = copy.deepcopy(resumed.model.state_dict())
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert_same_weights(resumed.model, trainer.model, 0)
+    experts = next(name for name in before if ".experts." in name)
+    assert not torch.equal(before[experts], resumed.model.state_dict()[experts])
+
+
+def test_a_resumed_run_saves_and_evaluates_as_its_recipe_says_now(write_recipe, tmp_path):
+    trainer = build(write_recipe(max_steps=2, save_steps=2, eval_strategy="no", dataset_test_split="test"))
+    trainer.train()
+    resumed = build(
+        write_recipe(max_steps=6, save_steps=1, eval_strategy="steps", eval_steps=2, dataset_test_split="test")
+    )
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    assert [line["step"] for line in resumed.state.log_history if "eval_runtime" in line] == [4, 6]
+    assert {path.name for path in (tmp_path / "run").glob("checkpoint-*")} >= {f"checkpoint-{n}" for n in (3, 4, 5)}
+
+
+def test_a_stop_inside_an_evaluation_does_not_count_as_evaluated(write_recipe, tmp_path):
+    """A checkpoint of that step would resume behind the evaluation; the one before it repeats step and evaluation."""
+    fields = {"eval_strategy": "steps", "eval_steps": 2, "dataset_test_split": "test"}
+    recipe = write_recipe(max_steps=2, save_steps=1, **fields)
+    expected = build(recipe, output_dir=tmp_path / "undisturbed")
+    expected.train()
+    stopped = build(recipe)
+    views = stopped.teacher.views
+
+    def away(batches):
+        if stopped._evaluating:
+            raise TeacherUnavailable("the server is away")
+        return views(batches)
+
+    stopped.teacher.views = away
+    with pytest.raises(TrainingStopped, match=r"the server is away; the same command resumes from .*checkpoint-1$"):
+        stopped.train()
+    resumed = build(recipe)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
+    evaluations = [[line["eval_reverse_kl"] for line in one.state.log_history if "eval_reverse_kl" in line]
+                   for one in (expected, resumed)]  # fmt: skip
+    assert evaluations[0] == evaluations[1] and len(evaluations[0]) == 1
+
+
+def test_the_best_checkpoint_is_kept_beside_the_newest(write_recipe, tmp_path):
+    fields = {"eval_strategy": "steps", "eval_steps": 1, "dataset_test_split": "test", "greater_is_better": False}
+    trainer = build(write_recipe(max_steps=3, save_steps=1, save_total_limit=1, learning_rate=0.3,
+                                 metric_for_best_model="reverse_kl", **fields))  # fmt: skip
+    trainer.train()
+    best = trainer.state.best_model_checkpoint
+    kept = {path.name for path in (tmp_path / "run").glob("checkpoint-*")}
+    assert best is not None and kept == {Path(best).name, "checkpoint-3"}
 
 
 def test_truncated_completions_can_be_left_out(write_recipe, tmp_path):

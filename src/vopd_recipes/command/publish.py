@@ -65,7 +65,9 @@ def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="vopd publish", description=__doc__)
     parser.add_argument("path", type=Path, help="output folder of a run, or an evaluation's results.json")
     parser.add_argument("--hub-model-id", "--hub_model_id", help="org/name; default: the recipe's")
-    parser.add_argument("--hub-merge", "--hub_merge", action="store_true", help="LoRA: the merged model too, to org/name-merged")
+    parser.add_argument(
+        "--hub-merge", "--hub_merge", action="store_true", help="LoRA: the merged model too, to org/name-merged"
+    )
     parser.add_argument("--public", action="store_true", help="of a repository that has to be created")
     parser.add_argument("--tag", help="name of the release; default: the next of v1, v2, ...")
     options = parser.parse_args(words)

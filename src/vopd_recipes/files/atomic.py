@@ -22,8 +22,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     if temporary.is_dir():  # a process was killed while it wrote this folder
         shutil.rmtree(temporary)
     yield temporary
-    for written in [temporary] if temporary.is_file() else [item for item in temporary.rglob("*") if item.is_file()]:
-        _to_disk(written)
+    to_disk(temporary)
     temporary.replace(path)
 
 
@@ -37,6 +36,12 @@ def sha256_of(path: Path) -> str:
     """Of a file's content, in hexadecimal; read in chunks."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def to_disk(path: Path) -> None:
+    """Wait until a file, or every file below a folder, is on the disk."""
+    for written in [path] if path.is_file() else [item for item in path.rglob("*") if item.is_file()]:
+        _to_disk(written)
 
 
 def _to_disk(path: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from vopd_recipes.files.atomic import write_text
+from vopd_recipes.files.atomic import to_disk, write_text
 from vopd_recipes.recipe import RecipeError
 
 logger = logging.getLogger(__name__)
@@ -38,13 +38,14 @@ _HARMLESS = re.compile(
 
 
 def mark_complete(checkpoint: Path, layout: str = "none", processes: int = 1) -> None:
-    """Declare a checkpoint complete; the caller has made sure that every process has written its part.
+    """Declare a checkpoint complete, once it is on the disk; every process has written its part before.
 
     Args:
         checkpoint: its folder.
         layout: how the states in it are spread (`sharding.layout`).
         processes: over how many.
     """
+    to_disk(checkpoint)
     write_text(checkpoint / MARKER, json.dumps({"layout": layout, "processes": processes}) + "\n")
 
 
@@ -71,6 +72,11 @@ def checkpoint_to_resume(output_dir: Path, named: str | None, only_model: bool) 
         raise RecipeError(
             f"resume_from_checkpoint: {checkpoint}: {what}; leave it out, and the run resumes from the last "
             f"complete checkpoint in {output_dir}"
+        )
+    if not (checkpoint / MARKER).is_file() and checkpoint.resolve().parent == output_dir.resolve():
+        raise RecipeError(
+            f"resume_from_checkpoint: {checkpoint}: was not written to its end; leave it out, and the run resumes "
+            f"from the last complete checkpoint in {output_dir}"
         )
     if not only_model and not any((checkpoint / name).exists() for name in _OPTIMIZER):
         raise RecipeError(
@@ -132,11 +138,13 @@ def discard_incomplete(output_dir: Path) -> None:
             shutil.rmtree(path)
 
 
-def keep_newest(output_dir: Path, limit: int | None) -> None:
-    """Remove the oldest complete checkpoints beyond `limit`."""
+def keep_newest(output_dir: Path, limit: int | None, spared: Path | None = None) -> None:
+    """Remove the oldest complete checkpoints beyond `limit`, but not the one that is spared: the best so far."""
     if limit is None:
         return
     for path in complete_checkpoints(output_dir)[:-limit]:
+        if spared is not None and path.name == spared.name:
+            continue
         (path / MARKER).unlink()  # first, so that a half-removed folder is not complete either
         shutil.rmtree(path)
 

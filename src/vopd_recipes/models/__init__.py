@@ -46,4 +46,4 @@ from vopd_recipes.models.tokens import (
     unshared_end,
 )
 from vopd_recipes.models.untrained import untrained_student, untrained_teacher
-from vopd_recipes.models.weights import FullCopy, checkpoint_weights, full_weights
+from vopd_recipes.models.weights import FullCopy, checkpoint_weights, full_weights, load_weights

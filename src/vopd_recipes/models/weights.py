@@ -11,7 +11,9 @@ Gathering is collective: every process must take every tensor, in the same order
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -24,6 +26,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from vopd_recipes.models.architecture import causal_lm_of
 from vopd_recipes.models.sharding import gathered
+from vopd_recipes.recipe import RecipeError
 
 
 def full_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -61,6 +64,25 @@ def checkpoint_weights(model: nn.Module, named_weights: Iterable[tuple[str, Tens
     causal_lm = causal_lm_of(model)
     for name, tensor in named_weights:
         yield from revert_weight_conversion(causal_lm, {name: tensor}).items()
+
+
+def load_weights(student: PreTrainedModel, folder: Path) -> None:
+    """Read back, to the bit, what `save_pretrained` wrote of this model.
+
+    By `from_pretrained`, which knows the names of the file: those of experts and of models that read pictures are not
+    the model's own, and `load_state_dict` would leave such weights as they are.
+
+    Raises:
+        RecipeError: a weight is missing there.
+    """
+    kinds = {tensor.dtype for tensor in student.state_dict().values() if tensor.is_floating_point()}
+    dtype = kinds.pop() if len(kinds) == 1 else torch.float32  # which holds those of any other
+    read: Any = type(student).from_pretrained
+    config = copy.deepcopy(student.config)
+    saved, found = read(folder, config=config, dtype=dtype, local_files_only=True, output_loading_info=True)
+    if lacking := sorted({*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}):
+        raise RecipeError(f"{folder}: holds no weight {lacking[0]} of this model; name another output_dir")
+    student.load_state_dict(saved.state_dict())
 
 
 def _persistent_buffers(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

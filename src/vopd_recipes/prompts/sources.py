@@ -10,8 +10,8 @@ import hashlib
 import json
 import logging
 import random
-from collections import defaultdict
-from collections.abc import Collection
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def read_rows(config: DataConfig, seed: int, teachers: Collection[str] = ()) -> 
     if config.test_size:
         rows, held_out = _hold_out(rows, config.test_size, seed)
     if held_out is not None and config.max_test_prompts:
-        held_out = held_out.select(range(min(config.max_test_prompts, len(held_out))))
+        held_out = held_out.select(_dealt(held_out["source"], config.max_test_prompts))
     if held_out is not None:
         _check_golds(held_out, config)
     for part in (rows, held_out):
@@ -71,6 +71,16 @@ def read_rows(config: DataConfig, seed: int, teachers: Collection[str] = ()) -> 
     if idle := sorted(set(teachers) - set(rows["teacher"])) if config.teacher_column else []:
         raise RecipeError(f"teachers: {idle[0]}: no row's {config.teacher_column} names it; leave it out")
     return rows, held_out
+
+
+def _dealt(sources: Sequence[int], count: int) -> list[int]:
+    """The first rows of each source, `count` in all, dealt to the sources in turn; of a single one its first rows."""
+    seen: Counter[int] = Counter()
+    turns = []
+    for row, source in enumerate(sources):
+        turns.append((seen[source], row))
+        seen[source] += 1
+    return sorted(row for _, row in sorted(turns)[:count])
 
 
 def content_hashes(train: Dataset) -> dict[str, str]:

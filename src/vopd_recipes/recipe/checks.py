@@ -34,6 +34,10 @@ _UNSUPPORTED = {
     "neftune_noise_alpha": "noise in the student's embeddings makes its samples off-policy",
     "auto_find_batch_size": "a micro-batch is packed by tokens; lower per_device_train_batch_size instead",
     "load_best_model_at_end": "every checkpoint is kept by step; pick one with the evaluation results",
+    **dict.fromkeys(
+        ("torch_compile", "torch_compile_backend", "torch_compile_mode"),
+        "a compiled student would not see the loss in place of its head; loss_compile compiles the loss",
+    ),
     "ignore_data_skip": "a resumed run repeats the undisturbed one",
     "fp16": "the loss forms its gradient before a loss scale could save it from underflow; use bf16: true",
 }
@@ -69,6 +73,11 @@ def check_values(args: Any) -> None:
         "use cosine, linear or constant_with_warmup",
     )
     require(not args.remove_unused_columns, "remove_unused_columns: true drops columns that rollouts need")
+    require(
+        args.train_sampling_strategy in ("random", "sequential"),
+        f"train_sampling_strategy: {args.train_sampling_strategy} needs lengths that completions do not have yet; "
+        "use random or sequential",
+    )
     require(args.temperature > 0, f"temperature must be positive, got {args.temperature}")
     require(0 < args.top_p <= 1, f"top_p must lie in (0, 1], got {args.top_p}")
     require(args.top_k >= 0, f"top_k must not be negative, got {args.top_k}; 0 is off")
@@ -80,6 +89,11 @@ def check_backends(args: Any, estimator: Estimator) -> None:
     require(0 < share < 1, f"vllm_gpu_memory_utilization must lie in (0, 1), got {share}")
     require(args.teacher_server_timeout > 0, "teacher_server_timeout must be positive")
     compiler = os.environ.get("CXX", "g++")
+    require(
+        not (args.full_determinism and args.rollout_backend == "transformers") or args.device.type == "cpu",
+        "full_determinism: transformers' sampling sums in an order that a GPU does not fix; use rollout_backend: vllm "
+        "or leave it out",
+    )
     require(
         not args.loss_compile or shutil.which(compiler) is not None,
         f"loss_compile: true needs a C++ compiler, and {compiler} is not on the PATH; install one, or leave it out",

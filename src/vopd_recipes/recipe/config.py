@@ -267,8 +267,13 @@ class VOPDConfig(TrainingArguments):
         check_schedule(self)
         batches: Any = self.accelerator_config
         require(
-            not (batches.split_batches or batches.dispatch_batches),
-            "accelerator_config: split_batches and dispatch_batches deal prompts out in an order that is not ours",
+            not (batches.split_batches or batches.dispatch_batches) and batches.even_batches,
+            "accelerator_config: split_batches, dispatch_batches and even_batches: false deal prompts out in an order "
+            "that is not ours",
+        )
+        require(
+            batches.use_seedable_sampler,
+            "accelerator_config: use_seedable_sampler: false shuffles by a state that a resumed run does not have",
         )
         introduce_deepspeed(self)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, DynamoBackend
 from transformers import TrainingArguments
 
 from vopd_recipes.recipe.errors import RecipeError
@@ -74,6 +74,12 @@ def check_launch(accelerator: Accelerator) -> None:
         raise RecipeError(
             f"{started} processes were started but {accelerator.num_processes} found each other, so each would train "
             f"by itself; {_USE_TORCHRUN}"
+        )
+    compiler = accelerator.state.dynamo_plugin.backend
+    if compiler != DynamoBackend.NO:
+        raise RecipeError(
+            f"dynamo_backend: {compiler.value.lower()} in the accelerate configuration compiles the student, which "
+            "would not see the loss in place of its head; leave it out (loss_compile compiles the loss)"
         )
     deepspeed = accelerator.state.deepspeed_plugin
     if (deepspeed is not None) != (accelerator.distributed_type == DistributedType.DEEPSPEED):

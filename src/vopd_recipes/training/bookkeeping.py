@@ -2,21 +2,20 @@
 
 Its counters look for `input_ids` in the batch; ours holds a packed row, whose tokens are counted here. A step is a
 line of `console` and not a dictionary. The rest is about a resumed run: it was evaluated before its first step
-already, and a name that is missing in the saved weights because its tensor stands there under another one is no alarm.
+already, its weights stand under the file's names, and it saves, logs and evaluates as often as the recipe says now.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import PrinterCallback, Trainer
+from transformers import PreTrainedModel, PrinterCallback, Trainer
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 
 from vopd_recipes.console import Progress
-from vopd_recipes.models import causal_lm_of
+from vopd_recipes.models import causal_lm_of, load_weights
 
 
 class Bookkeeping(Trainer):
@@ -46,11 +45,23 @@ class Bookkeeping(Trainer):
             return {}
         return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
 
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Of tied weights a checkpoint holds one name."""
-        parameters = dict(self.accelerator.unwrap_model(self.model).named_parameters(remove_duplicate=False))
-        there = {id(tensor) for name, tensor in parameters.items() if name not in load_result.missing_keys}
-        missing = [name for name in load_result.missing_keys if id(parameters.get(name)) not in there]
-        super()._issue_warnings_after_load(
-            SimpleNamespace(missing_keys=missing, unexpected_keys=load_result.unexpected_keys)
-        )
+    def _init_training_state(self, max_steps: int, *others: Any, **named: Any) -> tuple[int, int]:
+        """The checkpoint's state, with the intervals of the recipe: it would keep those that it was written with."""
+        found: tuple[int, int] = super()._init_training_state(max_steps, *others, **named)
+        self.state.compute_steps(self.args, max_steps)
+        return found
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        """Whole weights by the names of their file; adapters and shards, which keep the model's own, as ever."""
+        if model is None and isinstance(self.model, PreTrainedModel) and not self.is_deepspeed_enabled:
+            load_weights(self.model, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _finalize_training(self, *args: Any, **named: Any) -> Any:
+        """Without a rotation of its own: it would remove the last checkpoint before the final model is written."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args, **named)
+        finally:
+            self.args.save_total_limit = limit

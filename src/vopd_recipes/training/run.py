@@ -21,7 +21,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 
-from vopd_recipes.files import ENVIRONMENT, RECIPE, discard_incomplete, plot_training, written_whole
+from vopd_recipes.files import ENVIRONMENT, RECIPE, discard_incomplete, plot_training, to_disk, written_whole
 from vopd_recipes.hub import Pace, Publisher, Target, check_write_access
 from vopd_recipes.recipe import DataConfig, Recipe
 from vopd_recipes.training.trainer import VOPDTrainer
@@ -61,6 +61,7 @@ def finish_run(trainer: VOPDTrainer) -> None:
     trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
         (staging / "training_args.bin").unlink(missing_ok=True)  # a pickle: nobody should load one
+        to_disk(staging)
         for path in sorted(staging.iterdir(), key=lambda path: path.name in ("config.json", "adapter_config.json")):
             path.replace(folder / path.name)
         shutil.rmtree(staging)

@@ -113,6 +113,7 @@ class VOPDTrainer(OwnPublishing, Bookkeeping):
         )
         self._unchecked = shards_weights(self.accelerator)  # so nobody could check them before
         self._sampler_checked = False
+        self._evaluating = False
         self._weights_sampled_with = -1  # the step whose weights the rollout engine has
         self._window: list[Sample] = []  # completions of the current step, until they are written
         self._window_start = 0.0
@@ -230,7 +231,9 @@ class VOPDTrainer(OwnPublishing, Bookkeeping):
         if not self.accelerator.reduce(failed, "sum"):
             return
         step, last = self.state.global_step, last_complete_checkpoint(self.output_dir)
-        if step > 0 and self.is_in_train and (last is None or last.name != f"checkpoint-{step}"):
+        unsaved = last is None or last.name != f"checkpoint-{step}"
+        # A checkpoint out of the middle of an evaluation would count as evaluated; that of before repeats its steps.
+        if step > 0 and self.is_in_train and not self._evaluating and unsaved:
             self._save_checkpoint(self.model_wrapped, trial=None)
         reasons = gather_object([failure and str(failure)])  # the first process speaks for all
         told = failure or (self.is_world_process_zero() and next(filter(None, reasons)))
@@ -373,7 +376,8 @@ class VOPDTrainer(OwnPublishing, Bookkeeping):
             plot_training(self.state.log_history, self.output_dir)
             if self.publisher is not None:  # before an older one goes that could not be queued so far
                 self.publisher.save(checkpoint, self.state.global_step)
-            keep_newest(self.output_dir, limit)
+            best = self.state.best_model_checkpoint
+            keep_newest(self.output_dir, limit, spared=Path(best) if best else None)
             if self.publisher is not None:
                 self.publisher.retry()
         self.accelerator.wait_for_everyone()  # a process that stops now must find the marker
@@ -384,7 +388,11 @@ class VOPDTrainer(OwnPublishing, Bookkeeping):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Sample the held-out prompts once, with the same seeds at every call: accuracy and reverse KL."""
-        values = held_out_values(self, list(eval_dataset or self.eval_dataset))  # type: ignore[arg-type]
+        self._evaluating = True
+        try:
+            values = held_out_values(self, list(eval_dataset or self.eval_dataset))  # type: ignore[arg-type]
+        finally:
+            self._evaluating = False
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
