@@ -170,6 +170,14 @@ def test_records_that_are_none(tmp_path: Path, file: str, content: str, message:
     ("change", "message"),
     [
         ({"answerKey": "E"}, "SciKnowEval Chemistry L3: the answer 'E' is none of its choices A, B, C, D"),
+        (
+            {"answerKey": "AB"},
+            "L3: the answer 'AB' is none of its choices A, B, C, D; correct it in a local file",
+        ),
+        (
+            {"choices": {"text": ["1", "2", "3", "4"], "label": []}},
+            "SciKnowEval Chemistry L3: the answer 'A' is none of its choices (it has no labels)",
+        ),
         ({"answerKey": None}, "SciKnowEval Chemistry L3: AttributeError"),
         ({"details": None}, "two or more make a split; malformed rows: 20 (a column of the wrong type)"),
         ({"choices": None}, "two or more make a split; malformed rows: 20 (a column of the wrong type)"),
