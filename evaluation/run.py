@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from evaluation.checkpoint import Checkpoint, resolve
 from evaluation.protocol import Drawing, Protocol, protocol_names, read_protocol
 from evaluation.tasks import TASKS, Question, Task, task_names
+from vopd_recipes.data.origin import hub_asked_once
 from vopd_recipes.files import results_path
 from vopd_recipes.recipe import RecipeError
 from vopd_recipes.rollout import RolloutFailed
@@ -118,11 +119,12 @@ def evaluate(options: argparse.Namespace, protocol: Protocol) -> Outcome:
 def _read(names: list[str], data_dir: Path | None, failures: dict[str, str]) -> _Read:
     """What cannot be read is noted among the failures."""
     found = {}
-    for name in names:
-        try:
-            found[name] = TASKS[name].read(data_dir)
-        except RecipeError as error:
-            failures[name] = str(error)
+    with hub_asked_once():  # of the questions only: a model and a push are worth asking for again
+        for name in names:
+            try:
+                found[name] = TASKS[name].read(data_dir)
+            except RecipeError as error:
+                failures[name] = str(error)
     return found
 
 
