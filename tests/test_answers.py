@@ -485,6 +485,11 @@ def test_numbers_are_settled_here() -> None:
         (r"10\%", "10", "10 percent of the balls are red. How many are blue?", False),
         (r"11\%", "10", "What percent of the balls are red?", False),
         (r"10\%", r"10\%", "What percent of the balls are red?", True),
+        ("20", r"20\%", "What percent of the balls are red?", True),
+        ("20", r"20\text{ percent}", "By what percent did it grow?", True),
+        ("0.2", r"20\%", "What percent of the balls are red?", True),
+        ("21", r"20\%", "What percent of the balls are red?", False),
+        ("20", r"20\%", "How many balls are red?", False),
     ],
 )
 def test_percent_where_the_question_asks_for_it(

@@ -170,13 +170,18 @@ def for_math_verify(answer: str, gold: str) -> tuple[list[str], str, bool]:
     return [symbols.numbered(side) for side in compared.sides], theirs, compared.is_rough
 
 
-def as_asked(answer: str, gold: str, question: str) -> str:
-    """The answer without its percent sign where the question asks for percent and the gold answer has no sign."""
-    if "%" not in answer and "percent" not in answer:
-        return answer
-    if "%" in gold or "percent" in gold or not _PERCENT_ASKED.search(question):
-        return answer
-    return _PERCENT_SIGN.sub("", answer)
+def as_asked(answer: str, gold: str, question: str) -> tuple[str, str]:
+    """(answer, gold) without the percent sign that only one of them has, where the question asks for percent.
+
+    The gold answer loses its own only where the rest is plainly the answer: 0.2 is 20 %, and right as it stands.
+    """
+    answer_has, gold_has = ("%" in text or "percent" in text for text in (answer, gold))
+    if answer_has == gold_has or not _PERCENT_ASKED.search(question):
+        return answer, gold
+    if answer_has:
+        return _PERCENT_SIGN.sub("", answer), gold
+    bare = _PERCENT_SIGN.sub("", gold)
+    return answer, bare if quick_verdict(answer, bare) else gold
 
 
 def _base(text: str) -> tuple[str, str]:
