@@ -9,7 +9,7 @@ which two separate error bars do not do. An interval that leaves 0 out is marked
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -21,41 +21,77 @@ from vopd_recipes.recipe import RecipeError
 _SEED = 0
 
 
-def compare(paths: list[Path], output: Path) -> str:
-    """Compare results files with the first; writes `<output>.md` and `<output>.png`, returns the Markdown.
+class Compared(NamedTuple):
+    """Results as they were when they were read: an evaluation may write their file anew before they are compared.
+
+    Args:
+        path: of the results file.
+        content: of the results file.
+        means: task → prompt → share of its samples that are right.
+        note: for the label, after a space.
+    """
+
+    path: Path
+    content: dict[str, Any]
+    means: dict[str, dict[str, float]]
+    note: str = ""
+
+
+def read_compared(path: Path) -> Compared:
+    """A results file and the details beside it.
 
     Raises:
-        RecipeError: fewer than two files, one that is no results file, or no task that the first has as well.
+        RecipeError: it is no results file, or the details of a task are not there.
     """
-    if len(paths) < 2:
+    if not path.is_file():
+        raise RecipeError(f"COMPARE: no such file: {path}")
+    content = read_results(path)
+    return Compared(path, content, {task: _question_means(path, task) for task in content["tasks"]})
+
+
+def beside(compared: list[Compared], path: Path) -> list[Compared]:
+    """These and the results at `path`; what was read there before is called so."""
+    place = path.resolve()
+    before = [one._replace(note=" (before)") if one.path.resolve() == place else one for one in compared]
+    return [*before, read_compared(path)]
+
+
+def compare(compared: list[Compared], output: Path) -> str:
+    """Compare results with the first; writes `<output>.md` and `<output>.png`, returns the Markdown.
+
+    Raises:
+        RecipeError: fewer than two results, or no task that the first has as well.
+    """
+    if len(compared) < 2:
         raise RecipeError("COMPARE: two results files or more make a comparison: COMPARE=a.json,b.json")
-    results = [read_results(path) for path in paths]
-    labels = _labels(results)
+    results, labels = [one.content for one in compared], _labels(compared)
     tasks = [name for name in results[0]["tasks"] if any(name in other["tasks"] for other in results[1:])]
     if not tasks:
-        raise RecipeError(f"COMPARE: {paths[0]} and the others have no task in common")
-    text = _table(paths, results, labels, tasks)
+        raise RecipeError(f"COMPARE: {compared[0].path} and the others have no task in common")
+    text = _table(compared, labels, tasks)
     write_text(output.with_suffix(".md"), text + "\n")
     _plot(results, labels, tasks, output.with_suffix(".png"))
     return f"{text}\n\nwritten: {output.with_suffix('.md')}, {output.with_suffix('.png')}"
 
 
-def _labels(results: list[dict[str, Any]]) -> list[str]:
-    """The shortest names that tell the files apart."""
+def _labels(compared: list[Compared]) -> list[str]:
+    """The shortest names that tell the results apart."""
     forms = (
         "{model}",
         "{model} {revision}",
         "{model} {revision} {protocol}",
         "{model} {revision} {protocol} {backend}",
     )
-    for form in forms:
-        labels = [form.format(**content) for content in results]
-        if len(set(labels)) == len(labels):
+    named = [[form.format(**one.content) for one in compared] for form in forms]
+    noted = [[label + one.note for label, one in zip(labels, compared)] for labels in named]
+    for told_apart, labels in zip([*named, *noted], [*noted, *noted]):  # a note tells apart what nothing else does
+        if len(set(told_apart)) == len(compared):
             return labels
-    return [f"{number}: {label}" for number, label in enumerate(labels, 1)]
+    return [f"{number}: {label}" for number, label in enumerate(noted[-1], 1)]
 
 
-def _table(paths: list[Path], results: list[dict[str, Any]], labels: list[str], tasks: list[str]) -> str:
+def _table(compared: list[Compared], labels: list[str], tasks: list[str]) -> str:
+    results = [one.content for one in compared]
     head = ["task", f"{labels[0]}: avg@n ± s.e."]
     for label in labels[1:]:
         head += [f"{label}: avg@n ± s.e.", "difference [95 %]"]
@@ -63,9 +99,9 @@ def _table(paths: list[Path], results: list[dict[str, Any]], labels: list[str], 
     notes: list[str] = []
     for task in tasks:
         cells = [title_of(task, results[0]["tasks"][task]), _score(results[0], task)]
-        for path, content, label in zip(paths[1:], results[1:], labels[1:]):
-            cells.append(_score(content, task))
-            cells.append(_difference(paths[0], path, task, label, notes) if task in content["tasks"] else "")
+        for other, label in zip(compared[1:], labels[1:]):
+            cells.append(_score(other.content, task))
+            cells.append(_difference(compared[0], other, task, label, notes) if task in other.means else "")
         rows.append(cells)
     protocols = {(content["protocol"], content["backend"], content["dtype"]) for content in results}
     if len(protocols) > 1:
@@ -84,8 +120,8 @@ def _score(content: dict[str, Any], task: str) -> str:
     return f"{100 * scores['avg']:.1f} ± {100 * scores['stderr']:.1f}" if scores else ""
 
 
-def _difference(first: Path, other: Path, task: str, label: str, notes: list[str]) -> str:
-    ours, theirs = question_means(first, task), question_means(other, task)
+def _difference(first: Compared, other: Compared, task: str, label: str, notes: list[str]) -> str:
+    ours, theirs = first.means[task], other.means[task]
     shared = sorted(ours.keys() & theirs.keys())
     if not shared:
         notes.append(f"{task}, {label}: no question in common.")
@@ -98,12 +134,8 @@ def _difference(first: Path, other: Path, task: str, label: str, notes: list[str
     return f"{100 * differences.mean():+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]{star}"
 
 
-def question_means(path: Path, task: str) -> dict[str, float]:
-    """Prompt → share of its samples that are right, from the details beside a results file.
-
-    Raises:
-        RecipeError: the details are not there.
-    """
+def _question_means(path: Path, task: str) -> dict[str, float]:
+    """Prompt → share of its samples that are right, from the details beside a results file."""
     details = path.parent / "details" / f"{task}.parquet"
     if not details.is_file():
         raise RecipeError(f"COMPARE: {details} is missing: the comparison goes question by question")

@@ -22,11 +22,13 @@ from transformers import PreTrainedTokenizerBase
 from evaluation.checkpoint import Checkpoint, resolve
 from evaluation.protocol import Drawing, Protocol, protocol_names, read_protocol
 from evaluation.tasks import TASKS, Question, Task, task_names
+from vopd_recipes.data.origin import hub_asked_once
 from vopd_recipes.files import results_path
 from vopd_recipes.recipe import RecipeError
 from vopd_recipes.rollout import RolloutFailed
 
 if TYPE_CHECKING:  # lighteval takes seconds to import
+    from evaluation.compare import Compared
     from evaluation.model import Asked
 
 logger = logging.getLogger(__name__)
@@ -118,11 +120,12 @@ def evaluate(options: argparse.Namespace, protocol: Protocol) -> Outcome:
 def _read(names: list[str], data_dir: Path | None, failures: dict[str, str]) -> _Read:
     """What cannot be read is noted among the failures."""
     found = {}
-    for name in names:
-        try:
-            found[name] = TASKS[name].read(data_dir)
-        except RecipeError as error:
-            failures[name] = str(error)
+    with hub_asked_once():  # of the questions only: a model and a push are worth asking for again
+        for name in names:
+            try:
+                found[name] = TASKS[name].read(data_dir)
+            except RecipeError as error:
+                failures[name] = str(error)
     return found
 
 
@@ -252,6 +255,16 @@ def _protocol(words: argparse.Namespace) -> Protocol:
     )
 
 
+def _compared(words: str) -> list[Compared]:
+    """What stands in the results files now, before an evaluation takes hours and writes one of them anew."""
+    from evaluation.compare import read_compared  # late: it draws
+
+    names = [name for name in words.split(",") if name]
+    if not names:
+        raise RecipeError(f"COMPARE: '{words}' names no results file")
+    return [read_compared(Path(name)) for name in names]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; its exit status: 0, 1 where a task or the push failed, 2 where nothing could be done."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -259,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         words = _parser().parse_args(arguments)
         if not words.model and not words.compare:
             raise RecipeError("MODEL: say which, as MODEL=<hub id, folder or LoRA adapter>, or COMPARE=a.json,b.json")
-        compared = [Path(name) for name in (words.compare or "").split(",") if name]
+        compared = _compared(words.compare) if words.compare else []
         protocol, is_pushed = _protocol(words) if words.model else None, True
         if words.push:
             from evaluation.push import check_pushable, push  # late: a client that most evaluations do without
@@ -271,12 +284,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if outcome.path is not None:
             print((outcome.path.parent / "results.md").read_text(encoding="utf-8"))
             print(f"results: {outcome.path}")
-            compared.append(outcome.path)
             is_pushed = not words.push or push(outcome.path)
         if words.compare and (outcome.path or not outcome.failures or len(compared) > 1):
-            from evaluation.compare import compare  # late: it draws
+            from evaluation.compare import beside, compare  # late: it draws
 
-            print(compare(compared, words.output / "comparison"))
+            everything = beside(compared, outcome.path) if outcome.path else compared
+            print(compare(everything, words.output / "comparison"))
     except (RecipeError, RolloutFailed) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

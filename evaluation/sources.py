@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import datasets
-import huggingface_hub.constants
 import pyarrow.parquet as pq
 from datasets.exceptions import DatasetNotFoundError
 
 from vopd_recipes.data import sciknoweval
+from vopd_recipes.data.origin import ask_only_the_cache
 from vopd_recipes.recipe import RecipeError, one_line
 from vopd_recipes.tiny import problems as arithmetic
 
@@ -91,8 +91,7 @@ def _from_hub(dataset: str, config: str | None, split: str) -> Table:
         return Table(loaded.to_list(), dataset, config, split, _commit(loaded))
     except Exception as error:  # the readers raise dozens of types; each becomes one line
         if isinstance(error, ConnectionError):
-            # from now on only the cache is asked: the Hub's client tries for half a minute, and there are ten tasks
-            huggingface_hub.constants.HF_HUB_OFFLINE = True
+            ask_only_the_cache()  # until the questions are read: there are ten tasks
         raise RecipeError(f"{dataset}: {_reason(dataset, error)}") from error
 
 

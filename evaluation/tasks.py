@@ -78,10 +78,10 @@ class Task:
                 ) from None
             if not question.text.strip() or not question.gold.strip():
                 raise RecipeError(f"row {number} of {self.title} has an empty question or answer")
-            if question.letters and question.gold.upper() not in question.letters.upper():
+            if self.kind == "choice" and question.gold.upper() not in [*question.letters.upper()]:
                 raise RecipeError(
                     f"row {number} of {self.title}: the answer {question.gold!r} is none of its choices "
-                    f"{', '.join(question.letters)}"
+                    f"{', '.join(question.letters) or '(it has no labels)'}; correct it in a local file, see DATA_DIR"
                 )
             found.append(question)
         of_the_set = ("dataset_name", "dataset_config", "dataset_split")

@@ -192,6 +192,9 @@ x \ne 3 @ (-\infty,3)\cup(3,\infty)
 2007 + \frac{\pi}{2} @ 2007 + \frac\pi 2
 11,111,111,100 @ 11,\! 111,\! 111,\! 100
 3, 105, 210 @ 210, 105, 3
+200, 100 @ 100, 200
+81,256 @ 81, 256
+100,200,300 @ 100, 200, 300
 (a+5)(b+2) @ (b+2)(a+5)
 \sqrt{a}\sqrt{b} @ \sqrt{ab}
 2r\sqrt{\pi G\rho} @ \sqrt{4\pi G \rho r^2}
@@ -350,6 +353,9 @@ x \in \mathbb{R} @ x \in [-2,7]
 x = 1 \text{ or } y = -3 @ 1,-2
 x \le 2 @ (-\infty,2)
 3,105,210 @ 3, 105, 21
+81256 @ 81, 256
+81, 256 @ 81256
+200, 101 @ 100, 200
 50\% @ 50
 x @ |x|
 x+1 @ |x|+1
@@ -479,6 +485,11 @@ def test_numbers_are_settled_here() -> None:
         (r"10\%", "10", "10 percent of the balls are red. How many are blue?", False),
         (r"11\%", "10", "What percent of the balls are red?", False),
         (r"10\%", r"10\%", "What percent of the balls are red?", True),
+        ("20", r"20\%", "What percent of the balls are red?", True),
+        ("20", r"20\text{ percent}", "By what percent did it grow?", True),
+        ("0.2", r"20\%", "What percent of the balls are red?", True),
+        ("21", r"20\%", "What percent of the balls are red?", False),
+        ("20", r"20\%", "How many balls are red?", False),
     ],
 )
 def test_percent_where_the_question_asks_for_it(
@@ -519,6 +530,8 @@ def test_several_boxes_are_a_list_where_the_gold_answer_is_one(
         (r"0.75\text{ m}", Fraction(3, 4)),
         (r"\text{North} ", "North"),
         (r"2x + 1", "2x+1"),
+        ("81, 256", "81,256"),
+        ("81,256", 81256),
         ("x" * 2000 + " y", "x" * 2000 + "y"),
     ],
 )

@@ -60,6 +60,7 @@ from vopd_recipes.grading.grader import extract_choice
         "If it rains, the answer is C.",
         "If x is 2, then the correct answer is C",
         "The answer would be A if x were 2. Here the answer is C.",
+        "option(C) is correct",
     ],
 )
 def test_c_is_chosen(text: str) -> None:
@@ -90,6 +91,8 @@ def test_c_is_chosen(text: str) -> None:
         r"\boxed{\text{Answers}}",
         "The answer to A is not known",
         "A\nB\nnobody knows which",
+        "EDTA is the best chelator here.",
+        "The K_A is the right constant, and the pro-A is the best form.",
     ],
 )
 def test_nothing_is_chosen(text: str) -> None:
@@ -97,10 +100,23 @@ def test_nothing_is_chosen(text: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "choice"),
+    [
+        ("HPLC is the best technique here.\n\nB", "B"),
+        ("The answer is B. PCC is the best oxidant for this step.", "B"),
+        ("Answer: D\n\nStatement A is correct but incomplete.", "D"),
+    ],
+)
+def test_an_acronym_and_a_statement_are_no_choice(text: str, choice: str) -> None:
+    assert extract_choice(text) == choice
+
+
+@pytest.mark.parametrize(
     "unit",
     [
         "A. x\n",
         "option A is ",
+        "option  A",
         "<answer>",
         "A or ",
         "correct option is ",

@@ -189,6 +189,10 @@ def test_words() -> None:
         (r"\alpha\beta \in \mathbb{R}, f^{\prime}(x)\to\infty", "αβ ∈ ℝ, f'(x)→∞"),
         ("x^{2} 10^{-2}", "x² 10⁻²"),
         (r"\begin{align*} x \end{align*}", r"\[x\]"),
+        (r"\dbinom{5}{2} \tbinom{n}{k}", r"\binom{5}{2} \binom{n}{k}"),
+        (r"\log_264 + \log_2 64 + \log_{2}64", r"\log_{2} 64" + r"+ \log_2{64}" * 2),
+        (r"\sum x^23 y_ab", r"\sum x^{2} 3 y_{a} b"),
+        (r"3 \pmod{6} 5 \bmod 6", "3 (mod 6) 5 mod 6"),
     ],
 )
 def test_typesetting_makes_no_difference(one: str, other: str) -> None:
@@ -198,6 +202,7 @@ def test_typesetting_makes_no_difference(one: str, other: str) -> None:
 def test_what_is_different_stays_different() -> None:
     lists = [["1,2", "12"], ["1, 200", "1200"], [r"\frac{1}{2}", r"\frac{12}{}"], ["102", "10²"], ["2½", "21/2"]]
     lists += [["x ≤ 3", "x ≥ 3", "x < 3"], ["1,000,50", "100050"], [r"2 \cdots 3", r"2 \cdot 3"]]
+    lists += [[r"\log_{26}4", r"\log_264", r"\log 264"], ["10^12", "10^1 2"], [r"\binom{5}{2}", r"\frac{5}{2}"]]
     for texts in lists:
         assert len({words_of(text) for text in texts}) == len(texts)
 

@@ -26,7 +26,7 @@ from peft import PeftModel
 from test_weights import with_adapters
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from evaluation.compare import compare
+from evaluation.compare import compare, read_compared
 from evaluation.tasks import GROUPS
 from vopd_recipes.paper import published_columns
 from vopd_recipes.recipe import RecipeError
@@ -356,7 +356,7 @@ def test_compare(tmp_path: Path) -> None:
         write_results(tmp_path / "b", "org/b", [0] * 4 + [1] * 16),  # six questions better, none worse
         write_results(tmp_path / "c", "org/c", [1] + [0] * 9 + [1] * 10, "qwen"),  # one better
     ]
-    text = compare(paths, tmp_path / "comparison")
+    text = compare([read_compared(path) for path in paths], tmp_path / "comparison")
     row = next(line for line in text.splitlines() if line.startswith("| AMC 2023"))
     cells = [cell.strip() for cell in row.split("|")[1:-1]]
     assert cells[1:3] == ["50.0 ± 5.0", "80.0 ± 5.0"]
@@ -378,7 +378,7 @@ def test_compare_refuses(tmp_path: Path) -> None:
         ([first, other], "is missing: the comparison goes question by question"),
     ):
         with pytest.raises(RecipeError, match=message):
-            compare(paths, tmp_path / "comparison")
+            compare([read_compared(path) for path in paths], tmp_path / "comparison")
 
 
 def test_the_papers_columns() -> None:

@@ -12,7 +12,7 @@ from conftest import TinyPair
 from evaluation_records import named
 
 from evaluation.checkpoint import Checkpoint, resolve
-from evaluation.compare import compare
+from evaluation.compare import beside, compare, read_compared
 from evaluation.engines import room_for
 from evaluation.grades import Graded, scores
 from evaluation.harness import Doc
@@ -23,7 +23,7 @@ from evaluation.run import main
 from evaluation.sources import hub
 from evaluation.suite import Measured
 from evaluation.tasks import TASKS, Task, columns
-from vopd_recipes.files import SAME_MEASUREMENT
+from vopd_recipes.files import SAME_MEASUREMENT, results_path
 from vopd_recipes.grading import Grade
 from vopd_recipes.hub.card import Published, model_card
 from vopd_recipes.hub.evaluations import _benchmark_entries, publishable_results
@@ -117,9 +117,21 @@ def test_the_digest_is_of_prompts_and_golds() -> None:
 def test_a_comparison_names_the_tasks_that_it_leaves_out(tmp_path: Path) -> None:
     first = write(tmp_path / "a", {"amc23": [True, False], "gpqa": [True]})
     second = write(tmp_path / "b", {"amc23": [True, True], "aime24": [True]}, model="org/other")
-    text = compare([first, second], tmp_path / "comparison")
+    text = compare([read_compared(first), read_compared(second)], tmp_path / "comparison")
     assert "Not compared: org/name also has gpqa." in text and "Not compared: org/other also has aime24." in text
     assert "| AMC 2023 | 50.0" in text and "| GPQA" not in text
+
+
+def test_results_that_are_written_anew_are_compared_with_what_they_were(tmp_path: Path) -> None:
+    before = [read_compared(write(tmp_path / "a", {"amc23": [True, True]}))]
+    path = write(tmp_path / "a", {"amc23": [False, True]})
+    text = compare(beside(before, path), tmp_path / "comparison")
+    assert "| org/name (before): avg@n ± s.e. | org/name: avg@n ± s.e. |" in text
+    assert "| 100.0 ± 0.0 | 50.0 ± 50.0 | -50.0 [" in text
+    path = write(tmp_path / "a", {"amc23": [False, False]}, protocol="qwen")  # moves the others aside
+    text = compare(beside(before, path), tmp_path / "comparison")
+    assert "| org/name main paper (before): avg@n ± s.e. | org/name main qwen: avg@n ± s.e. |" in text
+    assert "| 100.0 ± 0.0 | 0.0 ± 0.0 | -100.0 [" in text
 
 
 PAIR = {"model_name_or_path": "Qwen/Qwen3-1.7B-Base", "teacher_model_name_or_path": "Qwen/Qwen3-1.7B"}
@@ -203,6 +215,39 @@ def test_bad_commands_are_one_line(tiny_pair: TinyPair, tmp_path: Path, capsys: 
     assert (tmp_path / "comparison.md").is_file()  # what can be compared is
 
 
+def test_what_cannot_be_compared_is_seen_before_the_evaluation(
+    tiny_pair: TinyPair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = write(tmp_path / "a", {"amc23": [True]})
+    gone = write(tmp_path / "b", {"amc23": [True]}).parent / "details" / "amc23.parquet"
+    gone.unlink()
+    flags = ["--tasks", "arithmetic", "--limit", "1", "--output", str(tmp_path / "out")]
+    for words, message in (
+        (f"{there},nowhere.json", "COMPARE: no such file: nowhere.json"),
+        (",", "COMPARE: ',' names no results file"),
+        (
+            str(tmp_path / "b" / "results.json"),
+            f"COMPARE: {gone} is missing: the comparison goes question by question",
+        ),
+    ):
+        assert said([str(tiny_pair.student), *flags, "--compare", words], capsys) == (2, [f"error: {message}"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_is_compared_with_its_own_earlier_results(
+    tiny_pair: TinyPair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of other weights in the same place: their file is moved while the new one is written."""
+    here = resolve(str(tiny_pair.student))
+    path = results_path(tmp_path, here.name, here.revision)
+    write(path.parent, {"arithmetic": [True]}, model=here.name, revision=here.revision)
+    flags = ["--tasks", "arithmetic", "--backend", "transformers", "--limit", "2", "--samples", "2"]
+    flags += ["--max-new-tokens", "1", "--output", str(tmp_path), "--compare", str(path)]
+    assert main([str(tiny_pair.student), *flags]) == 0
+    table = capsys.readouterr().out.partition("results: ")[2]
+    assert f"| {here.name} local paper (before): avg@n ± s.e. |" in table and "| 100.0 ± 0.0 | 0.0 ± 0.0 |" in table
+
+
 def test_a_row_that_is_wrong_costs_its_task(
     tiny_pair: TinyPair, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -241,7 +286,7 @@ def test_a_task_that_nobody_knows_is_shown_as_what_it_is(
     about |= {"dataset_name": "sums.jsonl", "dataset_config": None, "dataset_split": None}
     assert {name: scores[name] for name in about} == about
 
-    comparison = compare(paths, tmp_path / "comparison")
+    comparison = compare([read_compared(path) for path in paths], tmp_path / "comparison")
     assert [line.split(" | ")[0] for line in comparison.splitlines()[2:3]] == ["| House sums"]
     (tmp_path / "recipe.yaml").write_text("model_name_or_path: org/base\ndataset_name: dapo\nbaseline: value\n")
     card = model_card(Published(tmp_path, "org/name", "main", {"main": content}))
@@ -265,7 +310,7 @@ def test_results_from_before_titles_are_read(tmp_path: Path) -> None:
             del old["tasks"]["gpqa"][name]
         path.write_text(json.dumps(old))
     assert publishable_results(paths[0]).content == old and _benchmark_entries("org/name", "main", old) == {}
-    assert "| gpqa | 50.0" in compare(paths, tmp_path / "comparison")
+    assert "| gpqa | 50.0" in compare([read_compared(path) for path in paths], tmp_path / "comparison")
     path = write(tmp_path / "a", {"amc23": [True]})  # measured later: the older task stays as it is
     assert json.loads(path.read_text())["tasks"]["gpqa"] == old["tasks"]["gpqa"]
     text = (path.parent / "results.md").read_text()

@@ -5,11 +5,12 @@ import random
 from collections import Counter
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 from datasets import Dataset, DatasetInfo
 from evaluation_records import ON_THE_HUB, chemistry, gpqa, named, write_records
 
-from evaluation import sources
+from evaluation import run, sources
 from evaluation.protocol import Drawing, read_protocol
 from evaluation.tasks import GROUPS, TASKS, task_names
 from vopd_recipes.data import sciknoweval
@@ -170,6 +171,14 @@ def test_records_that_are_none(tmp_path: Path, file: str, content: str, message:
     ("change", "message"),
     [
         ({"answerKey": "E"}, "SciKnowEval Chemistry L3: the answer 'E' is none of its choices A, B, C, D"),
+        (
+            {"answerKey": "AB"},
+            "L3: the answer 'AB' is none of its choices A, B, C, D; correct it in a local file",
+        ),
+        (
+            {"choices": {"text": ["1", "2", "3", "4"], "label": []}},
+            "SciKnowEval Chemistry L3: the answer 'A' is none of its choices (it has no labels)",
+        ),
         ({"answerKey": None}, "SciKnowEval Chemistry L3: AttributeError"),
         ({"details": None}, "two or more make a split; malformed rows: 20 (a column of the wrong type)"),
         ({"choices": None}, "two or more make a split; malformed rows: 20 (a column of the wrong type)"),
@@ -216,6 +225,24 @@ def test_results_name_the_rows_that_were_read(name: str, records: Path, monkeypa
     _, dataset, config, split = ON_THE_HUB[name]
     assert about == named(name) | {"source": dataset}
     assert asked == [(dataset, None if part else config, split)]
+
+
+def test_a_hub_that_does_not_answer_is_asked_again_once_the_questions_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else the model would be an old one from the cache, and a push would fail."""
+    asked_offline = []
+
+    def load_dataset(id: str, config: str | None, split: str) -> Dataset:
+        asked_offline.append(huggingface_hub.constants.HF_HUB_OFFLINE)
+        raise ConnectionError("timed out")
+
+    monkeypatch.setattr(sources.datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    failures: dict[str, str] = {}
+    assert run._read(["amc23", "arithmetic", "aime24"], None, failures).keys() == {"arithmetic"}
+    assert asked_offline == [False, True] and failures.keys() == {"amc23", "aime24"}
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE
 
 
 def test_task_names() -> None:

@@ -1,8 +1,8 @@
 r"""One spelling for mathematics that is typed in many: what `words` reads.
 
 `\dfrac12`, `\frac 1 2` and `\frac{1}{2}`; `1,000,000`, `1{,}000{,}000` and `1000000`; `30^\circ` and `30°`; `\leq` and
-`≤`; `\ldots`, `...` and `…`: two copies of a problem differ in these more often than in a word. Nothing is parsed; the
-result is no LaTeX and is only ever compared.
+`≤`; `\log_264` and `\log_{2}64`; `\pmod{6}` and `(mod 6)`; `\ldots`, `...` and `…`: two copies of a problem differ in
+these more often than in a word. Nothing is parsed; the result is no LaTeX and is only ever compared.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ _COMMANDS = {
     "geqslant": " ge ",
     "neq": " ne ",
     "rightarrow": " to ",
+    **dict.fromkeys(("dbinom", "tbinom"), " binom "),
+    **dict.fromkeys(("bmod", "pmod"), " mod "),
     "varnothing": " emptyset ",
     "triangle": " triangle ",
     **dict.fromkeys(("degree", "degrees", "textdegree"), " degrees "),
@@ -68,6 +70,7 @@ _ABOVE = re.compile(r"\\[dtc]?frac(?![A-Za-z])" + _BARE)
 _BELOW = re.compile(r"\\[dtc]?frac\s*\{([^{}]{0,200})\}" + _BARE)
 _FRACTION = re.compile(r"\\[dtc]frac(?![A-Za-z])")
 _ROOT = re.compile(r"\\sqrt\s*(\d)")
+_SCRIPT = re.compile(r"([_^]\s*[0-9A-Za-z])(?=[0-9A-Za-z])")  # one character without braces
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\s*\{(?:align|aligned|equation|gather|multline|split|center)\*?\}")
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _RELATION = re.compile(r"[<>!]=")
@@ -100,7 +103,7 @@ def one_spelling(text: str) -> str:
     if "\\" in text:
         text = _BELOW.sub(r"\\frac{\1} \2 ", _ABOVE.sub(r"\\frac{\1}", text))
         text = _FRACTION.sub(r"\\frac", text)
-        text = _ROOT.sub(r"\\sqrt \1 ", _ENVIRONMENT.sub(" ", text))
+        text = _SCRIPT.sub(r"\1 ", _ROOT.sub(r"\\sqrt \1 ", _ENVIRONMENT.sub(" ", text)))
         text = _COMMAND.sub(lambda found: _COMMANDS.get(found[1], f" {found[1]} "), text)
     if "=" in text:
         text = _RELATION.sub(lambda found: _RELATIONS[found[0]], text)

@@ -24,7 +24,8 @@ MAX_CHARS = 1000  # longer answers are compared as text only: what follows is no
 _E_NOTATION = re.compile(rf"(?<![A-Za-z0-9.\\_^])({DIGITS})[eE]([+-]?[0-9]{{1,3}})(?![\w.])")
 _SHORT_INDEX = re.compile(r"([_^])\{([A-Za-z0-9])\}(?![A-Za-z0-9])")
 _INVISIBLE = re.compile(r"\\?\$")
-_NEEDLESS_SPACE = re.compile(r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])")
+# Not the one of `81, 256`: without it the list would be the number 81,256.
+_NEEDLESS_SPACE = re.compile(r"(?<![A-Za-z0-9]) (?!(?<=[0-9], )[0-9]{3}(?![0-9]))| (?![A-Za-z0-9])")
 _IN_BASE = re.compile(r"([0-9A-Za-z]+)_(?:\{([0-9]+)\}|([0-9]+))")
 _PROSE = re.compile(r"[A-Za-z][A-Za-z ]{2,}")
 _CLOCK = re.compile(r"([0-9]+):([0-9]{2})(?::([0-9]{2}))?")
@@ -79,7 +80,7 @@ def answer_key(answer: str) -> str | Fraction:
         return "".join(answer.split())
     text = _plain(_compared(answer, "").sides[0])
     found = number(text)
-    return text if found is None else found.value
+    return text.replace(", ", ",") if found is None else found.value
 
 
 def quick_verdict(answer: str, gold: str) -> bool | None:
@@ -117,7 +118,7 @@ def _is_rounded(value: Number, other: Number) -> bool:
 
 
 def _verdict(ours: str, theirs: str, is_text: bool) -> bool | None:
-    if ours == theirs:
+    if ours.replace(", ", ",") == theirs.replace(", ", ","):
         return ours != ""
     if _IN_BASE.fullmatch(ours) and _IN_BASE.fullmatch(theirs):
         return _base(ours) == _base(theirs)
@@ -169,13 +170,18 @@ def for_math_verify(answer: str, gold: str) -> tuple[list[str], str, bool]:
     return [symbols.numbered(side) for side in compared.sides], theirs, compared.is_rough
 
 
-def as_asked(answer: str, gold: str, question: str) -> str:
-    """The answer without its percent sign where the question asks for percent and the gold answer has no sign."""
-    if "%" not in answer and "percent" not in answer:
-        return answer
-    if "%" in gold or "percent" in gold or not _PERCENT_ASKED.search(question):
-        return answer
-    return _PERCENT_SIGN.sub("", answer)
+def as_asked(answer: str, gold: str, question: str) -> tuple[str, str]:
+    """(answer, gold) without the percent sign that only one of them has, where the question asks for percent.
+
+    The gold answer loses its own only where the rest is plainly the answer: 0.2 is 20 %, and right as it stands.
+    """
+    answer_has, gold_has = ("%" in text or "percent" in text for text in (answer, gold))
+    if answer_has == gold_has or not _PERCENT_ASKED.search(question):
+        return answer, gold
+    if answer_has:
+        return _PERCENT_SIGN.sub("", answer), gold
+    bare = _PERCENT_SIGN.sub("", gold)
+    return answer, bare if quick_verdict(answer, bare) else gold
 
 
 def _base(text: str) -> tuple[str, str]:

@@ -29,8 +29,12 @@ _PHRASES = (
     rf"(?i:answer)\s(?i:to|for|of)\s[^\n.:?]{{1,80}}?\s(?i:is|was)\b{_OPEN}{_LETTER}",
     rf"(?i:answer)[\"'*_ ]{{0,4}}[:=]{_OPEN}(?:{_LETTER}|{_LETTER_AT_END})",
     rf"(?i:correct|right|best|final)\s(?i:option|choice)[\"'*_ ]{{0,4}}(?::|\s(?i:is)\b){_OPEN}{_LETTER}",
-    rf"(?:(?i:option|choice)\s{{1,2}})?{_LETTER}[*_]{{0,2}}\s(?i:is\s(?:the\s)?(?:correct|right|best))\b",
     r"<answer>\s{0,2}\(?(?i:([CHOICES]))\)?\s{0,2}</answer>",
+)
+# Of a statement as well as of a choice ("Statement A is correct but incomplete"), and no acronym's last letter (HPLC).
+_VERDICT = (
+    rf"(?<![\w-])(?:(?i:option|choice)\s{{0,2}})?{_LETTER}[*_]{{0,2}}"
+    r"\s(?i:is\s(?:the\s)?(?:correct|right|best))\b"
 )
 # What may follow a letter and make it one of two.
 _ANOTHER = (
@@ -58,8 +62,9 @@ def extract_choice(text: str, choices: str = "ABCD") -> str | None:
     1. a JSON object whose "answer" is exactly one of the letters: `{"reasoning": "…", "answer": "B"}`;
     2. one with another key that says so: `{"choice": "B"}`;
     3. `\boxed{B}`, `\boxed{\text{B}}`, `\boxed{(B)}`, `\boxed{B. Tuesday}`, `\boxed{\text{Option B}}`;
-    4. "answer is B", "Answer: (B)", "the correct option is B", "option B is correct", `<answer>B</answer>` and the
-       like (a lower-case letter only as "(b)" or at the end of its line: "the answer is a prime");
+    4. "answer is B", "Answer: (B)", "the correct option is B", `<answer>B</answer>` and the like (a lower-case letter
+       only as "(b)" or at the end of its line: "the answer is a prime"); only where none of these is there, "option B
+       is correct" or "B is the best";
     5. a bare letter as the final line: `B`, `(b)`, `**B**.`;
     6. the first or last line as `B. Tuesday`, unless other lines begin so with other letters: that is a list;
     7. a bare letter as the first line, before the reasoning.
@@ -91,16 +96,15 @@ def choice_elsewhere(text: str, choices: str) -> str | None:
     """The letter of a text that has no JSON object with an "answer"."""
     if other := choice_in_json(text, choices, _OTHER_KEYS):
         return other
-    box, phrase, another, line = _patterns(choices.upper())
+    box, phrase, verdict, another, line = _patterns(choices.upper())
     boxed = extract_boxed(text)
     if boxed and (found := box.match(boxed)) and not another.match(boxed, found.end(1)):
         return found[1].upper()
-    stated = (found for found in phrase.finditer(text) if not _is_supposed(text, found))
-    if phrases := deque(stated, maxlen=1):
-        letter = phrases.pop()
-        return (
-            None if another.match(text, letter.end(letter.lastindex or 0)) else letter[letter.lastindex or 0].upper()
-        )
+    for pattern in (phrase, verdict):
+        stated = (found for found in pattern.finditer(text) if not _is_supposed(text, found))
+        if last := deque(stated, maxlen=1):
+            group = last[0].lastindex or 0
+            return None if another.match(text, last[0].end(group)) else last[0][group].upper()
     lines = text.strip().split("\n")
     alone = [as_choice(one.strip("*()[]$.: \t"), choices) for one in lines]
     first = alone[0] if len({one for one in alone if one}) == 1 else None
@@ -126,6 +130,6 @@ def as_choice(value: object, choices: str) -> str | None:
 
 @lru_cache(maxsize=16)
 def _patterns(letters: str) -> tuple[re.Pattern[str], ...]:
-    """Of a box, a phrase, another letter behind one, and a line."""
-    sources = (_BOX, "|".join(_PHRASES), _ANOTHER, _LINE)
+    """Of a box, a phrase, a verdict on a letter, another letter behind one, and a line."""
+    sources = (_BOX, "|".join(_PHRASES), _VERDICT, _ANOTHER, _LINE)
     return tuple(re.compile(source.replace("CHOICES", re.escape(letters)), re.DOTALL) for source in sources)

@@ -96,7 +96,7 @@ class MathGrader:
         r"""One grade per completion, in order.
 
         A gold answer is LaTeX, with or without dollars. A pair that occurs often (avg@32) is compared once. Where the
-        questions are given, `10\%` is 10 for those that ask for percent.
+        questions are given, `10\%` and `10` are the same for those that ask for percent.
         ValueError if the lists differ in length or a gold answer is empty; RuntimeError if no worker can be started.
         """
         if len(completions) != len(golds):
@@ -104,18 +104,20 @@ class MathGrader:
         if empty := [index for index, gold in enumerate(golds) if not gold.strip()]:
             raise ValueError(f"the gold answer of item {empty[0]} is empty")
         answers = [_answer(strip_reasoning(completion), gold) for completion, gold in zip(completions, golds)]
-        compared = answers
+        compared = list(zip(answers, golds))
         if questions is not None:
             asked = zip(answers, golds, questions, strict=True)
-            compared = [answer and as_asked(answer, gold, question) for answer, gold, question in asked]
-        pairs = {(answer, gold) for answer, gold in zip(compared, golds) if answer is not None}
+            compared = [
+                as_asked(answer, gold, question) if answer else (answer, gold) for answer, gold, question in asked
+            ]
+        pairs = {(answer, gold) for answer, gold in compared if answer is not None}
         quick = {pair: quick_verdict(*pair) for pair in pairs}
         verdicts: dict[Pair, Verdict] = {
             pair: (correct, None) for pair, correct in quick.items() if correct is not None
         }
         verdicts |= self._verify(sorted(pair for pair, correct in quick.items() if correct is None))
         grades = []
-        for answer, extracted, gold in zip(compared, answers, golds):
+        for (answer, gold), extracted in zip(compared, answers):
             correct, error = (False, None) if answer is None else verdicts[answer, gold]
             grades.append(Grade(correct, extracted, extracted is not None, error))
         return grades

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from vopd_recipes.grading.units import DIGITS, POWER
 
-_NO_DIGIT_SPACE = re.compile(r"(?<![0-9]) | (?![0-9])")
+_NO_DIGIT_SPACE = re.compile(r"(?<![0-9,]) | (?![0-9])")  # `1, 000` is a list, and no number
 _SCIENTIFIC = re.compile(rf"([+-]?{DIGITS})(?:[eE]([+-]?[0-9]{{1,3}})|(?:\\times|\\cdot|\*|x){POWER})?|([+-]?){POWER}")
 _RATIO = re.compile(
     rf"([+-]?)([0-9]+(?: (?=[0-9])|(?=\\)))?"  # sign and whole part
