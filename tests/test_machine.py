@@ -101,6 +101,11 @@ def test_the_long_row_is_all_teachers(write_recipe, tiny_pair: TinyPair, problem
     assert all(sum(sample.statistics["reverse_kl"]) > 0 for sample in row)
 
 
+def test_memory_that_nobody_can_plan_is_no_fault(write_recipe, capsys) -> None:
+    assert check(write_recipe(optim="adafactor")) == 0
+    assert "optim: adafactor is not planned for" in lines(capsys.readouterr().out)["memory"][1]
+
+
 def test_a_bad_recipe_is_no_fault_of_the_machine(write_recipe, capsys) -> None:
     assert check(write_recipe(), "--dtype", "half") == 2
     assert "--dtype: dtype must be one of" in capsys.readouterr().err
