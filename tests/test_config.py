@@ -281,6 +281,21 @@ def test_wrong_values(tmp_path: Path, lines: str, flags: tuple[str, ...], where:
             "recipe.yaml:7",
             "loss_compile has no effect with teacher_server_scores: logprobs",
         ),
+        *(
+            (
+                "teacher_backend: server\n",
+                ("--baseline", "none", "--teacher_server_url", url),
+                "--teacher_server_url",
+                says,
+            )
+            for url, says in (
+                ("http://node7:80OO", "name it as http://host:port; Port could not be cast"),
+                ("http://node7:65536", "Port out of range"),
+                ("http://node7:0", "0 is no port"),
+                ("localhost:8000", "it begins with neither http:// nor https://"),
+                ("http://:8000", "it has no host"),
+            )
+        ),
     ],
 )
 def test_contradictions(tmp_path: Path, lines: str, flags: tuple[str, ...], where: str, says: str) -> None:

@@ -6,6 +6,7 @@ from dataclasses import fields
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vopd_recipes.loss import Estimator, Head, TokenStats, baselines, fused_loss, reference_loss
 
@@ -214,9 +215,18 @@ def test_compiled_is_plain(estimator, case):
 def test_without_gradients_only_statistics_are_computed():
     inputs = make_inputs(torch.float32)
     expected, stats, _ = run(fused, inputs, {}, Estimator(), True)
-    with torch.no_grad():
-        loss, same = fused(inputs, Estimator())
-    assert not loss.requires_grad
+    trained = {**inputs, "student_weight": inputs["student_weight"].clone().requires_grad_()}
+    products = []  # with the logit gradient
+
+    class Watched(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func in (torch.ops.aten.addmm_.default, torch.ops.aten.addmm.out):
+                products.append(func)
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Watched():
+        loss, same = fused(trained, Estimator())
+    assert not loss.requires_grad and not products
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(same.reverse_kl, stats.reverse_kl)
 

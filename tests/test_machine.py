@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from transformers import AutoModelForCausalLM
 
 from vopd_recipes.loss import Estimator, Head, fused_loss
-from vopd_recipes.machine import main, surroundings, trial
+from vopd_recipes.machine import command, main, surroundings, trial
 from vopd_recipes.machine.forecast import largest_errors
 from vopd_recipes.machine.report import Report
 from vopd_recipes.machine.trial import Seen, compare
@@ -74,6 +74,36 @@ def test_memory_is_the_planners(write_recipe, capsys) -> None:
     took, planned = (float(words[place]) for place in (words.index("took") + 1, words.index("planned") + 1))
     assert "2 × 364 tokens" in " ".join(words)
     assert took == pytest.approx(planned, rel=0.1)
+
+
+@pytest.mark.parametrize("words", [(), ("--random",)])
+def test_the_long_row_is_all_teachers(write_recipe, tiny_pair: TinyPair, problem_folder, monkeypatch, words) -> None:
+    """Each teaches some of its sequences, after prompts as long as a privileged teacher's may be."""
+    windows = []
+
+    class Watched(trial.Trial):
+        def teacher_views(self, batches):
+            windows.append(batches)
+            return super().teacher_views(batches)
+
+    monkeypatch.setattr(command, "Trial", Watched)
+    names = ("first", "second")
+    recipe = write_recipe(
+        dataset_name=None, teacher_model_name_or_path=None, max_prompt_length=64, teacher_max_prompt_length=300,
+        teachers={name: {"teacher_model_name_or_path": str(tiny_pair.teacher)} for name in names},
+        dataset_mixture=[{"dataset_name": str(problem_folder), "teacher": name} for name in names],
+        teacher_prompt_template="{prompt} {answer}",
+    )  # fmt: skip
+    assert check(recipe, *words) == 0
+    row = windows[-1][0].samples
+    assert [sample.teacher for sample in row] == list(names)
+    assert [(len(sample.prompt_ids), len(sample.teacher_prompt_ids)) for sample in row] == [(64, 300)] * 2
+    assert all(sum(sample.statistics["reverse_kl"]) > 0 for sample in row)
+
+
+def test_memory_that_nobody_can_plan_is_no_fault(write_recipe, capsys) -> None:
+    assert check(write_recipe(optim="adafactor")) == 0
+    assert "optim: adafactor is not planned for" in lines(capsys.readouterr().out)["memory"][1]
 
 
 def test_a_bad_recipe_is_no_fault_of_the_machine(write_recipe, capsys) -> None:

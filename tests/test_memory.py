@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import TinyPair
+from family_configs import FAMILIES, Family
 from launching import REPOSITORY, execute
 
 from vopd_recipes.models import PACKED_SDPA, load_student, packed_arguments
@@ -25,7 +26,7 @@ from vopd_recipes.planner.items import PHASES
 from vopd_recipes.planner.memory import GB, plan
 from vopd_recipes.planner.setup import read_setup
 from vopd_recipes.planner.states import Setup, training_states
-from vopd_recipes.recipe import load_recipe
+from vopd_recipes.recipe import RecipeError, load_recipe
 from vopd_recipes.tiny import pair as tiny
 
 LORA = Lora(4, 8, "all-linear")
@@ -209,6 +210,34 @@ def test_a_packed_row_costs_as_many_tokens_as_it_has() -> None:
     alone = training_activations(architecture, (4096,), None, True)
     packed = training_activations(architecture, (2048, 2048), None, True)
     assert packed.backward == pytest.approx(alone.backward, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "family", [Family("gemma2", {"query_pre_attn_scalar": 32}), Family("gpt2"), Family("gpt_neox")]
+)
+def test_models_of_other_attention_are_planned(tmp_path: Path, family: Family) -> None:
+    """Scores that sdpa cannot cap, and configurations that do not count key-value heads."""
+    family.settings().save_pretrained(tmp_path)
+    model = Architecture(str(tmp_path))
+    sampled = make_setup(model, teacher=model, sampler="vllm")
+    assert all(plan(setup).peak > 0 for setup in (sampled, replace(sampled, sampler="transformers")))
+    assert smallest_change(replace(sampled, gpu_bytes=GB)) is None
+
+
+def test_what_cannot_be_planned_for_is_one_line(tmp_path: Path, caplog: Any) -> None:
+    """Experts and positions that depend on data, and a cache without attention."""
+    FAMILIES["gpt-oss"].settings().save_pretrained(tmp_path / "experts")
+    Family("opt").settings().save_pretrained(tmp_path / "positions")
+    Family("mamba", {"num_attention_heads": None, "num_key_value_heads": None}).settings().save_pretrained(
+        tmp_path / "states"
+    )
+    for name in ("experts", "positions"):
+        with pytest.raises(RecipeError, match=f"{name}: cannot be planned for: ") as caught:
+            plan(make_setup(Architecture(str(tmp_path / name))))
+        assert "\n" not in str(caught.value)
+    assert not [record for record in caplog.records if record.name.startswith("torch")]
+    with pytest.raises(RecipeError, match="states: cannot be planned for: it has no attention heads"):
+        plan(make_setup(Architecture(str(tmp_path / "states")), sampler="vllm"))
 
 
 def test_phases_hold_what_is_there_at_the_time() -> None:

@@ -518,8 +518,11 @@ def test_half_precision_needs_a_float32_copy_of_what_it_trains(write_recipe, mon
     def check(**fields):
         _check_precision(load_recipe(write_recipe(**fields)))
 
-    for allowed in ({}, {"bf16": True}, {"dtype": "bfloat16", "use_peft": True}):
+    for allowed in ({}, {"bf16": True}, {"dtype": "bfloat16", "use_peft": True}, {"teacher_dtype": "float16"}):
         check(**allowed)
+    for refused in ({"dtype": "float16"}, {"dtype": "float16", "use_peft": True, "bf16": True}):
+        with pytest.raises(RecipeError, match="dtype: float16: the student's gradients would underflow"):
+            check(**refused)
     for refused in ({"dtype": "bfloat16"}, {"dtype": "bfloat16", "bf16": True}):
         with pytest.raises(
             RecipeError, match="dtype: bfloat16: most updates of the student's weights would round away"

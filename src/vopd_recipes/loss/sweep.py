@@ -90,6 +90,8 @@ Reader = Callable[[slice, Tensor, bool], Tensor]
 def swept_loss(hidden: Tensor, head: Head, sweep: Sweep, read: Reader) -> Tensor:
     """The scalar loss of all chunks, with the gradients of `hidden` and of the head's weight and bias formed.
 
+    Without gradients enabled none is formed, whatever the tensors require.
+
     Args:
         hidden: the student's, [N, H], with gradient.
         head: the student's, whole; gradients of weight and bias are formed only where they are required.
@@ -100,6 +102,8 @@ def swept_loss(hidden: Tensor, head: Head, sweep: Sweep, read: Reader) -> Tensor
         RuntimeError: at a second backward through the same loss.
     """
     with torch.autocast(hidden.device.type, enabled=False):
+        if not torch.is_grad_enabled():  # a Function would be told only what its inputs require
+            return _run(hidden, sweep, read, _Gradients(None, None, None))
         return _SweptLoss.apply(hidden, head.weight, head.bias, sweep, read)
 
 

@@ -90,7 +90,8 @@ def _check(report: Report, asked: Asked, folder: str, untrained: bool) -> None:
         recipe = load_recipe(asked.path, _trial_flags(asked, folder))
         if not check_exchange(report, recipe.training.device.type == "cuda"):
             return
-        trial = partial(Trial, longest=_longest(asked.recipe))
+        longest = _longest(asked.recipe)
+        trial = partial(Trial, longest=longest, teacher_prompt=_teacher_prompt(asked.recipe, longest[1]))
         trainer = _untrained(recipe, trial, Path(folder)) if untrained else build_trainer(recipe, trial)[0]
         assert isinstance(trainer, Trial)
         trainer.remove_callback(Progress)
@@ -131,10 +132,24 @@ def _longest(recipe: Recipe) -> tuple[int, int]:
     return prompt, min(recipe.training.max_completion_length, places - prompt)
 
 
+def _teacher_prompt(recipe: Recipe, completion: int) -> int | None:
+    """Tokens of a prompt of the teachers' own, as many as the recipe allows and all have places for; else `None`."""
+    if not recipe.data.privileged:
+        return None
+    models = [one.model for one in recipe.by_teacher().values()]
+    named = [(one.teacher_model_name_or_path, one.teacher_model_revision) for one in models]
+    places = [_places_of(name, revision) if name else _places(recipe) for name, revision in named]
+    longest = recipe.data.teacher_max_prompt_length or recipe.data.max_prompt_length
+    return max(1, min(longest, min(places) - completion))
+
+
 def _places(recipe: Recipe) -> int:
     """How long a sequence the student can read."""
-    model = Architecture(str(recipe.model.model_name_or_path), recipe.model.model_revision)
-    return getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+    return _places_of(str(recipe.model.model_name_or_path), recipe.model.model_revision)
+
+
+def _places_of(name: str, revision: str | None) -> int:
+    return getattr(Architecture(name, revision).config, "max_position_embeddings", None) or sys.maxsize
 
 
 def _untrained(recipe: Recipe, trial: Any, folder: Path) -> Any:
@@ -147,8 +162,9 @@ def _untrained(recipe: Recipe, trial: Any, folder: Path) -> Any:
     length = min(recipe.data.max_prompt_length, 64)
     shared = min(student_of.vocab_size, *(vocabulary_of(teacher) for teacher in teachers.values()))
     ids = torch.randint(shared, (_PROMPTS, length), generator=torch.Generator().manual_seed(0)).tolist()
+    own = ("teacher_input_ids",) if recipe.data.privileged else ()
     rows = [
-        {"prompt_id": i, "input_ids": row, "prompt": "", "answer": None, "teacher": name}
+        {"prompt_id": i, "prompt": "", "answer": None, "teacher": name, **dict.fromkeys(("input_ids", *own), row)}
         for i, (row, name) in enumerate(zip(ids, cycle(teachers)))
     ]
     if not (is_sharded(student) or is_set("ACCELERATE_USE_FSDP")):

@@ -42,7 +42,7 @@ class Asked:
     path: Path
     overrides: list[str]
     recipe: Recipe
-    setup: Setup | None  # what its memory depends on; `None` where nobody can say
+    setup: Setup | RecipeError  # what its memory depends on, or why nobody can say
     prompts: PromptCount
 
     @staticmethod
@@ -54,10 +54,11 @@ class Asked:
         """
         with unlaunched():  # reading a recipe once more would make accelerate forget the processes that have met
             recipe = read_anywhere(path, overrides)[0]
+            setup: Setup | RecipeError
             try:
                 setup = read_setup(path, overrides, recipe.training.vllm_tensor_parallel_size, 0)
-            except RecipeError:  # an optimiser that nobody has counted
-                setup = None
+            except RecipeError as error:  # an optimiser that nobody has counted
+                setup = error
             return Asked(path, overrides, recipe, setup, count_prompts(recipe))
 
 
@@ -68,16 +69,20 @@ def check_memory(report: Report, asked: Asked, trainer: Trial) -> None:
     most = int(accelerator.gather(torch.tensor([seen.bytes], device=accelerator.device)).max())
     there = torch.cuda.get_device_properties(accelerator.device).total_memory if on_gpu else cpu_bytes() // processes
     rows = f"a row of {seen.sequences} × {trainer.longest[0] + seen.completion} tokens took {_size(most)} of tensors"
-    if asked.setup is None:
-        report.right("memory", f"{rows}; nobody has planned for optim: {asked.recipe.training.optim}")
+    if isinstance(asked.setup, RecipeError):
+        report.right("memory", f"{rows}; {asked.setup}")
         return
     kind = layout(accelerator)
     sharding = kind if kind in get_args(Sharding) else "none"
     setup = replace(asked.setup, gpus=processes, gpu_bytes=there, sharding=cast(Sharding, sharding))
     row = replace(setup, prompts=seen.sequences, generations=1, completion_tokens=seen.completion)
-    with unsharded():  # ZeRO-3 would cut the planner's models up, which have shapes and no data
-        short, whole = plan(row), plan(setup)
-        change = None if whole.fits else smallest_change(whole.setup)
+    try:
+        with unsharded():  # ZeRO-3 would cut the planner's models up, which have shapes and no data
+            short, whole = plan(row), plan(setup)
+            change = None if whole.fits else smallest_change(whole.setup)
+    except RecipeError as error:  # a model that nobody can count
+        report.right("memory", f"{rows}; {error}")
+        return
     planned = max(map(short.need, ("teacher", "loss", "backward"))) - _assumed(short)
     report.judge(
         "memory",

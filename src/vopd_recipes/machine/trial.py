@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -52,13 +53,15 @@ class Trial(VOPDTrainer):
     Args:
         args: as the trainer's.
         longest: (tokens of the longest prompt, tokens of the longest completion) there may be.
+        teacher_prompt: tokens of the longest prompt of a privileged teacher's own, or `None`.
         kwargs: as the trainer's.
     """
 
-    def __init__(self, *args: Any, longest: tuple[int, int], **kwargs: Any) -> None:
+    def __init__(self, *args: Any, longest: tuple[int, int], teacher_prompt: int | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.seen = Seen(short=self.args.max_completion_length)
         self.longest = longest
+        self._teacher_prompt = teacher_prompt
         self._before: list[Sample] = []
 
     def sample(self, prompts: list[dict[str, Any]], step: int, generations: int) -> list[Sample]:
@@ -90,14 +93,16 @@ class Trial(VOPDTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[list[dict[str, Any]]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], Tensor]:
-        """Real ones twice, then the longest row there may be; the window's other rows are short."""
+        """Real ones twice, then the longest row there may be, of all teachers; the window's other rows are short."""
         if self.state.global_step < STEPS - 1:
             return super().get_batch_samples(epoch_iterator, num_batches, device)
         prompts = self.longest[0]
         self.seen.sequences, self.seen.completion = self._affordable()
         generator = torch.Generator().manual_seed(0)
-        rows = [self._row(prompts, self.seen.completion, generator) for _ in range(self.seen.sequences)]
-        self._window = [*rows, *(self._row(2, 1, generator) for _ in range(num_batches - 1))]
+        teachers = cycle(self.teachers)
+        lengths = prompts, self.seen.completion, self._teacher_prompt or 0
+        rows = [self._row(*lengths, next(teachers), generator) for _ in range(self.seen.sequences)]
+        self._window = [*rows, *(self._row(2, 1, 0, next(teachers), generator) for _ in range(num_batches - 1))]
         batches = [pack(rows, 1)[0], *(pack([row], 1)[0] for row in self._window[len(rows) :])]
         self.metrics.add_completions(self._window)
         self._window_start = time.perf_counter()
@@ -112,15 +117,17 @@ class Trial(VOPDTrainer):
         where that can be, from what the short rows took.
         """
         (prompt, completion), line = self.longest, self.seen.lines[-1]
+        prompt = max(prompt, self._teacher_prompt or 0)
         sequences = int(self.args.per_device_train_batch_size) * self.args.num_generations
         tokens = sum(sample.length for sample in self._before)
         affordable = int(_SECONDS * tokens / (line["time/teacher"] + line["time/student"]))
         sequences = max(1, min(sequences, affordable // (prompt + min(completion, self.seen.short))))
         return sequences, max(1, min(completion, affordable // sequences - prompt))
 
-    def _row(self, prompt: int, completion: int, generator: torch.Generator) -> Sample:
-        ids = torch.randint(self.vocabulary, (prompt + completion,), generator=generator).tolist()
-        return Sample(0, ids[:prompt], ids[prompt:], [0.0] * completion, finished=False)
+    def _row(self, prompt: int, completion: int, read: int, teacher: str | None, generator: torch.Generator) -> Sample:
+        end = prompt + completion
+        ids = torch.randint(self.vocabulary, (end + read,), generator=generator).tolist()
+        return Sample(0, ids[:prompt], ids[prompt:end], [0.0] * completion, False, teacher, ids[end:] or None)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None

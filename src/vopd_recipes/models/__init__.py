@@ -21,6 +21,7 @@ from vopd_recipes.models.head_only import load_teacher_head
 from vopd_recipes.models.loading import (
     base_of,
     cast_outside_autocast,
+    default_attention,
     is_own_base,
     load_student,
     load_teacher,

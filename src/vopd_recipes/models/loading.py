@@ -253,6 +253,7 @@ def load_teacher(config: ModelConfig) -> PreTrainedModel:
 
 def _load(config: ModelConfig, teacher: bool) -> PreTrainedModel:
     name, revision = _source(config, teacher)
+    dtype = (teacher and config.teacher_dtype) or config.dtype
     try:
         settings = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=config.trust_remote_code)
         if not config.dropout:
@@ -262,8 +263,8 @@ def _load(config: ModelConfig, teacher: bool) -> PreTrainedModel:
             name,
             config=settings,
             revision=revision,
-            dtype=getattr(torch, (teacher and config.teacher_dtype) or config.dtype),
-            attn_implementation=config.attn_implementation or default_attention(settings, config.dtype),
+            dtype=getattr(torch, dtype),
+            attn_implementation=config.attn_implementation or default_attention(settings, dtype),
             trust_remote_code=config.trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import logging
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,8 +32,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedConfig
 
-from vopd_recipes.models import PACKED_SDPA, causal_lm_of, packed_arguments
+from vopd_recipes.models import causal_lm_of, packed_arguments
 from vopd_recipes.planner.architectures import Architecture, build
+from vopd_recipes.recipe import RecipeError, one_line
 
 _FEWEST_LAYERS = 4
 
@@ -99,7 +101,7 @@ def training_activations(
                 causal_lm_of(model).gradient_checkpointing_enable({"use_reentrant": False})
             return count_training(model.train(), lengths, autocast)
 
-    return Activations(*_extrapolated(architecture.config, count))
+    return Activations(*_extrapolated(architecture, count))
 
 
 @lru_cache(maxsize=256)
@@ -123,7 +125,7 @@ def inference_peak(architecture: Architecture, lengths: tuple[int, ...], autocas
                 _backbone(model, hidden, lengths)
             return (live.peak + hidden.nbytes,)
 
-    return _extrapolated(architecture.config, count)[0]
+    return _extrapolated(architecture, count)[0]
 
 
 def count_training(model: nn.Module, lengths: tuple[int, ...], autocast: str | None) -> tuple[int, int, int]:
@@ -161,7 +163,7 @@ def _without_data(architecture: Architecture, config: PreTrainedConfig) -> nn.Mo
 def _backbone(model: nn.Module, hidden: Tensor, lengths: tuple[int, ...]) -> Tensor:
     """Last hidden states [1, T, H] of embedded tokens [1, T, H]: the embedding's own gradient is counted elsewhere."""
     positions = torch.cat([torch.arange(length) for length in lengths])[None]
-    packed = packed_arguments(PACKED_SDPA, lengths, hidden.device)
+    packed = packed_arguments(causal_lm_of(model).config._attn_implementation, lengths, hidden.device)
     backbone: Any = causal_lm_of(model).base_model
     return backbone(inputs_embeds=hidden, position_ids=positions, use_cache=False, **packed).last_hidden_state
 
@@ -178,8 +180,27 @@ def _autocast(dtype: str | None) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast("cpu", getattr(torch, dtype)) if dtype else contextlib.nullcontext()
 
 
-def _extrapolated(config: PreTrainedConfig, count: Callable[[PreTrainedConfig], tuple[int, ...]]) -> tuple[int, ...]:
-    """What `count` would say of all layers, from two small numbers of them."""
+def _extrapolated(architecture: Architecture, count: Callable[[PreTrainedConfig], tuple[int, ...]]) -> tuple[int, ...]:
+    """What `count` would say of all layers, from two small numbers of them.
+
+    Raises:
+        RecipeError: the model does what cannot be done without data: where tokens go to experts, say.
+    """
+    config = architecture.config
+    logger = logging.getLogger("torch._subclasses.fake_tensor")  # which would print the traceback
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        return _counted(config, count)
+    except RecipeError:
+        raise
+    except Exception as error:  # models raise what they like; each becomes one line
+        raise RecipeError(f"{architecture.name}: cannot be planned for: {one_line(error, 200)}") from error
+    finally:
+        logger.setLevel(level)
+
+
+def _counted(config: PreTrainedConfig, count: Callable[[PreTrainedConfig], tuple[int, ...]]) -> tuple[int, ...]:
     layers, period = config.num_hidden_layers, _period(config)
     few = -(-_FEWEST_LAYERS // period) * period
     if layers < few + period:

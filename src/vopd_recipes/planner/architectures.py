@@ -19,7 +19,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Trainer
 
-from vopd_recipes.models import PACKED_SDPA, cast_outside_autocast
+from vopd_recipes.models import cast_outside_autocast, default_attention
 from vopd_recipes.recipe import RecipeError, one_line
 
 MODEL_CONFIGS = Path(__file__).parent / "model_configs"
@@ -63,11 +63,23 @@ class Architecture:
         return int(self.config.num_hidden_layers)
 
     @property
+    def key_value_heads(self) -> int:
+        """Of each layer: as many as query heads where the configuration says nothing else.
+
+        Raises:
+            RecipeError: it has no attention.
+        """
+        for name in ("num_key_value_heads", "num_attention_heads"):
+            if count := getattr(self.config, name, None):
+                return int(count)
+        raise RecipeError(f"{self.name}: cannot be planned for: it has no attention heads")
+
+    @property
     def cache_bytes_per_token(self) -> int:
         """Keys and values of one token in all layers, in half precision."""
         config = self.config
         size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return 2 * self.layers * (config.num_key_value_heads or config.num_attention_heads) * size * 2
+        return 2 * self.layers * self.key_value_heads * size * 2
 
 
 @dataclass(frozen=True)
@@ -112,7 +124,7 @@ def build(architecture: Architecture, config: PreTrainedConfig) -> nn.Module:
     dtype = getattr(torch, architecture.dtype)
     try:
         model: Any = AutoModelForCausalLM.from_config(
-            copy.deepcopy(config), dtype=dtype, attn_implementation=PACKED_SDPA, trust_remote_code=False
+            copy.deepcopy(config), dtype=dtype, attn_implementation=attention_of(config), trust_remote_code=False
         )
         if (lora := architecture.lora) is None:
             return model
@@ -123,6 +135,11 @@ def build(architecture: Architecture, config: PreTrainedConfig) -> nn.Module:
         return with_adapters.to(dtype) if architecture.adapters_too else with_adapters
     except ValueError as error:
         raise RecipeError(f"{architecture.name}: cannot build its model: {one_line(error)}") from error
+
+
+def attention_of(config: PreTrainedConfig) -> str:
+    """What a recipe that names none gets on a machine without flash-attention, which needs as little as sdpa."""
+    return default_attention(config, "float32")
 
 
 @lru_cache(maxsize=64)

@@ -84,7 +84,7 @@ def _other_share(setup: Setup) -> Iterator[Change]:
 
 
 def _more_parallel(setup: Setup) -> Iterator[Change]:
-    heads = setup.student.config.num_key_value_heads
+    heads = setup.student.key_value_heads
     for parallel in (2, 4, 8):
         if setup.sampler == "vllm" and parallel > setup.vllm_parallel:
             if setup.gpus % parallel or heads % parallel:

@@ -75,7 +75,7 @@ class Setup:
             raise RecipeError(f"optim: {self.optim} is not planned for; known are {', '.join(OPTIMIZERS)}")
         if self.sampler != "vllm":
             return
-        heads, parallel = self.student.config.num_key_value_heads, self.vllm_parallel
+        heads, parallel = self.student.key_value_heads, self.vllm_parallel
         if self.gpus % parallel or heads % parallel:
             raise RecipeError(
                 f"vllm_tensor_parallel_size: {parallel} must divide the {self.gpus} GPUs and the student's {heads} "

@@ -13,6 +13,7 @@ import os
 import shutil
 from dataclasses import fields
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 from transformers import TrainingArguments, get_scheduler
@@ -106,6 +107,7 @@ def check_backends(args: Any, estimator: Estimator) -> None:
         )
         return
     require(bool(args.teacher_server_url), "teacher_server_url: missing; teacher_backend: server needs it")
+    _check_url(args.teacher_server_url)
     require(not args.teacher_offload, "teacher_offload has no effect with teacher_backend: server")
     require(
         args.teacher_server_timeout < args.ddp_timeout,
@@ -126,6 +128,19 @@ def check_backends(args: Any, estimator: Estimator) -> None:
         f"distribution, which a server of log-probabilities lacks; use {_served()}; or set "
         "teacher_server_scores: hidden_states",
     )
+
+
+def _check_url(url: str) -> None:
+    """An address that a client can be made of; what may be a password in it is not repeated."""
+    wanted = "teacher_server_url: name it as http://host:port"
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ValueError(f"{wanted}; {one_line(error)}") from error
+    require(parts.scheme in ("http", "https"), f"{wanted}; it begins with neither http:// nor https://")
+    require(bool(parts.hostname), f"{wanted}; it has no host")
+    require(port != 0, f"{wanted}; 0 is no port")
 
 
 def check_publishing(args: Any) -> None:

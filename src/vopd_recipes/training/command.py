@@ -179,8 +179,16 @@ def _check_batches(training: VOPDConfig, prompts: int) -> None:
 
 
 def _check_precision(recipe: Recipe) -> None:
-    """Updates of a whole model need float32: of bfloat16 weights, 8% moved in 20 steps at a learning rate of 1e-5."""
+    """Updates of a whole model need float32: of bfloat16 weights, 8% moved in 20 steps at a learning rate of 1e-5.
+
+    Gradients need the exponents of float32, which bfloat16 has: there is no loss scale to keep float16's from zero.
+    """
     model, training = recipe.model, recipe.training
+    if model.dtype == "float16":
+        raise RecipeError(
+            "dtype: float16: the student's gradients would underflow, and nothing scales the loss; use dtype: "
+            "bfloat16 with use_peft: true, else dtype: float32 with bf16: true (teacher_dtype: float16 is fine)"
+        )
     mixed = training.bf16 or os.environ.get("ACCELERATE_MIXED_PRECISION") == "bf16"
     sharded = training.deepspeed or is_set("ACCELERATE_USE_DEEPSPEED") or is_set("ACCELERATE_USE_FSDP")
     if model.dtype != "float32" and not model.use_peft and not (mixed and sharded):
