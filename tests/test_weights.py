@@ -29,7 +29,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from vopd_recipes.models import FullCopy, check_models, checkpoint_weights, full_weights, load_student
+from vopd_recipes.models import FullCopy, check_models, checkpoint_weights, full_weights, load_student, load_weights
 from vopd_recipes.models.weights import merging_error
 from vopd_recipes.recipe import ModelConfig, RecipeError
 
@@ -208,6 +208,25 @@ def test_experts_leave_under_the_names_of_the_file(settings: PreTrainedConfig, t
     assert sent.keys() - saved.keys() <= {"lm_head.weight"}  # a tied head comes twice
     for name, tensor in saved.items():
         assert torch.equal(sent[name], tensor), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("settings", [*MIXTURES, GLM4_MOE, QWEN35, GEMMA3, OLMO3], ids=lambda given: given.model_type)
+def test_what_was_saved_is_read_back(settings: PreTrainedConfig, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Into the model that wrote it, trained further meanwhile: to the bit, by whatever names the file has."""
+    torch.manual_seed(0)
+    reads_pictures = settings in (QWEN35, GEMMA3)
+    whole = (AutoModelForImageTextToText if reads_pictures else AutoModelForCausalLM).from_config(settings)
+    whole.save_pretrained(tmp_path / "start")
+    word = str(dtype).removeprefix("torch.")
+    student = load_student(ModelConfig(model_name_or_path=str(tmp_path / "start"), dtype=word))
+    student.save_pretrained(tmp_path / "saved")
+    expected = copy.deepcopy(student.state_dict())
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(1)
+    load_weights(student, tmp_path / "saved")
+    assert all(torch.equal(expected[name], tensor) for name, tensor in student.state_dict().items())
 
 
 @pytest.mark.parametrize("settings", [QWEN35, GEMMA3], ids=lambda settings: settings.model_type)
