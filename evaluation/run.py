@@ -272,12 +272,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         words = _parser().parse_args(arguments)
         if not words.model and not words.compare:
             raise RecipeError("MODEL: say which, as MODEL=<hub id, folder or LoRA adapter>, or COMPARE=a.json,b.json")
-        compared = _compared(words.compare) if words.compare else []
         protocol, is_pushed = _protocol(words) if words.model else None, True
         if words.push:
             from evaluation.push import check_pushable, push  # late: a client that most evaluations do without
 
             check_pushable(words.model, words.revision, words.limit)
+        compared = _compared(words.compare) if words.compare else []
         outcome = evaluate(words, protocol) if protocol else Outcome(None, {})
         for name, reason in outcome.failures.items():  # now: what follows may fail in its turn
             print(f"error: {name}: {reason}", file=sys.stderr)
