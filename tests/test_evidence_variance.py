@@ -448,7 +448,9 @@ def test_directions_meet_the_gradients_themselves(write_recipe) -> None:
 
 def test_directions_are_written(write_recipe, tmp_path) -> None:
     recipe = load_recipe(write_recipe(max_completion_length=4, per_device_train_batch_size=16))
-    text = write_directions(measure_directions(recipe, None, draws=4, prompts=4, directions=2), tmp_path / "out")
+    two_pairs = write_directions(measure_directions(recipe, None, draws=4, prompts=4, directions=2), tmp_path / "few")
+    assert "±" not in two_pairs.split("\n\n", 1)[1]
+    text = write_directions(measure_directions(recipe, None, draws=6, prompts=4, directions=2), tmp_path / "out")
     assert (tmp_path / "out" / "directions.md").read_text() == text + "\n"
     assert json.loads((tmp_path / "out" / "directions.json").read_text())["columns"]["none"]["given"]["value"] == 1
     assert re.search(r"\| `rao_blackwell_tail` \|( 0\.\d+ ± 0\.\d+ \(0\.\d+\) \|){6}", text)
