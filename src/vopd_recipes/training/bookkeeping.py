@@ -7,6 +7,8 @@ already, its weights stand under the file's names, and it saves, logs and evalua
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +62,14 @@ class Bookkeeping(Trainer):
 
     def _finalize_training(self, *args: Any, **named: Any) -> Any:
         """Without a rotation of its own: it would remove the last checkpoint before the final model is written."""
+        with self._without_rotation():
+            return super()._finalize_training(*args, **named)
+
+    @contextmanager
+    def _without_rotation(self) -> Iterator[int | None]:
+        """The Trainer removes no checkpoint meanwhile; yields `save_total_limit`."""
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            return super()._finalize_training(*args, **named)
+            yield limit
         finally:
             self.args.save_total_limit = limit

@@ -364,11 +364,8 @@ class VOPDTrainer(OwnPublishing, Bookkeeping):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """A checkpoint counts only once every process has written its part; older ones go after that."""
-        limit, self.args.save_total_limit = self.args.save_total_limit, None
-        try:
+        with self._without_rotation() as limit:
             super()._save_checkpoint(model, trial)
-        finally:
-            self.args.save_total_limit = limit
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             checkpoint = self.output_dir / f"checkpoint-{self.state.global_step}"
