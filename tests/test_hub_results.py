@@ -28,7 +28,7 @@ from vopd_recipes.files import mark_complete
 from vopd_recipes.hub import publish_run
 from vopd_recipes.hub.download import download, list_revisions
 from vopd_recipes.hub.evaluations import publishable_results, published_results, push_results
-from vopd_recipes.hub.queue import Target
+from vopd_recipes.hub.queue import Queue, Target
 from vopd_recipes.hub.revisions import licence_of, release_of
 from vopd_recipes.hub.sweep import plot_sweep, sweep_steps
 from vopd_recipes.hub.upload import Pace
@@ -188,7 +188,14 @@ def test_a_new_final_model_does_not_inherit_results(hub, api, published, tmp_pat
     push_results(api, evaluated(tmp_path / "b", "main", {"gpqa": task(0.6, 0.01)}, weights_hash="new"))
     assert published_results(api, "org/name").keys() == {"v1", "v2"}
     publish_run(published, Target("org/name"), api, Pace(0.1, 0.5, 3.0), tag="paper")
-    assert {"v1", "v2", "paper"} == hub.repositories["model", "org/name"].tags.keys()
+    repository = hub.repositories["model", "org/name"]
+    assert {"v1", "v2", "paper"} == repository.tags.keys()
+    # Another model under a release's name: refused before `main` holds it, and nothing waits.
+    save(10, tokenizer, published)
+    commits = len(repository.commits)
+    with pytest.raises(RecipeError, match="org/name: tag paper is another release's; name a new one"):
+        publish_run(published, Target("org/name"), api, Pace(0.1, 0.5, 3.0), tag="paper")
+    assert len(repository.commits) == commits and not Queue(published).entries()
 
 
 def test_someone_else_commits_at_the_same_time(hub, api, published, tmp_path):

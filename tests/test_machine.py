@@ -12,6 +12,7 @@ import torch
 from conftest import TinyPair
 from launching import REPOSITORY, execute, needs_vllm
 from packaging.requirements import Requirement
+from torch.multiprocessing import ProcessExitedException
 from transformers import AutoModelForCausalLM
 
 from vopd_recipes.loss import Estimator, Head, fused_loss
@@ -229,6 +230,17 @@ def test_an_exchange_that_fails_is_a_fault(monkeypatch, capsys) -> None:
     assert (
         "nccl between 2 processes: unhandled system error, NCCL version 2.28; try NCCL_P2P" in capsys.readouterr().out
     )
+
+
+def test_an_exchange_that_kills_its_process_is_a_fault(monkeypatch, capsys) -> None:
+    def killed(count: int, backend: str) -> float:
+        raise ProcessExitedException("process 1 terminated with signal SIGSEGV", 1, 7, -11, "SIGSEGV")
+
+    monkeypatch.setattr(surroundings, "between", killed)
+    monkeypatch.setattr(surroundings.torch.cuda, "device_count", lambda: 2)
+    report = Report()
+    assert not surroundings.check_exchange(report, on_gpu=True) and report.faults == 1
+    assert "nccl between 2 GPUs: process 1 terminated with signal SIGSEGV; try NCCL_P2P" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from huggingface_hub import HfApi
 from vopd_recipes.console import screen
 from vopd_recipes.files import complete_checkpoints, write_text
 from vopd_recipes.hub.queue import MAIN, Queue, Target, step_revision
-from vopd_recipes.hub.revisions import without_addresses
+from vopd_recipes.hub.revisions import check_tag, without_addresses
 from vopd_recipes.hub.upload import Pace, Uploader
 from vopd_recipes.recipe import RecipeError
 
@@ -202,8 +202,10 @@ def publish_run(run: Path, target: Target, api: HfApi, pace: Pace, tag: str | No
         tag: name of the release, if `run` holds a final model.
 
     Raises:
-        RecipeError: something is not up, and trying again would not help.
+        RecipeError: something is not up, and trying again would not help; `tag` is another release's.
     """
+    if tag is not None:
+        check_tag(api, target.repo_id, tag, run)
     queue = Queue(run)
     with queue.lock():
         try:

@@ -276,6 +276,27 @@ def _make_branch(api: HfApi, repo_id: str, revision: str, private: bool) -> None
         api.create_branch(repo_id, branch=revision, revision=first, exist_ok=True)
 
 
+def check_tag(api: HfApi, repo_id: str, tag: str, run: Path) -> None:
+    """A release's name stays with its weights, which must be known before `main` is made to hold others.
+
+    Raises:
+        RecipeError: `tag` stands at other weights than the run's final model.
+    """
+    try:
+        if tag not in [ref.name for ref in api.list_repo_refs(repo_id).tags]:
+            return
+    except RepositoryNotFoundError:
+        return
+    there = {name: file for name, file in remote_files(api, repo_id, tag).items() if name.endswith(".safetensors")}
+    ours = {path.name: path for path in run.glob("*.safetensors")}
+    if there.keys() != ours.keys() or not all(is_same(there[name], path) for name, path in ours.items()):
+        raise _another_release(repo_id, tag)
+
+
+def _another_release(repo_id: str, tag: str) -> RecipeError:
+    return RecipeError(f"{repo_id}: tag {tag} is another release's; name a new one")
+
+
 def release(api: HfApi, repo_id: str, tag: str | None) -> str:
     """Tag what `main` holds, unless it is tagged: with `tag`, or the next free of `v1`, `v2`, ….
 
@@ -287,7 +308,7 @@ def release(api: HfApi, repo_id: str, tag: str | None) -> str:
     weights = _weights(api, repo_id, MAIN)
     if tag is not None and tag in tags:
         if _weights(api, repo_id, tag) != weights:
-            raise RecipeError(f"{repo_id}: tag {tag} is another release's; name a new one")
+            raise _another_release(repo_id, tag)
         return tag
     if tag is None and numbers and _weights(api, repo_id, f"v{numbers[-1]}") == weights:
         return f"v{numbers[-1]}"

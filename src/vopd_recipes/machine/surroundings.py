@@ -26,6 +26,8 @@ _SHOWN = ("torch", "transformers", "accelerate", "deepspeed", "peft", "vllm", "v
 _PATIENCE = 60.0  # seconds for an exchange that takes milliseconds
 _BYTES = {"nccl": 2**26, "gloo": 2**22}  # that travel in it
 _ROUNDS = 5
+# What an exchange ends in: here, or in a process started for it, which may die by a signal.
+_BROKEN = (RuntimeError, multiprocessing.ProcessRaisedException, multiprocessing.ProcessExitedException)
 
 
 def check_versions(report: Report, recipe: Recipe) -> None:
@@ -68,7 +70,8 @@ def _version(package: str) -> str | None:
 def check_devices(report: Report, recipe: Recipe) -> bool:
     """GPUs that are there can be used. Whether there is any point in going on."""
     if torch.cuda.is_available():
-        return _check_gpus(report, recipe)
+        with torch.cuda.device(int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count()):
+            return _check_gpu(report, recipe)  # this process's
     if installed := nvidia_smi():
         built = torch.version.cuda
         report.fault(
@@ -84,7 +87,7 @@ def check_devices(report: Report, recipe: Recipe) -> bool:
     return True
 
 
-def _check_gpus(report: Report, recipe: Recipe) -> bool:
+def _check_gpu(report: Report, recipe: Recipe) -> bool:
     place = torch.cuda.current_device()
     name, memory = torch.cuda.get_device_name(place), torch.cuda.get_device_properties(place).total_memory
     drivers = {driver for _, driver in nvidia_smi()}
@@ -135,7 +138,7 @@ def check_exchange(report: Report, on_gpu: bool) -> bool:
     of = f"{gpus} GPUs" if alone else f"{distributed.get_world_size()} processes"
     try:
         speed = between(gpus, backend) if alone else _add_up(backend)
-    except (RuntimeError, multiprocessing.ProcessRaisedException) as error:
+    except _BROKEN as error:
         remedy = "try NCCL_P2P_DISABLE=1 or NCCL_IB_DISABLE=1, and NCCL_DEBUG=INFO says more" if on_gpu else ""
         report.fault("exchange", f"{backend} between {of}: {one_line(error, 200)}", remedy)
         return False
