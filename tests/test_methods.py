@@ -96,6 +96,29 @@ def test_a_new_divergence_falls_through_to_no_other(monkeypatch) -> None:
             loss()
 
 
+def test_a_new_sampled_divergence_falls_through_to_no_other(monkeypatch) -> None:
+    """Over a server too, and in the variances of all methods."""
+    row = Method("opd_chi", "OPD chi", "chi", "none", "∇χ", "∇χ", r"\nabla\chi", "support", samples=True)
+    monkeypatch.setitem(METHODS, ("chi", "none"), row)
+    head, hidden = Head(torch.randn(7, 4)), torch.randn(3, 4)
+    scores = Scores(torch.zeros(3), torch.zeros(3, 1, dtype=torch.long), torch.zeros(3, 1))
+    for loss in (
+        lambda: logprobs_loss(hidden, head, torch.arange(3), scores, Estimator("chi")),
+        lambda: fused_loss(hidden, head, hidden, head, torch.arange(3), Estimator(), gradient_variance=True),
+        lambda: reference_loss(hidden, hidden, torch.arange(3), Estimator()),
+    ):
+        with pytest.raises(NotImplementedError, match="divergence: chi, baseline: none"):
+            loss()
+
+
+def test_an_empty_word_is_no_method() -> None:
+    with pytest.raises(ValueError, match="baseline: '' is not one of"):
+        Estimator(baseline="")
+    for fields in ({"divergence": "sampled", "baseline": ""}, {"divergence": ""}, {"divergence": "kl"}):
+        with pytest.raises(ValueError, match="is not one of"):
+            method_of(fields)
+
+
 @pytest.mark.parametrize("field, word", [("divergence", "kl"), ("baseline", "mean")])
 def test_a_word_of_no_row_is_refused_with_its_line(field, word, write_recipe) -> None:
     with pytest.raises(RecipeError, match=rf"recipe.yaml:\d+: {field}: '{word}' is not one of "):

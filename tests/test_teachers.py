@@ -264,7 +264,7 @@ def test_what_teachers_read(tmp_path, tokenizer) -> None:
         return tokenizer.decode(row["input_ids"]), tokenizer.decode(row["teacher_input_ids"])
 
     path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps({"question": "1+1=", "gold": "2", "working": "one and one"}) + "\n")
+    path.write_text(json.dumps({"question": "1+1=", "gold": "2", "answer": "seven", "working": "one and one"}) + "\n")
     plain = {"dataset_name": str(path), "prompt_column": "question", "answer_column": "gold"}
     template = "{question} is {answer}, for {working}; {prompt}"
     student, teacher = ids(DataConfig(**plain, prompt_template="Q: {question}", teacher_prompt_template=template))
@@ -442,6 +442,33 @@ def test_recipes_of_teachers_that_contradict_themselves(several, write_recipe, p
     assert "teachers: first: divergence: full" in says(several(first=served, divergence="full"))
     assert "is a message of a chat" in says(write_recipe(teacher_system_prompt="x"))
     assert "no effect without teacher_prompt_template" in says(write_recipe(teacher_max_prompt_length=9))
+
+
+def test_an_entry_inherits_what_its_kind_of_teacher_has(several) -> None:
+    """As docs/teachers.md has it: a local teacher that visits beside a server of hidden states, either way round."""
+    server = {"backend": "server", "server_url": "http://127.0.0.1:1"}
+    path = several(other={**server, "server_scores": "hidden_states"}, teacher_offload=True)
+    first, second = (one.training for one in load_recipe(path).by_teacher().values())
+    assert (first.teacher_offload, second.teacher_offload) == (True, False)
+    scores = "hidden_states"
+    first, second = (
+        one.training for one in load_recipe(several(other=server, teacher_server_scores=scores)).by_teacher().values()
+    )
+    assert (first.teacher_server_scores, second.teacher_server_scores) == ("logprobs", scores)
+    both = several(
+        first={**server, "server_scores": scores}, other={**server, "server_scores": scores}, teacher_offload=True
+    )
+    assert "teachers: first: teacher_offload has no effect" in refusal(load_recipe, both)
+    assert "teacher_server_scores has no effect" in refusal(load_recipe, several(teacher_server_scores=scores))
+
+
+def test_a_teacher_that_is_the_students_base_keeps_its_type(several, tiny_pair) -> None:
+    """With bf16 the others are bfloat16; it is one copy with the student, in the student's."""
+    path = several(first={"teacher_model_name_or_path": str(tiny_pair.student)}, use_peft=True, lora_r=2, bf16=True)
+    first, second = (one.model for one in load_recipe(path).by_teacher().values())
+    assert (first.teacher_is_base, first.teacher_dtype) == (True, None)
+    assert (second.teacher_is_base, second.teacher_dtype) == (False, "bfloat16")
+    assert is_own_base(load_student(first), first)
 
 
 def test_rows_of_teachers_that_are_not_there(several, tmp_path, problem_folder, write_recipe) -> None:

@@ -28,7 +28,8 @@ Its mean is ∇E[r] for every S and b; k = 0 is `sampled` and k = V is `full`. T
 `full` differentiates KL(p‖q) itself (Eq. 5, no variance) and `topk` the KL renormalised on k tokens (Eq. 7, biased).
 `forward` is KL(q‖p), and `jsd` the generalised Jensen-Shannon divergence β KL(q‖m) + (1-β) KL(p‖m) with
 m = β q + (1-β) p, both over the whole vocabulary. A clipped reward, max(r, log(λ)/(1-λ)), changes the objective; its
-baselines are the same functionals of the clipped reward, so that they stay its value, its top-k value and its optimum.
+baselines are the same functionals of the clipped reward, so that they stay its value, its top-k value and its optimum;
+`tail` is clipped itself.
 
 Everything here holds [N, V] tensors and leans on autograd. `fused.py` computes the same from hidden states.
 """
@@ -61,7 +62,8 @@ SUPPORT_MASSES = ("support_mass_student", "support_mass_teacher")
 class TokenStats:
     """What happened at each completion token; every field is [N] float32, detached, in nats.
 
-    `reverse_kl` is always the exact KL(p‖q) over the shared vocabulary. `gradient_variance` is the exact variance
+    `reverse_kl` is the exact KL(p‖q) over the shared vocabulary, and over a server's log-probabilities an unbiased
+    estimate of it. `gradient_variance` is the exact variance
     of the logit gradient given the context, E‖g‖² - ‖E g‖², of the estimator in use; `gradient_variances` has the
     same for every estimator on the same token. Both are `None` unless asked for. The masses are p's and q's on the
     support, of methods that have one.
@@ -125,7 +127,7 @@ def reference_loss(
         targets: [N] int64, the sampled tokens y.
         estimator: which gradient.
         token_weights: [N] w; default 1/N.
-        rollout_logprobs: [N] log p_rollout(y), for the importance weight of `sampled`; `None` means on-policy.
+        rollout_logprobs: [N] log p_rollout(y), for the importance weight of what is sampled; `None` means on-policy.
 
     Returns:
         The scalar loss and the `TokenStats`, gradient variances included.
@@ -224,10 +226,14 @@ def inside_support(logp: Tensor, teacher_logp: Tensor, estimator: Estimator, of:
         estimator: whose k tokens.
         of: method, instead of the estimator's own.
     """
+    method = of or estimator.method
     inside = torch.zeros_like(logp, dtype=torch.bool)
-    if (of or estimator.method).divergence != "rao_blackwell":
-        return inside
-    return inside.scatter_(1, support_of(logp, teacher_logp, estimator), True)
+    match method.divergence:
+        case "sampled":
+            return inside
+        case "rao_blackwell":
+            return inside.scatter_(1, support_of(logp, teacher_logp, estimator), True)
+    raise not_written(method, "inside_support")
 
 
 def support_masses(logp: Tensor, teacher_logp: Tensor, estimator: Estimator) -> dict[str, Tensor]:

@@ -62,7 +62,7 @@ class Estimator:
     @property
     def method(self) -> Method:
         """Its row of the table."""
-        return method(self.divergence, self.baseline or "none")
+        return method(self.divergence, str(self.baseline))
 
     @property
     def has_support(self) -> bool:

@@ -30,6 +30,8 @@ from vopd_recipes.loss.estimator import Estimator
 from vopd_recipes.loss.head import Head
 from vopd_recipes.loss.sweep import Sweep, product_operand, project, row_dot, scale_back, softcap_slope, swept_loss
 
+_DIVERGENCES = ("sampled", "rao_blackwell")
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -187,7 +189,7 @@ def logprobs_loss(
         NotImplementedError: an estimator that needs more of the teacher than a server's log-probabilities.
         RuntimeError: at a second backward through the same loss.
     """
-    if estimator.method.needs == "distribution":
+    if estimator.method.needs == "distribution" or estimator.divergence not in _DIVERGENCES:
         raise not_written(estimator.method, "logprobs_loss")
     shared = student_head.shared(len(student_head.weight) if vocabulary is None else vocabulary)
     masses = SUPPORT_MASSES if estimator.has_support else ()

@@ -302,6 +302,8 @@ class _Block:
 
     def _variance(self, method: Method) -> Tensor:
         """Of A = R - (b - E_p[r]) on the tokens that are sampled: [b]."""
+        if method.divergence not in self.moments:
+            raise not_written(method, "fused_loss")
         m, shift = self.moments[method.divergence], self._baseline(method) - self.value
         return (m.second - 2 * shift * m.first + shift.square() * m.norm - m.squared_mean).clamp_min(0)
 

@@ -244,10 +244,13 @@ def default_baseline(divergence: str, needs: Needs = "distribution") -> str:
     Args:
         divergence: its word.
         needs: what can be had of the teacher.
+
+    Raises:
+        ValueError: a divergence that is in no row.
     """
     if divergence == "rao_blackwell":
         return "optimal" if needs == "distribution" else "tail"
-    return "value" if divergence == "sampled" else "none"
+    return method(divergence, "value" if divergence == "sampled" else "none").baseline
 
 
 def method_of(recipe: Mapping[str, Any]) -> Method:
@@ -259,7 +262,8 @@ def method_of(recipe: Mapping[str, Any]) -> Method:
     Raises:
         ValueError: an estimator of others.
     """
-    divergence = recipe.get("divergence") or "sampled"
+    divergence, baseline = recipe.get("divergence"), recipe.get("baseline")
+    divergence = "sampled" if divergence is None else divergence
     if len(baselines(divergence)) < 2:
         return method(divergence, "none")
-    return method(divergence, recipe.get("baseline") or default_baseline(divergence))
+    return method(divergence, default_baseline(divergence) if baseline is None else baseline)

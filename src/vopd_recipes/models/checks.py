@@ -2,7 +2,7 @@
 
 On a real prompt, alone and in a packed row, so that a head or layers that do something else than the loss assumes are
 an error at the start and not a quietly different loss. A model that is right alone and wrong in a packed row is not
-refused: its sequences run one by one from then on, which is said.
+refused, unless it is sharded: its sequences run one by one from then on, which is said.
 """
 
 from __future__ import annotations

@@ -159,7 +159,7 @@ def _plain_rows(rows: Dataset, number: int, config: DataConfig, teachers: Collec
             where = f"prompt_column: '{source['prompt_column']}' of {source['dataset_name']}, row {index},"
             messages = _messages(prompt, where, source, config)
             asked, prompt = str(messages[-1].get("content")), json.dumps(messages)
-        values = {"answer": answer, **row, "prompt": asked}
+        values = {"answer": answer, **row, "prompt": asked, **({"answer": answer} if answers else {})}
         theirs = teacher_prompt(source, values, index, prompt, not is_text) if config.privileged else None
         if isinstance(theirs, list) and not config.teacher_reads_chat:
             raise RecipeError(f"{where} holds chat messages, also for the teacher; set teacher_chat_template: true")

@@ -32,7 +32,7 @@ from vopd_recipes.recipe.checks import (
     require,
 )
 from vopd_recipes.recipe.launch import introduce_deepspeed, prepare_launch
-from vopd_recipes.recipe.teachers import of_teacher, read_teachers
+from vopd_recipes.recipe.teachers import OF_BACKEND, of_teacher, read_teachers
 from vopd_recipes.recipe.text import Word, describe_type, nearest
 
 
@@ -289,10 +289,14 @@ class VOPDConfig(TrainingArguments):
         """These fields as each teacher has them, who is then the only one; one without a name is `None`."""
         if self.teachers is None:
             return {None: self}
+        backends = {entry.get("teacher_backend", self.teacher_backend) for entry in self.teachers.values()}
         found: dict[str | None, VOPDConfig] = {}
         for name, entry in self.teachers.items():
             found[name] = copy.copy(self)
-            vars(found[name]).update({"teachers": None, **{key: entry[key] for key in entry if key in vars(self)}})
+            backend = entry.get("teacher_backend", self.teacher_backend)
+            others = [field for field, of in OF_BACKEND.items() if of != backend and of in backends]  # meant for those
+            own = {field: getattr(VOPDConfig, field) for field in others} | entry
+            vars(found[name]).update({"teachers": None, **{key: own[key] for key in own if key in vars(self)}})
         return found
 
     @property
@@ -317,6 +321,8 @@ class Recipe:
         for name, training in self.training.by_teacher().items():
             entry = (self.training.teachers or {}).get(str(name), {})
             model = replace(self.model, **{key: value for key, value in entry.items() if hasattr(self.model, key)})
+            if training.bf16 and model.teacher_dtype is None and not model.teacher_is_base:  # in one copy, of one type
+                model = replace(model, teacher_dtype="bfloat16")
             found[name] = replace(self, model=model, training=training)
         return found
 

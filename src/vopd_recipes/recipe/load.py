@@ -26,9 +26,9 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     path = Path(path)
     values, sources = read_fields(path, overrides, HINTS, _extended)
     model, data, training = (_build(part, values, sources, path) for part in PARTS)
-    if training.bf16 and model.teacher_dtype is None and not model.teacher_is_base:  # in one copy, of one type
-        model.teacher_dtype = "bfloat16"
     recipe = Recipe(path, model, data, training, sources)
+    if training.teachers is None:
+        recipe = recipe.by_teacher()[None]
     _check_together(recipe)
     return recipe
 

@@ -4,7 +4,8 @@
       sums: {teacher_model_name_or_path: org/sums}
       code: {teacher_backend: server, teacher_server_url: http://node7:8000}
 
-What an entry leaves out is the recipe's own field of that name, and `teacher_` in front of a name may be left out.
+What an entry leaves out is the recipe's own field of that name, where its kind of teacher has one, and `teacher_` in
+front of a name may be left out.
 Each teacher then has a recipe of its own in which it is the only one, so that whoever loads, asks or plans for a
 teacher knows nothing of the others.
 """
@@ -26,6 +27,8 @@ NAMING = (
 FIELDS = (
     *NAMING, "teacher_dtype", "teacher_backend", "teacher_offload", "teacher_server_scores", "teacher_server_timeout"
 )  # fmt: skip
+# Of one kind of teacher each; an entry of the other kind does not inherit them.
+OF_BACKEND = {"teacher_offload": "local", "teacher_server_scores": "server"}
 _PREFIX = "teacher_"
 
 

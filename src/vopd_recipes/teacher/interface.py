@@ -1,8 +1,8 @@
 """What a teacher says about a window of completions.
 
 The trainer asks for `views`: one call per micro-batch, made when the micro-batch is trained on, that gives what the
-loss needs. A local teacher answers with hidden states, and its head stays here; a server answers with the
-log-probabilities of a few tokens.
+loss needs. A local teacher and a server of hidden states answer with those, and the head stays here; another server
+answers with the log-probabilities of a few tokens.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """What the teacher says about a window of completions.
 
 The trainer asks for `views`: one call per micro-batch, made when the micro-batch is trained on, that gives what the
-loss needs. A local teacher answers with hidden states, and its head stays here; a server answers with the
-log-probabilities of a few tokens, requested for the whole window at once: the student trains on the first micro-batch
-as soon as that is scored, and the server goes on with the others meanwhile. A server that is away when a window begins
-costs nothing: every process saves that step and stops. One that goes away later, and for longer than its time-out,
-ends one rank inside the step; the launcher ends the others; the run resumes from the last checkpoint. To wait for the
-whole window first would save those steps, and put the server's seconds beside the student's in every step there is.
+loss needs. A local teacher answers with hidden states, and its head stays here; a server answers with those too, or
+with the log-probabilities of a few tokens, requested for the whole window at once: the student trains on the first
+micro-batch as soon as that is scored, and the server goes on with the others meanwhile. A server that is away when a
+window begins costs nothing: every process saves that step and stops. One that goes away later, and for longer than its
+time-out, ends one rank inside the step; the launcher ends the others; the run resumes from the last checkpoint. To
+wait for the whole window first would save those steps, and put the server's seconds beside the student's in every step
+there is.
 
 A local teacher is laid out like the student: sharded under ZeRO-3 and FSDP2, a copy per process otherwise. With
 `offload` its backbone waits in CPU memory and visits the device once per window, before the student's turn.

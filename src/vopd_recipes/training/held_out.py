@@ -1,8 +1,9 @@
 r"""Held-out prompts during training: one sample each, or several, graded and scored.
 
 Samples are drawn with the same seeds at every evaluation, so that two of them differ by the student alone. The reverse
-KL is the exact one of every sampled token, over all processes. It goes the way of training, wrapped forward and all,
-because a sharded student has no other; so every process runs as many micro-batches as the others.
+KL is the exact one of every sampled token (estimated over a server's log-probabilities), over all processes. It goes
+the way of training, wrapped forward and all, because a sharded student has no other; so every process runs as many
+micro-batches as the others.
 
 A figure is a ratio of sums over prompts, R = Σ a_i / Σ b_i (KL over tokens, right answers over graded ones), and its
 standard error is the ratio estimator's over P prompts, √(P/(P-1) Σ (a_i - R b_i)²) / Σ b_i: the samples of a prompt
