@@ -10,6 +10,7 @@ import yaml
 
 from vopd_recipes.files import (
     RECIPE,
+    check_own_folder,
     check_same_layout,
     check_same_recipe,
     checkpoint_to_resume,
@@ -57,9 +58,13 @@ def test_half_written_checkpoints_are_removed_and_nothing_else(
     (tmp_path / "checkpoint-best").mkdir()
     (tmp_path / "checkpoint-notes.txt").write_text("mine")
     (tmp_path / "checkpoint-3").write_text("a file")
+    before = names(tmp_path)
+    discard_incomplete(tmp_path)  # of somebody else
+    assert names(tmp_path) == before
+    (tmp_path / RECIPE).write_text("{}")
     with caplog.at_level(logging.WARNING):
         discard_incomplete(tmp_path)
-    assert names(tmp_path) == ["checkpoint-1", "checkpoint-3", "checkpoint-best", "checkpoint-notes.txt"]
+    assert names(tmp_path) == [name for name in before if name != "checkpoint-2"] + [RECIPE]
     assert "checkpoint-2 was not written to its end: removed" in caplog.text
 
 
@@ -76,8 +81,8 @@ def test_the_newest_are_kept(tmp_path: Path, limit: int | None, left: list[int])
 
 def test_a_checkpoint_that_would_be_removed_cannot_be_named(tmp_path: Path) -> None:
     half = make(tmp_path, 2, whole=False)
-    for name in ("trainer_state.json", "optimizer.pt"):
-        (half / name).touch()
+    (half / "trainer_state.json").write_text('{"global_step": 2}')
+    (half / "optimizer.pt").touch()
     with pytest.raises(RecipeError, match="checkpoint-2: was not written to its end; leave it out"):
         checkpoint_to_resume(tmp_path, str(half), only_model=False)
     assert checkpoint_to_resume(tmp_path / "another", str(half), only_model=False) == half
@@ -151,17 +156,49 @@ def test_where_a_run_goes_on(tmp_path: Path) -> None:
     assert checkpoint_to_resume(tmp_path, None, only_model=False) is None
     for step in (1, 2, 3):
         checkpoint = make(tmp_path, step, whole=step < 3)
-        (checkpoint / "trainer_state.json").write_text("{}")
+        (checkpoint / "trainer_state.json").write_text(f'{{"global_step": {step}}}')
         (checkpoint / "optimizer.pt").write_bytes(b"state")
-    assert checkpoint_to_resume(tmp_path, None, only_model=False) == tmp_path / "checkpoint-2"
-    first = tmp_path / "checkpoint-1"
-    assert checkpoint_to_resume(tmp_path, str(first), only_model=False) == first
+    first, second = tmp_path / "checkpoint-1", tmp_path / "checkpoint-2"
+    assert checkpoint_to_resume(tmp_path, None, only_model=False) == second
+    assert checkpoint_to_resume(tmp_path, str(second), only_model=False) == second
+    for folder in (tmp_path, tmp_path / "another"):  # later ones of another line are in the way
+        folder.mkdir(exist_ok=True)
+        if folder != tmp_path:
+            make(folder, 1)
+        with pytest.raises(RecipeError, match=r"checkpoint-1: .* holds checkpoint-\d, which is later; move it away"):
+            checkpoint_to_resume(folder, str(first), only_model=False)
+    (tmp_path / RECIPE).write_text(yaml.safe_dump({"resume_from_checkpoint": str(first)}))  # its own
+    assert checkpoint_to_resume(tmp_path, str(first), only_model=False) == second
+    (second / "trainer_state.json").write_text('{"global_st')
+    with pytest.raises(RecipeError, match=r"checkpoint-2/trainer_state.json: damaged; move .*checkpoint-2 away"):
+        checkpoint_to_resume(tmp_path, None, only_model=False)
+
+
+@pytest.mark.parametrize("name", ["checkpoint-7", "trainer_state.json"])
+def test_a_folder_of_another_programs(tmp_path: Path, name: str) -> None:
+    check_own_folder(tmp_path)
+    check_own_folder(tmp_path / "nowhere")
+    (tmp_path / "model.safetensors").write_bytes(b"weights")  # a student, say; nothing of it would be taken for ours
+    check_own_folder(tmp_path)
+    (tmp_path / name).mkdir()
+    with pytest.raises(RecipeError, match=f"output_dir: {tmp_path} holds another program's {name}; name another"):
+        check_own_folder(tmp_path)
+    (tmp_path / RECIPE).write_text("{}")
+    check_own_folder(tmp_path)
+
+
+def test_a_recipe_that_is_damaged(begun: tuple[Path, Path]) -> None:
+    recipe, folder = begun
+    for text in ("", "[1]", "a: [", "\0"):
+        (folder / RECIPE).write_text(text)
+        with pytest.raises(RecipeError, match=f"{folder / RECIPE}: damaged; move {folder} away"):
+            check_same_recipe(folder, load_recipe(recipe).resolved())
 
 
 @pytest.mark.parametrize("state", ["optimizer.bin", "optimizer_0/__0_0.distcp", "latest"])
 def test_a_checkpoint_without_its_optimiser_only_where_asked_for(tmp_path: Path, state: str) -> None:
     checkpoint = make(tmp_path, 2)
-    (checkpoint / "trainer_state.json").write_text("{}")
+    (checkpoint / "trainer_state.json").write_text('{"global_step": 2}')
     for named in (None, str(checkpoint)):
         with pytest.raises(RecipeError, match="holds no optimiser .* set resume_only_model: true"):
             checkpoint_to_resume(tmp_path, named, only_model=False)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from vopd_recipes.files import only_process_in
 from vopd_recipes.recipe import RecipeError, load_recipe
 from vopd_recipes.training import train
+from vopd_recipes.training.command import _leave
 
 # Takes the lock of a folder, starts a child that outlives it, says so, and waits to be killed.
 HOLDER = """
@@ -60,6 +61,46 @@ def test_a_finished_run_is_left_as_it_is(write_recipe, tmp_path: Path, caplog: p
     (folder / "model.safetensors").unlink()  # nothing is finished without its weights
     train(load_recipe(recipe))
     assert (folder / "model.safetensors").is_file()
+
+
+def test_the_checkpoints_of_another_program_stay(write_recipe, tmp_path: Path, capsys) -> None:
+    """Neither a start nor a Ctrl-C before it takes them for checkpoints of ours that are broken."""
+    folder = tmp_path / "run"
+    (folder / "checkpoint-500").mkdir(parents=True)
+    (folder / "checkpoint-500" / "model.safetensors").write_bytes(b"weights")
+    before = contents(folder)
+    with pytest.raises(RecipeError, match=r"output_dir: .* holds another program's checkpoint-500; name another"):
+        train(load_recipe(write_recipe()))
+    with pytest.raises(SystemExit, match="130"):
+        _leave(0, folder)
+    assert contents(folder) == before and "interrupted" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_one(write_recipe, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for folder, why in ((file, "File exists"), (file / "run", "Not a directory"), (Path("/proc/run"), "No such file")):
+        with pytest.raises(RecipeError, match=f"output_dir: {folder}: {why}.*; name another folder"):
+            train(load_recipe(write_recipe(output_dir=str(folder))))
+
+
+def test_a_run_that_begins_from_a_checkpoint_goes_on_from_its_own(write_recipe, tmp_path: Path) -> None:
+    """The same command: killed, it resumes from what it has saved since; finished, it is."""
+    begun, folder = write_recipe(save_steps=1), tmp_path / "run"
+    train(load_recipe(begun))
+    expected = load_file(folder / "model.safetensors")
+    words = flags(output_dir=tmp_path / "again", resume_from_checkpoint=folder / "checkpoint-1")
+    train(load_recipe(begun, words))
+    again = tmp_path / "again"
+    assert [path.name for path in again.glob("checkpoint-*")] == ["checkpoint-2"]
+    before = contents(again)
+    train(load_recipe(begun, words))
+    assert contents(again) == before
+    (again / "model.safetensors").unlink()  # as if killed behind its checkpoint
+    train(load_recipe(begun, words))
+    for name, tensor in load_file(again / "model.safetensors").items():
+        assert tensor.equal(expected[name]), name
+    assert len(list((again / "completions").iterdir())) == 1  # step 2 was not trained again
 
 
 def test_a_run_goes_on_over_the_prompts_that_it_began_with(

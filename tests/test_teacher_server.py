@@ -385,6 +385,28 @@ print(start, time.time())
     assert ended - gave_up < 10
 
 
+@pytest.mark.slow
+def test_an_interrupt_ends_requests_to_a_server_that_is_away(recorded) -> None:
+    """A process ends only after all that it has asked for, and they would go on asking for a minute."""
+    service = recorded(lambda path, body, number: (503, {}, {"error": {"message": "loading"}}))
+    program = f"""
+import signal, sys, threading, time
+from vopd_recipes.teacher import TeacherServer, give_up
+server = TeacherServer({service.url!r}, "t", 0, 60)
+futures = [server.submit([3], [7]) for _ in range(200)]
+threading.Timer(1, signal.raise_signal, [signal.SIGINT]).start()
+try:
+    futures[0].result()
+except KeyboardInterrupt:
+    print(time.time(), flush=True)
+    give_up()
+    sys.exit(130)
+"""
+    done = execute([sys.executable, "-c", program], timeout=120)
+    assert done.returncode == 130 and time.time() - float(done.stdout) < 20, done.stderr
+    assert done.stderr.count("does not answer (503: loading); trying again for 60 s") == 1
+
+
 def test_answers_of_another_kind_of_server_are_one_line(recorded, tokenizer) -> None:
     odd = [
         *({}, [], {"choices": 3}, {"choices": []}, {"choices": [{"text": "hi"}]}),

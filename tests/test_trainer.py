@@ -411,6 +411,38 @@ def test_a_stop_inside_an_evaluation_does_not_count_as_evaluated(write_recipe, t
     assert evaluations[0] == evaluations[1] and len(evaluations[0]) == 1
 
 
+@pytest.mark.parametrize("max_steps", [6, 7])
+def test_an_epochs_evaluation_is_made_up_for(write_recipe, tmp_path, max_steps):
+    """Its last checkpoint is of before its evaluation, also where no epoch is left; 24 prompts, 4 a step."""
+    fields = {"eval_strategy": "epoch", "dataset_test_split": "test", "save_steps": 3, "max_completion_length": 8}
+    recipe = write_recipe(max_steps=max_steps, **fields)
+    expected = build(recipe)
+    expected.train()
+    resumed = build(recipe, output_dir=tmp_path / "resumed")
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-6"))
+    evaluations = [[(line["step"], line["eval_reverse_kl"]) for line in one.state.log_history
+                    if "eval_reverse_kl" in line] for one in (expected, resumed)]  # fmt: skip
+    assert evaluations[0] == evaluations[1] and evaluations[0][0][0] == 6
+    assert_same_weights(resumed.model, expected.model, 0)
+
+
+def test_training_that_a_callback_ends_is_not_finished(write_recipe, tmp_path):
+    """As transformers' own at a SIGTERM does (`enable_jit_checkpoint`)."""
+
+    class Ends(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, **_):
+            control.should_training_stop = state.global_step == 1
+
+    trainer = build(write_recipe(save_steps=1))
+    trainer.add_callback(Ends())
+    trainer.train()
+    with pytest.raises(TrainingStopped, match=r"step 2: training was ended before step 2; the same .*checkpoint-1$"):
+        trainer.check_ended()
+    resumed = build(write_recipe(save_steps=1))
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-1"))
+    resumed.check_ended()
+
+
 def test_the_best_checkpoint_is_kept_beside_the_newest(write_recipe, tmp_path):
     fields = {"eval_strategy": "steps", "eval_steps": 1, "dataset_test_split": "test", "greater_is_better": False}
     trainer = build(write_recipe(max_steps=3, save_steps=1, save_total_limit=1, learning_rate=0.3,

@@ -8,6 +8,8 @@ from vopd_recipes.files.checkpoints import (
     ENVIRONMENT,
     METRICS,
     RECIPE,
+    begun_from,
+    check_own_folder,
     check_same_layout,
     check_same_prompts,
     check_same_recipe,

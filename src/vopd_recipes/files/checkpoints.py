@@ -49,6 +49,17 @@ def mark_complete(checkpoint: Path, layout: str = "none", processes: int = 1) ->
     write_text(checkpoint / MARKER, json.dumps({"layout": layout, "processes": processes}) + "\n")
 
 
+def check_own_folder(output_dir: Path) -> None:
+    """A folder of another program's is no place for a run: its checkpoints have no marker and would count as broken.
+
+    Raises:
+        RecipeError: checkpoints, or the end of a run, in a folder without a recipe of ours.
+    """
+    theirs = [*_checkpoints(output_dir), *(path for path in [output_dir / _STATE] if path.exists())]
+    if theirs and not (output_dir / RECIPE).is_file():
+        raise RecipeError(f"output_dir: {output_dir} holds another program's {theirs[0].name}; name another folder")
+
+
 # What holds the optimiser's state: of one process or DDP, of FSDP (a file or a folder), of DeepSpeed.
 _OPTIMIZER = ("optimizer.pt", "optimizer.bin", "optimizer_0", "latest")
 
@@ -62,9 +73,10 @@ def checkpoint_to_resume(output_dir: Path, named: str | None, only_model: bool) 
         only_model: its `resume_only_model`: a checkpoint without an optimiser will do.
 
     Raises:
-        RecipeError: what is named is no checkpoint, or the optimiser's state is missing and would start anew.
+        RecipeError: what is named is no checkpoint, or not the last one, or the optimiser's state is missing and would
+            start anew.
     """
-    checkpoint = Path(named) if named else last_complete_checkpoint(output_dir)
+    checkpoint = _named(output_dir, named) if named else last_complete_checkpoint(output_dir)
     if checkpoint is None:
         return None
     if not (checkpoint / _STATE).is_file():
@@ -83,7 +95,33 @@ def checkpoint_to_resume(output_dir: Path, named: str | None, only_model: bool) 
             f"{checkpoint}: holds no optimiser (save_only_model), so moments and learning rate would start anew; set "
             "resume_only_model: true to resume like that, or name another output_dir"
         )
+    step_of(checkpoint)  # else it is found out after the models are loaded
     return checkpoint
+
+
+def _named(output_dir: Path, named: str) -> Path:
+    """The checkpoint that is named, until the run that began from it has a later one of its own.
+
+    Where later ones are another line's, both would count as one run: rotation would remove the new ones first, and a
+    step that both have would be a mixture.
+    """
+    checkpoint = Path(named)
+    inside = checkpoint.resolve().parent == output_dir.resolve()
+    later = [path for path in complete_checkpoints(output_dir) if not inside or _number(path) > _number(checkpoint)]
+    if not later:
+        return checkpoint
+    if begun_from(output_dir) == named:
+        return later[-1]
+    raise RecipeError(
+        f"resume_from_checkpoint: {checkpoint}: {output_dir} holds {later[-1].name}, which is later; move it away, or "
+        "name another output_dir"
+    )
+
+
+def begun_from(output_dir: Path) -> str | None:
+    """The checkpoint that the recipe of the run in a folder names, or `None`."""
+    path = output_dir / RECIPE
+    return _content(path).get("resume_from_checkpoint") if path.is_file() else None
 
 
 def check_same_layout(checkpoint: Path, layout: str, processes: int) -> None:
@@ -101,7 +139,7 @@ def check_same_layout(checkpoint: Path, layout: str, processes: int) -> None:
     marker = checkpoint / MARKER
     if not marker.is_file():  # named by resume_from_checkpoint, of whatever origin
         return
-    before = json.loads(marker.read_text())
+    before = _content(marker, ("layout", "processes"))
     if (before["layout"], before["processes"]) != (layout, processes):
         raise RecipeError(
             f"{checkpoint}: written by {before['processes']} processes ({before['layout']}), this launch has "
@@ -117,12 +155,14 @@ def complete_checkpoints(output_dir: Path) -> list[Path]:
 
 def _checkpoints(output_dir: Path) -> list[Path]:
     """Folders named like the Trainer's checkpoints, complete or not, oldest first."""
-    found = [
-        (int(match[1]), path)
-        for path in output_dir.glob("checkpoint-*")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and path.is_dir()
-    ]
-    return [path for _, path in sorted(found)]
+    found = [path for path in output_dir.glob("checkpoint-*") if _number(path) >= 0 and path.is_dir()]
+    return sorted(found, key=_number)
+
+
+def _number(checkpoint: Path) -> int:
+    """The step in a checkpoint's name; -1 where it has none."""
+    match = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
+    return int(match[1]) if match else -1
 
 
 def last_complete_checkpoint(output_dir: Path) -> Path | None:
@@ -132,6 +172,8 @@ def last_complete_checkpoint(output_dir: Path) -> Path | None:
 
 def discard_incomplete(output_dir: Path) -> None:
     """Remove what a killed process left half-written, so that a new checkpoint of that step starts empty."""
+    if not (output_dir / RECIPE).is_file():  # only in a folder that is a run of ours
+        return
     for path in _checkpoints(output_dir):
         if not (path / MARKER).is_file():
             logger.warning("%s was not written to its end: removed", path)
@@ -158,7 +200,7 @@ def check_same_recipe(output_dir: Path, resolved: dict[str, Any]) -> None:
     path = output_dir / RECIPE
     if not path.is_file() or not _has_begun(output_dir):
         return
-    before = yaml.safe_load(path.read_text(encoding="utf-8"))
+    before = _content(path)
     changed = [
         name
         for name in sorted({*before, *resolved})
@@ -193,7 +235,7 @@ def check_same_prompts(output_dir: Path, hashes: dict[str, str], names: Sequence
     path = output_dir / ENVIRONMENT
     if not path.is_file() or not _has_begun(output_dir):
         return
-    before = json.loads(path.read_text(encoding="utf-8")).get("prompts_sha256")
+    before = _content(path).get("prompts_sha256")
     if before is None:  # a run of an earlier version
         return
     for number in sorted({*before, *hashes}, key=int):
@@ -216,4 +258,20 @@ def finished_step(output_dir: Path) -> int | None:
 
 def step_of(folder: Path) -> int:
     """How many steps a checkpoint, or a finished run, has behind it."""
-    return int(json.loads((folder / _STATE).read_text(encoding="utf-8"))["global_step"])
+    return int(_content(folder / _STATE, ("global_step",))["global_step"])
+
+
+def _content(path: Path, fields: Sequence[str] = ()) -> dict[str, Any]:
+    """What a run has written, in JSON or YAML.
+
+    Raises:
+        RecipeError: it cannot be read, or lacks one of the fields.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
+    except (OSError, ValueError, yaml.YAMLError):
+        content = None
+    if not isinstance(content, dict) or not content.keys() >= {*fields}:
+        raise RecipeError(f"{path}: damaged; move {path.parent} away, or bring the file back")
+    return content

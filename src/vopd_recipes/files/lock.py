@@ -25,7 +25,7 @@ def only_process_in(folder: Path) -> Iterator[None]:
     """Keep other processes out of a folder; it is made, and goes again where nothing was written into it.
 
     Raises:
-        RecipeError: another process has it.
+        RecipeError: another process has it, or nothing can be written there.
     """
     path = folder / ".lock"
     file = _locked(path)
@@ -40,8 +40,11 @@ def only_process_in(folder: Path) -> Iterator[None]:
 
 def _locked(path: Path) -> TextIO:
     while True:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("a+")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+")
+        except OSError as error:
+            raise RecipeError(f"output_dir: {path.parent}: {error.strerror}; name another folder") from None
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):

@@ -6,7 +6,7 @@ a token (`server`, `logprobs`). `several` makes one of many; `build` comes from 
 """
 
 from vopd_recipes.teacher.build import as_teachers, connect_to_teacher, teacher_tokenizer
-from vopd_recipes.teacher.client import TeacherUnavailable
+from vopd_recipes.teacher.client import TeacherUnavailable, give_up
 from vopd_recipes.teacher.interface import Teacher, TeacherView
 from vopd_recipes.teacher.local import LocalTeacher
 from vopd_recipes.teacher.logprobs import ServerTeacher

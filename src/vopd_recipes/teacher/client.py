@@ -7,10 +7,12 @@ holds the same model. The first request that is given up ends all others, so tha
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,6 +23,8 @@ import httpx
 from transformers import PreTrainedTokenizerBase
 
 from vopd_recipes.recipe import RecipeError
+
+logger = logging.getLogger(__name__)
 
 # vLLM batches what arrives together; more requests than this wait in its queue instead of here.
 _CONCURRENCY = 64
@@ -47,6 +51,15 @@ class Refused(TeacherUnavailable):
     """The server says no, and would say so again."""
 
 
+_clients: weakref.WeakSet[VLLMClient] = weakref.WeakSet()  # of this process
+
+
+def give_up() -> None:
+    """At an interrupt: nothing is sent again, so that the process can end; its end waits for every request."""
+    for client in _clients:
+        client.give_up()
+
+
 class VLLMClient:
     """A client of a vLLM server, whatever it is asked.
 
@@ -71,7 +84,15 @@ class VLLMClient:
         self._identity: dict[str, Any] | None = None  # of the model that was checked
         self._failure: TeacherUnavailable | None = None  # why everything was given up
         self._given_up = threading.Event()
+        self._away = False  # whether it was said that the server does not answer
         self.received = 0  # bytes of answers so far
+        _clients.add(self)
+
+    def give_up(self) -> None:
+        """Fail every request that waits, and any to come."""
+        self._failure = self._failure or TeacherUnavailable("interrupted")
+        self._given_up.set()
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     @contextmanager
     def checked(self, tokenizer: PreTrainedTokenizerBase, longest: int) -> Iterator[None]:
@@ -194,7 +215,9 @@ class VLLMClient:
                 response = self._client.request("GET" if body is None else "POST", path, json=body)
                 self.received += len(response.content)
                 if response.status_code < 300:
-                    return read(response), failures
+                    answer = read(response)
+                    self._away = False
+                    return answer, failures
                 problem = f"{response.status_code}: {_message(response)}"
                 if response.status_code not in (408, 429) and response.status_code < 500:
                     raise Refused(f"{self._shown}{path} answered {problem}")
@@ -205,6 +228,10 @@ class VLLMClient:
             elapsed = time.monotonic() - start
             if elapsed >= patience:
                 raise TeacherUnavailable(f"no answer from {self._shown}{path} for {elapsed:.0f} s; last: {problem}")
+            if not self._away:
+                self._away = True
+                what = f"{self._shown}{path} does not answer ({problem}); trying again for {patience:.0f} s"
+                logger.warning("the teacher's server: %s", what)
             wait = pause * random.uniform(0.5, 1.0) if wait is None else wait
             self._given_up.wait(min(wait, _LONGEST_PAUSE, max(0.05, patience - elapsed)))
             pause = min(2 * pause, _LONGEST_PAUSE)

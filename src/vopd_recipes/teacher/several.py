@@ -44,10 +44,13 @@ class SeveralTeachers:
         """
         rows = {name: [batch.read_by(name) for batch in batches] for name in self.teachers}
         remote = {name: teacher for name, teacher in self.teachers.items() if teacher.remote}
-        with ThreadPoolExecutor(max(1, len(remote)), thread_name_prefix="teachers") as pool:
+        pool = ThreadPoolExecutor(max(1, len(remote)), thread_name_prefix="teachers")
+        try:
             asked = {name: pool.submit(teacher.views, rows[name]) for name, teacher in remote.items()}
             found = {name: teacher.views(rows[name]) for name, teacher in self.teachers.items() if name not in remote}
             found |= {name: future.result() for name, future in asked.items()}
+        finally:  # without waiting: at an interrupt a server may be away for minutes
+            pool.shutdown(wait=False)
         return [
             partial(
                 _SeveralViews,

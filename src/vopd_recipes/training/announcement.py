@@ -16,7 +16,7 @@ from torch import nn
 
 from vopd_recipes.console import Rows, duration
 from vopd_recipes.console.lines import before_and_after
-from vopd_recipes.files import METRICS, last_complete_checkpoint, step_of
+from vopd_recipes.files import METRICS, finished_step, last_complete_checkpoint, step_of
 from vopd_recipes.models import layout
 from vopd_recipes.planner.explain import optimizer_steps
 from vopd_recipes.recipe import Recipe
@@ -132,6 +132,8 @@ def ending(trainer: VOPDTrainer, seconds: float) -> Rows:
 def interrupted(output_dir: Path | None) -> str:
     """The line of Ctrl-C: what resumes the run, and from where."""
     last = last_complete_checkpoint(output_dir) if output_dir else None
+    if output_dir and finished_step(output_dir) is not None:
+        return f"interrupted; the run itself is finished; what is not on the Hub goes up with: {command()}"
     begins = f"resumes after step {step_of(last)}" if last else "begins anew"
     return f"interrupted; {begins}: {command()}"
 

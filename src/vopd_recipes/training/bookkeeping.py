@@ -47,11 +47,27 @@ class Bookkeeping(Trainer):
             return {}
         return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
 
-    def _init_training_state(self, max_steps: int, *others: Any, **named: Any) -> tuple[int, int]:
+    def _init_training_state(
+        self, max_steps: int, num_update_steps_per_epoch: int, *others: Any, **named: Any
+    ) -> tuple[int, int]:
         """The checkpoint's state, with the intervals of the recipe: it would keep those that it was written with."""
-        found: tuple[int, int] = super()._init_training_state(max_steps, *others, **named)
+        found: tuple[int, int] = super()._init_training_state(max_steps, num_update_steps_per_epoch, *others, **named)
         self.state.compute_steps(self.args, max_steps)
+        step = self.state.global_step
+        at_end = self.args.eval_strategy == "epoch" and step > 0 and step % num_update_steps_per_epoch == 0
+        evaluated = any(line["step"] == step and "eval_reverse_kl" in line for line in self.state.log_history)
+        self._owes_evaluation = at_end and not evaluated
         return found
+
+    def _evaluate_what_is_owed(self) -> None:
+        """An epoch's last checkpoint may be of before its evaluation, and a resumed run begins with the next epoch."""
+        if self._owes_evaluation:
+            self._owes_evaluation = False
+            self._evaluate(None, None)
+
+    def _run_epoch(self, *args: Any, **named: Any) -> None:
+        self._evaluate_what_is_owed()
+        super()._run_epoch(*args, **named)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
         """Whole weights by the names of their file; adapters and shards, which keep the model's own, as ever."""
@@ -62,6 +78,7 @@ class Bookkeeping(Trainer):
 
     def _finalize_training(self, *args: Any, **named: Any) -> Any:
         """Without a rotation of its own: it would remove the last checkpoint before the final model is written."""
+        self._evaluate_what_is_owed()  # where no epoch is left
         with self._without_rotation():
             return super()._finalize_training(*args, **named)
 

@@ -19,6 +19,8 @@ from transformers import set_seed
 
 from vopd_recipes.console import Noise, screen
 from vopd_recipes.files import (
+    begun_from,
+    check_own_folder,
     check_same_layout,
     check_same_prompts,
     check_same_recipe,
@@ -46,7 +48,7 @@ from vopd_recipes.recipe import (
     load_recipe,
     of_teacher,
 )
-from vopd_recipes.teacher import teacher_tokenizer
+from vopd_recipes.teacher import give_up, teacher_tokenizer
 from vopd_recipes.training import announcement
 from vopd_recipes.training.preparation import check_all, connect_to_servers, load_or_share
 from vopd_recipes.training.run import finish_run, publish_finished, publishing, start_run
@@ -73,9 +75,10 @@ def train(recipe: Recipe, noise: Noise | None = None) -> None:
         TrainingStopped: the run cannot continue; what it has saved stays.
     """
     output_dir, first = Path(str(recipe.training.output_dir)), int(os.environ.get("RANK", 0)) == 0
+    check_own_folder(output_dir)
     check_same_recipe(output_dir, recipe.resolved())
-    step = finished_step(output_dir)
-    if step is not None and not recipe.training.resume_from_checkpoint:
+    step, named = finished_step(output_dir), recipe.training.resume_from_checkpoint
+    if step is not None and named in (None, begun_from(output_dir)):
         if first:
             logger.info("%s: already finished, at step %d; another run needs another output_dir", output_dir, step)
             publish_finished(recipe)
@@ -164,6 +167,7 @@ def _train(recipe: Recipe, output_dir: Path, noise: Noise | None) -> None:
         screen.box(announcement.title(recipe), announcement.beginning(recipe, trainer, resumed, log), "cyan")
     with publishing(recipe, trainer):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.check_ended()
         finish_run(trainer)
     if trainer.is_world_process_zero():
         screen.box("done", announcement.ending(trainer, time.perf_counter() - begun), "green")
@@ -249,6 +253,7 @@ def _end(rank: int, reason: str, status: int) -> NoReturn:
     """The first process speaks for all, and its end is the launcher's reason to end the others; who is still there
     then met something that the first did not.
     """
+    give_up()  # another teacher's server may be away too
     if rank:
         time.sleep(_PATIENCE)
     print(f"{f'[rank {rank}] ' if rank else ''}error: {reason}", file=screen.errors, flush=True)
@@ -263,6 +268,7 @@ def _interrupt_once(*_: Any) -> NoReturn:
 
 def _leave(rank: int, output_dir: Path | None) -> NoReturn:
     """Leave what can be resumed, and say how."""
+    give_up()
     if rank == 0:
         if output_dir is not None and output_dir.is_dir():
             with suppress(OSError):  # other processes may still be writing there; the next start does it then

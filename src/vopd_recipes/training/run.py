@@ -43,8 +43,7 @@ def start_run(recipe: Recipe, trainer: VOPDTrainer, prompts_sha256: dict[str, st
     """
     if trainer.is_world_process_zero():
         folder = trainer.output_dir
-        if (folder / RECIPE).is_file():  # only in a folder that is a run of ours
-            discard_incomplete(folder)
+        discard_incomplete(folder)
         _write(folder / RECIPE, yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True))
         about = {**environment(trainer.accelerator), "prepared_from": _prepared_from(recipe.data)}
         if prompts_sha256 is not None:

@@ -240,6 +240,15 @@ class VOPDTrainer(OwnPublishing, Bookkeeping):
         reason = f"{what}: {told}" if told else f"{what} on another rank"
         raise TrainingStopped(self._stopping(reason)) from failure
 
+    def check_ended(self) -> None:
+        """A callback may have ended training early, as the Trainer's own at a SIGTERM: that is no finished run.
+
+        Raises:
+            TrainingStopped: there are steps left.
+        """
+        if self.state.global_step < self.state.max_steps:
+            raise TrainingStopped(self._stopping(f"training was ended before step {self.state.max_steps}"))
+
     def _stopping(self, reason: str) -> str:
         last = last_complete_checkpoint(self.output_dir)
         return f"step {self.state.global_step + 1}: {reason}; the same command resumes from {last or 'the beginning'}"
