@@ -94,11 +94,15 @@ def test_commands_are_vopds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Subcommands that there are, recipes that come with it, fields with values that they may have; none is run."""
     monkeypatch.chdir(ROOT)
     blocks = "\n".join(re.findall(r"```bash\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)).replace("\\\n", " ")
+    mine = ROOT / "recipes" / "template.yaml"
     for line in blocks.splitlines():
-        match shlex.split(line, comments=True):
+        words = shlex.split(line, comments=True)
+        if "scripts/run_vopd.py" in words and not re.search(r"[$[]", line):
+            recipe, *flags = words[words.index("scripts/run_vopd.py") + 1 :]
+            read_anywhere(mine if recipe in ("recipes/mine.yaml", "RECIPE") else ROOT / recipe, flags)
+        match words:
             case ["vopd", "train" | "explain", recipe, *words]:
                 if "--help" not in line:
-                    mine = ROOT / "recipes" / "template.yaml"
                     read_anywhere(mine if recipe == "mine.yaml" else find_recipe(recipe), take_processes(words)[1])
             case ["vopd", command, *_]:
                 assert command in COMMANDS
