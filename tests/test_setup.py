@@ -51,6 +51,24 @@ def test_a_target_sets_up_what_it_needs(tmp_path: Path, words: tuple[str, ...], 
     assert (tmp_path / "venv" / "install.log").read_text().split() == asked
 
 
+def test_what_was_set_up_without_a_gpu_is_set_up_again_beside_one(tmp_path: Path) -> None:
+    """As on a login node, and then on a node that has them."""
+    for name in ("python", "vllm"):
+        program = tmp_path / "venv" / "bin" / name
+        program.parent.mkdir(parents=True, exist_ok=True)
+        program.write_text("#!/bin/sh\n")
+        program.chmod(0o755)
+    for gpu, torch in (("", "torch==2.13.0+cpu"), ("yes", "torch===2.13.0")):
+        command = ["make", f"VENV={tmp_path / 'venv'}", "PIP=echo", f"GPU={gpu}", "install"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        assert done.returncode == 0 and "FlashInfer" not in done.stdout, done.stderr
+        assert torch in (tmp_path / "venv" / "install.log").read_text().split()
+    (tmp_path / "venv" / "bin" / "vllm").unlink()
+    (tmp_path / "venv" / ".vllm-gpu").unlink()
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and "FlashInfer's kernels could not be had" in done.stdout
+
+
 # The demo's path needs the core alone -----------------------------------------------------------------------------
 
 

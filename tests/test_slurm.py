@@ -33,6 +33,11 @@ echo "$OMP_NUM_THREADS" >"$LOG/threads"
 eval "${BEHAVIOUR:-true}"
 """
 
+PYTHON = """#!/bin/bash
+echo "$@" >>"$LOG/python"
+[[ -z ${NO_CUDA:-} ]] || { echo "error: CUDA cannot be used" >&2; exit 1; }
+"""
+
 CURL = """#!/bin/bash
 echo "${@: -1}" >>"$LOG/curl"
 [[ $(wc -l <"$LOG/curl") -ge 2 ]]
@@ -46,7 +51,8 @@ def checkout(tmp_path: Path) -> Path:
     """What the script needs of a checkout, and the stand-ins."""
     folder = tmp_path / "check out"  # a path with a space in it
     stand_ins = {
-        "bin/scontrol": SCONTROL, "bin/srun": SRUN, "bin/curl": CURL, ".venv/bin/accelerate": ACCELERATE
+        "bin/scontrol": SCONTROL, "bin/srun": SRUN, "bin/curl": CURL, ".venv/bin/accelerate": ACCELERATE,
+        ".venv/bin/python": PYTHON,
     }  # fmt: skip
     for name, text in stand_ins.items():
         path = folder / name
@@ -166,6 +172,7 @@ def test_the_signal_before_the_time_limit_requeues_the_job_once(submit: Run, che
         (["mine.yaml"], {"GPUS_PER_NODE": "eight"}, "GPUS_PER_NODE must be a whole number"),
         (["mine.yaml"], {"TEACHER_SERVER": "vllm serve x", "SLURM_NNODES": "1"}, "takes a node of its own"),
         (["mine.yaml"], {"VENV": "absent"}, "no accelerate in absent/bin"),
+        (["mine.yaml"], {"NO_CUDA": "1"}, "CUDA cannot be used"),
         (["mine.yaml"], {"SLURM_SUBMIT_DIR": "/"}, "not the checkout"),
     ],
 )

@@ -122,6 +122,15 @@ def test_a_gpus_engine_may_set_what_it_likes() -> None:
         apply_settings(trainings)
 
 
+def test_trainings_autocast_is_not_the_engines() -> None:
+    """It would round logits that the engine is asked for in float32."""
+    switch, rows = EngineSettings(torch.device("cpu")), torch.ones(2, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        with switch():
+            assert (rows @ rows).dtype == torch.float32
+        assert (rows @ rows).dtype == torch.bfloat16
+
+
 def test_precision_by_the_newer_interface_comes_back() -> None:
     """`tf32: true` sets it by that; the older one then refuses to say what it is, and vLLM sets it by the older."""
     before, switch = settings_now(), EngineSettings(torch.device("cpu"))

@@ -25,6 +25,7 @@ from vopd_recipes.loss import Estimator, Head, TokenStats, fused_loss, reference
 from vopd_recipes.models import causal_lm_of, evaluating, scale_logits
 from vopd_recipes.packing import MicroBatch, Sample, pack
 from vopd_recipes.planner import LiveBytes
+from vopd_recipes.rollout import VLLMRollout
 from vopd_recipes.training import VOPDTrainer, first_gap
 
 STEPS = 3
@@ -145,7 +146,8 @@ class Trial(VOPDTrainer):
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             yield
-            self.seen.bytes = max(self.seen.bytes, torch.cuda.max_memory_allocated(device))
+            asleep = self.rollout.counted_bytes if isinstance(self.rollout, VLLMRollout) else 0
+            self.seen.bytes = max(self.seen.bytes, torch.cuda.max_memory_allocated(device) - asleep)
             return
         there = {tensor.untyped_storage()._cdata: tensor for tensor in self._tensors()}
         with LiveBytes(iter(there.values())) as live:

@@ -69,8 +69,10 @@ class Plan:
         optimizer = per_element * training_states(setup).part if setup.optimizer_offload else 0
         waiting = [one.teacher for one in setup.of_each_teacher if one.teacher_offload and not one.own_base]
         parameters = [parameter for teacher in waiting if teacher for parameter in parameters_of(teacher)]
-        teachers = sum(parameter.numel * parameter.itemsize for parameter in parameters)
-        return optimizer + (ceil(teachers / setup.gpus) if setup.sharded else teachers)
+        sizes = [parameter.numel * parameter.itemsize for parameter in parameters]
+        if setup.sharded:
+            return optimizer + ceil(sum(sizes) / setup.gpus)
+        return optimizer + sum(1 << (size - 1).bit_length() for size in sizes)  # PyTorch pins powers of two
 
     @property
     def fits(self) -> bool:
@@ -125,6 +127,8 @@ def _activations(setup: Setup) -> list[Item]:
     rows = max(1, min(setup.targets, BUFFER_BYTES["cuda"] // (4 * vocabulary)))
     buffers = _COMPILED_BUFFERS if setup.loss_compile else 2
     chunks = 4 * vocabulary * (2 * rows + buffers * ceil(rows / BLOCKS_PER_CHUNK["cuda"]))
+    if itemsize == 2:  # the logits' gradient, for the products
+        chunks += 2 * vocabulary * rows
     if embedding.trained:  # its gradient in float32, then that and its rounded copy
         chunks = 4 * head * setup.mixed_teachers + max(chunks, itemsize * head)
         chunks += itemsize * head if setup.autocast and embedding.itemsize > itemsize else 0

@@ -31,7 +31,7 @@ from vopd_recipes.recipe.checks import (
     check_values,
     require,
 )
-from vopd_recipes.recipe.launch import introduce_deepspeed, prepare_launch
+from vopd_recipes.recipe.launch import add_up_in_float32, introduce_deepspeed, prepare_launch
 from vopd_recipes.recipe.teachers import OF_BACKEND, of_teacher, read_teachers
 from vopd_recipes.recipe.text import Word, describe_type, nearest
 
@@ -276,6 +276,7 @@ class VOPDConfig(TrainingArguments):
             "accelerator_config: use_seedable_sampler: false shuffles by a state that a resumed run does not have",
         )
         introduce_deepspeed(self)
+        add_up_in_float32(self)
 
     @property
     def knows_logprobs_only(self) -> bool:

@@ -63,6 +63,19 @@ def introduce_deepspeed(args: TrainingArguments) -> None:
         comm.init_distributed(dist_backend="gloo", auto_mpi_discovery=False, verbose=False)
 
 
+def add_up_in_float32(args: TrainingArguments) -> None:
+    """Under FSDP2 each micro-batch's gradient is reduced and added to the float32 shard.
+
+    Waiting for the last one, as the Trainer does elsewhere, would add them up in bfloat16, whole on every GPU.
+    """
+    if is_set("ACCELERATE_USE_FSDP"):
+        batches: Any = args.accelerator_config
+        batches.gradient_accumulation_kwargs = {
+            **(batches.gradient_accumulation_kwargs or {}),
+            "sync_each_batch": True,
+        }
+
+
 def check_launch(accelerator: Accelerator) -> None:
     """After the processes have met: they are as many, and of the kind, that was asked for, and save what loads.
 

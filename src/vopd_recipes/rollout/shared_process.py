@@ -98,6 +98,7 @@ class EngineSettings:
 
     def __init__(self, device: torch.device) -> None:
         self._engines: dict[str, Any] = {}
+        self._kind = device.type
         self._devices = [device] if device.type == "cuda" else []
 
     @contextmanager
@@ -107,7 +108,8 @@ class EngineSettings:
         if self._engines:
             apply_settings(self._engines)
         try:
-            with torch.random.fork_rng(self._devices):
+            # training's autocast would cast what the engine computes, its logits in float32 among it
+            with torch.random.fork_rng(self._devices), torch.autocast(self._kind, enabled=False):
                 yield
         finally:
             self._engines = settings_now()

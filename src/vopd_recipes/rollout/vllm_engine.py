@@ -89,6 +89,7 @@ class VLLMRollout:
         self._asleep: set[str] = set()  # what has no memory at the moment: weights, kv_cache
         self.stale = _has_no_weights(model)  # else they are the student's, until it takes a step
         self._settings = EngineSettings(device)
+        before = torch.cuda.memory_allocated(device) if self._on_gpu else 0
         _check_installed()
         os.environ.setdefault("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")  # `sync` hands a generator to it, in-process
         self._join_group(tensor_parallel_size)
@@ -111,6 +112,8 @@ class VLLMRollout:
                 trust_remote_code=trust_remote_code,
                 seed=seed,
             )
+        # Bytes that PyTorch's allocator counts as the engine's for ever, also while it sleeps and does not have them.
+        self.counted_bytes = torch.cuda.memory_allocated(device) - before if self._on_gpu else 0
         self._has_head = all(self._llm.apply_model(_has_head))
         self._bias = _never(range(vocabulary, self._llm.llm_engine.model_config.get_vocab_size()))
         self._sleep()
