@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[1]
 )  # fmt: skip
 def test_a_target_sets_up_what_it_needs(tmp_path: Path, words: tuple[str, ...], sets_up: list[str]) -> None:
     """By a pip that only says what it was given, and programs that do nothing."""
-    for name in ("python", "vopd", "ruff", "mypy"):
+    for name in ("python", "vopd", "vllm", "ruff", "mypy"):
         program = tmp_path / "venv" / "bin" / name
         program.parent.mkdir(parents=True, exist_ok=True)
         program.write_text("#!/bin/sh\n")
