@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from evaluation.checkpoint import Checkpoint, resolve
 from evaluation.protocol import Drawing, Protocol, protocol_names, read_protocol
 from evaluation.tasks import TASKS, Question, Task, task_names
-from vopd_recipes.data.origin import hub_asked_once
+from vopd_recipes.data import hub_asked_once
 from vopd_recipes.files import results_path
 from vopd_recipes.recipe import RecipeError
 from vopd_recipes.rollout import RolloutFailed

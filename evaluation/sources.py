@@ -16,8 +16,7 @@ import datasets
 import pyarrow.parquet as pq
 from datasets.exceptions import DatasetNotFoundError
 
-from vopd_recipes.data import sciknoweval
-from vopd_recipes.data.origin import ask_only_the_cache
+from vopd_recipes.data import ask_only_the_cache, sciknoweval
 from vopd_recipes.recipe import RecipeError, one_line
 from vopd_recipes.tiny import problems as arithmetic
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vopd_recipes.loss import method_of
 from vopd_recipes.paper import published_columns
-from vopd_recipes.planner.setup import read_anywhere
+from vopd_recipes.planner import read_anywhere
 from vopd_recipes.recipe import models_of_teachers
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vopd_recipes.loss import Estimator, Head, baselines, fused_loss, reference_loss
+from vopd_recipes.loss import METHODS, Estimator, Head, baselines, fused_loss, reference_loss
 from vopd_recipes.loss.definition import gradient_variances
 
 VOCABULARY = 11
@@ -67,6 +67,14 @@ def expected_gradient(student, teacher, estimator):
 def test_expectation_over_all_tokens_is_the_full_gradient(logits, estimator):
     full, _ = logit_gradient(*logits, torch.zeros(6, dtype=torch.long), Estimator(divergence="full"))
     torch.testing.assert_close(expected_gradient(*logits, estimator), full, atol=1e-10, rtol=0)
+
+
+def test_what_the_table_calls_biased_is(logits):
+    """And nothing else that is a gradient of KL(p‖q)."""
+    full, _ = logit_gradient(*logits, torch.zeros(6, dtype=torch.long), Estimator(divergence="full"))
+    for row in (row for row in METHODS.values() if row.of_reverse_kl):
+        mean = expected_gradient(*logits, Estimator(row.divergence, row.baseline, support_top_k=3))
+        assert row.biased == bool((mean - full).norm() > 1e-9 * full.norm()), row.title
 
 
 def test_full_gradient_is_the_closed_form(logits):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from vopd_recipes.command.train import take_processes
-from vopd_recipes.planner.explain import explain
+from vopd_recipes.planner import explain
 from vopd_recipes.recipe import RecipeError, find_recipe, one_line_errors
 
 USAGE = "usage: vopd explain RECIPE [--processes N] [--field value ...]"

@@ -26,7 +26,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from vopd_recipes.command.unlogged import unlogged
 from vopd_recipes.console import LOGS
-from vopd_recipes.planner.setup import read_anywhere
+from vopd_recipes.planner import read_anywhere
 from vopd_recipes.recipe import RecipeError, find_recipe, find_shipped, one_line, one_line_errors
 from vopd_recipes.training import COMMAND, description
 from vopd_recipes.training import main as train

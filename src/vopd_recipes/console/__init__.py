@@ -6,7 +6,7 @@ lines of less than 100 columns (`lines`) while the trainer runs (`progress`); al
 
 from typing import TYPE_CHECKING
 
-from vopd_recipes.console.lines import WIDTH, Rows, duration
+from vopd_recipes.console.lines import WIDTH, Rows, before_and_after, duration
 from vopd_recipes.console.noise import LOGS, Noise
 from vopd_recipes.console.screen import screen
 from vopd_recipes.exports import on_demand

@@ -8,6 +8,7 @@ these on `typesetting`. A training run reads the result by `vopd_recipes.prompts
 """
 
 from vopd_recipes.data import sciknoweval
+from vopd_recipes.data.origin import ask_only_the_cache, hub_asked_once
 from vopd_recipes.data.preparation import prepare, prepared
 from vopd_recipes.data.push import check_access, push
 from vopd_recipes.data.recipe import DataRecipe, EvaluationSet, load_data_recipe

@@ -81,7 +81,7 @@ class Estimator:
         reward = "log q(y) - log p(y)"
         if self.reward_floor is not None:
             reward = f"max({reward}, {self.reward_floor:.3g})"
-        return self._filled(self.method.equation, reward=reward)
+        return self._filled(self.method.equation, reward=reward) + (", biased" if self.method.biased else "")
 
     @property
     def html(self) -> str:

@@ -38,6 +38,7 @@ class Method:
         needs: of the teacher.
         samples: whether it depends on the sampled token, and so has a variance given the context.
         of_reverse_kl: whether it is a gradient of KL(p‖q), exact, noisy or biased, and not of another divergence.
+        biased: whether its mean over y is another gradient than that divergence's.
         compared: the fields, besides its words, of each run in a comparison of methods.
     """
 
@@ -51,6 +52,7 @@ class Method:
     needs: Needs
     samples: bool = True
     of_reverse_kl: bool = True
+    biased: bool = False
     compared: tuple[Mapping[str, Any], ...] = ({},)
 
     @property
@@ -152,9 +154,9 @@ def _rao_blackwell(name: str, title: str, baseline: str, a: _Advantage, compared
 def _exact(
     name: str, title: str, divergence: str, text: str, html: str, latex: str, compared: _Compared = ({},)
 ) -> Method:
-    of_reverse_kl = divergence in ("full", "topk")
     return Method(
-        name, title, divergence, "none", text, html, latex, "distribution", False, of_reverse_kl, compared
+        name, title, divergence, "none", text, html, latex, "distribution", samples=False,
+        of_reverse_kl=divergence in ("full", "topk"), biased=divergence == "topk", compared=compared,
     )  # fmt: skip
 
 
@@ -171,7 +173,7 @@ _ROWS = (
     ),
     _exact(
         "opd_topk", "OPD top-k", "topk",
-        "∇ KL(p̄‖q̄) on the {support}'s top {k}, renormalised (Eq. 7, biased)",
+        "∇ KL(p̄‖q̄) on the {support}'s top {k}, renormalised (Eq. 7)",
         f"∇ {_KL_BAR} <small>on the {{support}}’s top {{k}}</small>", r"\nabla\,\mathrm{KL}(\bar p\,\|\,\bar q)",
         _at_k(20),
     ),

@@ -14,11 +14,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vopd_recipes.console import Rows, duration
-from vopd_recipes.console.lines import before_and_after
+from vopd_recipes.console import Rows, before_and_after, duration
 from vopd_recipes.files import METRICS, finished_step, last_complete_checkpoint, step_of
 from vopd_recipes.models import layout
-from vopd_recipes.planner.explain import optimizer_steps
+from vopd_recipes.planner import optimizer_steps
 from vopd_recipes.recipe import Recipe
 from vopd_recipes.teacher import OwnBase
 from vopd_recipes.training.trainer import VOPDTrainer

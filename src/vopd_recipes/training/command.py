@@ -36,7 +36,7 @@ from vopd_recipes.models import (
     load_student,
     load_tokenizer,
 )
-from vopd_recipes.planner.explain import FLAG, explain, take_flag
+from vopd_recipes.planner import FLAG, explain, take_flag
 from vopd_recipes.prompts import build_prompts, content_hashes, read_by, read_rows
 from vopd_recipes.recipe import (
     Recipe,
