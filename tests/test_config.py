@@ -376,6 +376,11 @@ def test_a_token_is_refused_and_never_written(tmp_path: Path) -> None:
         ("seed: 1\n  max_steps: 2\n", "recipe.yaml:2", "not YAML"),
         ("seed: \x01\n", "recipe.yaml", "special characters are not allowed"),
         ("seed: 1\nmax_steps: 2\nseed: 3\n", "recipe.yaml:3", "seed stands twice"),
+        ("dataset_mixture:\n- dataset_name: a\n  weight: 1\n  weight: 2\n", "recipe.yaml:4", "weight stands twice"),
+        ("teachers:\n  a: {model_name_or_path: x}\n  a: {}\n", "recipe.yaml:3", "a stands twice"),
+        ("seed: 1\nrun_name: 2025-06-31\n", "recipe.yaml:2", "2025-06-31: day is out of range for month; put a text"),
+        ("lr_scheduler_kwargs:\n  a: 2025-06-31\n", "recipe.yaml:2", "day is out of range"),
+        ("seed: !!int abc\n", "recipe.yaml:1", "invalid literal"),
         ("- a\n- b\n", "recipe.yaml", "a recipe is a list of `field: value` lines"),
         ("just text\n", "recipe.yaml", "a recipe is a list of `field: value` lines"),
         ("seed: 1\n---\nseed: 2\n", "recipe.yaml:2", "another document"),
@@ -401,6 +406,22 @@ def test_files_that_are_no_recipe(
     assert message.startswith(f"{where}: ")
     assert says in message
     assert not (tmp_path / "bad").exists()
+
+
+def test_keys_and_dates_of_flags(tmp_path: Path) -> None:
+    message = refusal(tmp_path, "", "--chat_template_kwargs", "{a: 1, a: 2}")
+    assert message == "--chat_template_kwargs: a stands twice"
+    assert refusal(tmp_path, "", "--seed", "2025-06-31").endswith("must be a whole number, got '2025-06-31'")
+    assert load(tmp_path, "", "--run_name", "2025-06-31").training.run_name == "2025-06-31"
+
+
+def test_a_key_may_stand_beside_one_that_is_merged(tmp_path: Path) -> None:
+    lines = (
+        "dataset_mixture:\n- &first {dataset_name: a, weight: 0.5}\n"
+        "- &second {<<: *first, dataset_name: b}\n- {<<: *second, weight: 2}\n"
+    )
+    sources = load(tmp_path, lines, leave_out=("dataset_name",)).data.sources()
+    assert [(source["dataset_name"], source["weight"]) for source in sources] == [("a", 0.5), ("b", 0.5), ("b", 2)]
 
 
 def test_python_tags_are_refused_in_flags_too(tmp_path: Path) -> None:
