@@ -229,6 +229,21 @@ def test_a_resolved_mixture_loads_as_itself(tmp_path: Path) -> None:
         ("max_completion_length: 0\n", (), "recipe.yaml:7", "max_completion_length must be at least 1"),
         ("max_test_prompts: 0\n", (), "recipe.yaml:7", "max_test_prompts must be at least 1"),
         ("logging_steps: 0\n", (), "recipe.yaml:7", "logging_steps"),
+        ("logging_steps: .inf\n", (), "recipe.yaml:7", "logging_steps must be positive and finite, got inf"),
+        ("save_steps: 0\n", (), "recipe.yaml:7", "save_steps must be positive and finite, got 0"),
+        ("save_steps: .nan\n", (), "recipe.yaml:7", "save_steps must be positive and finite, got nan"),
+        ("save_steps: .inf\n", (), "recipe.yaml:7", "save_steps must be positive and finite, got inf"),
+        ("eval_steps: .inf\n", (), "recipe.yaml:7", "eval_steps must be finite, got inf"),
+        ("eval_steps: .nan\n", (), "recipe.yaml:7", "eval_steps must be at least 1, got nan"),
+        ("num_train_epochs: 0\n", (), "recipe.yaml:7", "num_train_epochs must be positive and finite, got 0"),
+        ("num_train_epochs: .nan\n", (), "recipe.yaml:7", "num_train_epochs must be positive and finite, got nan"),
+        ("warmup_steps: .nan\n", (), "recipe.yaml:7", "warmup_steps must be finite, at least 0, got nan"),
+        ("max_grad_norm: .nan\n", (), "recipe.yaml:7", "max_grad_norm must be at least 0, which is off, got nan"),
+        ("dataloader_num_workers: -1\n", (), "recipe.yaml:7", "dataloader_num_workers must be at least 0, got -1"),
+        ("lora_alpha: 0\n", (), "recipe.yaml:7", "lora_alpha must be at least 1, got 0"),
+        ("importance_sampling_cap: .nan\n", (), "recipe.yaml:7", "importance_sampling_cap must be positive, got nan"),
+        ("baseline: constant\nbaseline_constant: .inf\n", (), "recipe.yaml:8", "baseline_constant must be finite"),
+        ("temperature: .nan\n", (), "recipe.yaml:7", "temperature must be positive and finite, got nan"),
         ("support_top_k: 0\n", (), "recipe.yaml:7", "support_top_k must be at least 1"),
         ("lora_dropout: 1\n", (), "recipe.yaml:7", "lora_dropout must lie in [0, 1)"),
         ("remove_unused_columns: true\n", (), "recipe.yaml:7", "remove_unused_columns"),
@@ -322,6 +337,13 @@ def test_schedules_trackers_and_metrics_that_there_are(tmp_path: Path) -> None:
     assert load(tmp_path, "", "--prompt_template", template).data.prompt_template == template
     assert load(tmp_path, "", "--run_name=-x").training.run_name == "-x"
     assert load(tmp_path, "", "--baseline", "constant", "--baseline_constant", "-1").training.baseline_constant == -1
+
+
+def test_amounts_that_decide_nothing_are_free(tmp_path: Path) -> None:
+    """Steps between checkpoints that are not saved by steps, and epochs where steps are counted."""
+    recipe = load(tmp_path, "save_strategy: no\nsave_steps: 0\nmax_steps: 3\nnum_train_epochs: 0\nmax_grad_norm: 0\n")
+    assert (recipe.training.save_steps, recipe.training.num_train_epochs) == (0, 0)
+    assert load(tmp_path, "save_steps: 0.5\nimportance_sampling_cap: .inf\n").training.save_steps == 0.5
 
 
 def test_the_teacher_is_kept_in_what_training_multiplies_in(tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         require(bool(self.model_name_or_path), "model_name_or_path: missing; name a Hub id or a folder")
         require(self.lora_r >= 1, f"lora_r must be at least 1, got {self.lora_r}")
+        require(self.lora_alpha >= 1, f"lora_alpha must be at least 1, got {self.lora_alpha}")
         require(0 <= self.lora_dropout < 1, f"lora_dropout must lie in [0, 1), got {self.lora_dropout}")
 
     @property
