@@ -284,6 +284,9 @@ def test_wrong_values(tmp_path: Path, lines: str, flags: tuple[str, ...], where:
         ("", ("--top_k", "20"), "--top_k", "use top_k: 0 or set allow_biased_sampling: true"),
         ("temperature: 0\nallow_biased_sampling: true\n", (), "recipe.yaml:7", "temperature must be positive"),
         ("test_size: 3\ndataset_test_split: test\n", (), "recipe.yaml:7", "both name held-out prompts"),
+        ("dataset_test_split: train\n", (), "recipe.yaml:7", "train holds rows of prompts that dataset_train_split:"),
+        ("dataset_test_split: train[:10%]\n", (), "recipe.yaml:7", "name another, or set test_size in its place"),
+        ("dataset_train_split: train[:9]\ndataset_test_split: train\n", (), "recipe.yaml:7", "holds rows of prompts"),
         ("dataset_mixture: [{dataset_name: a}]\n", (), "recipe.yaml:3", "name exactly one of them"),
         ("eval_strategy: epoch\n", (), "recipe.yaml:7", "evaluation needs held-out prompts"),
         ("eval_on_start: true\n", (), "recipe.yaml:7", "evaluation needs held-out prompts"),
@@ -375,12 +378,27 @@ def test_what_a_recipe_must_name(tmp_path: Path, name: str) -> None:
         ("{dataset_name: a, prompt_colum: b}", "unknown field 'prompt_colum'; did you mean 'prompt_column'?"),
         ("{dataset_name: a, prompt_column: 3}", "prompt_column must be text, got 3"),
         ("{dataset_name: a, 3: b}", "unknown field '3'"),
+        ("{dataset_name: a, prompt_column: }", "prompt_column must be text, got None"),
+        ("{dataset_name: a, dataset_train_split: null}", "dataset_train_split must be text, got None"),
+        ("{dataset_name: null}", "no dataset_name"),
+        ("{dataset_name: a, weight: null}", "positive number, got None"),
     ],
 )
 def test_wrong_mixtures(tmp_path: Path, entry: str, says: str) -> None:
     message = refusal(tmp_path, f"dataset_mixture:\n- {entry}\n", leave_out=("dataset_name",))
     assert message.startswith("recipe.yaml:6: dataset_mixture: ")
     assert says in message
+
+
+def test_a_mixtures_splits_and_nulls(tmp_path: Path) -> None:
+    mixture = "dataset_mixture:\n- {dataset_name: a}\n- {dataset_name: b, dataset_train_split: test}\n"
+    message = refusal(tmp_path, f"dataset_test_split: test\n{mixture}", leave_out=("dataset_name",))
+    assert message.startswith("recipe.yaml:6: dataset_test_split: test holds rows of b that dataset_train_split: test")
+    entry = "{dataset_name: a, answer_column: null, prompt_template: null}"
+    lines = f"answer_column: answer\ndataset_mixture: [{entry}]\n"
+    (source,) = load(tmp_path, lines, leave_out=("dataset_name",)).data.sources()
+    assert (source["answer_column"], source["prompt_template"]) == (None, None)
+    load(tmp_path, "dataset_train_split: train[:90%]\ndataset_test_split: train[90%:]\n")
 
 
 def test_a_token_is_refused_and_never_written(tmp_path: Path) -> None:

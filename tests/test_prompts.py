@@ -431,12 +431,15 @@ def test_prompts_of_the_wrong_form(
 
 def test_golds_of_every_form(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     rows = [{"prompt": str(n), "gold": gold} for n, gold in enumerate(("B", " c ", None))]
-    fields = {"answer_column": "gold", "answer_format": "choice", "dataset_test_split": "train"}
+    fields = {"answer_column": "gold", "answer_format": "choice", "dataset_test_split": "test"}
     write(tmp_path / "train.jsonl", rows)
+    write(tmp_path / "test.jsonl", rows)
     test = build(str(tmp_path), tokenizer, **fields).test
     assert test is not None and list(test["answer"]) == ["B", " c ", None]
-    write(tmp_path / "train.jsonl", [*rows, {"prompt": "3", "gold": ""}])  # an answer that is only trained beside
+    rows.append({"prompt": "3", "gold": ""})  # an answer that is only trained beside
+    write(tmp_path / "train.jsonl", rows)
     assert len(build(str(tmp_path), tokenizer, answer_column="gold").train) == 4
+    write(tmp_path / "test.jsonl", rows)
     assert "row 3, is empty" in refusal(str(tmp_path), tokenizer, **fields)
 
 
