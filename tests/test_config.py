@@ -359,6 +359,29 @@ def test_biased_sampling_where_it_is_asked_for(tmp_path: Path) -> None:
     assert (recipe.training.temperature, recipe.training.top_p, recipe.training.top_k) == (0.6, 0.95, 20)
 
 
+@pytest.mark.parametrize("name", ["model_name_or_path", "teacher_model_name_or_path", "dataset_name"])
+def test_a_run_does_not_write_where_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    for folder in ("run", "./run/../run", str(tmp_path / "run"), "link"):
+        message = refusal(tmp_path, f"{name}: {folder}\n", leave_out=(name,))
+        assert message.startswith(
+            f"recipe.yaml:3: output_dir: run is the folder of {name}, and the run would overwrite"
+        )
+    load(tmp_path, f"{name}: run/checkpoint-3\n", leave_out=(name,))
+    load(tmp_path, f"{name}: other\n", "--output_dir", "other/run", leave_out=(name,))
+
+
+def test_a_run_does_not_write_where_a_teacher_or_an_entry_is_read(tmp_path: Path) -> None:
+    lines = "teachers: {one: {model_name_or_path: run}}\n"
+    message = refusal(tmp_path, lines, leave_out=("teacher_model_name_or_path",))
+    assert message.startswith(
+        "recipe.yaml:3: output_dir: run is the folder of teachers: one: teacher_model_name_or_path"
+    )
+    lines = "dataset_mixture: [{dataset_name: a}, {dataset_name: run}]\n"
+    assert "is the folder of dataset_name" in refusal(tmp_path, lines, leave_out=("dataset_name",))
+
+
 @pytest.mark.parametrize("name", ["model_name_or_path", "teacher_model_name_or_path", "dataset_name", "output_dir"])
 def test_what_a_recipe_must_name(tmp_path: Path, name: str) -> None:
     message = refusal(tmp_path, leave_out=(name,))
