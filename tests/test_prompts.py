@@ -191,6 +191,43 @@ def test_a_template_names_columns_that_are_there(
     assert "{q} is no column" in refusal(None, tokenizer, dataset_mixture=mixture)
 
 
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("Solve the problem.", "names no {column}, so that every prompt would be the same; write {prompt} where"),
+        ("$prompt", "names no {column}"),
+        ("<prompt>", "names no {column}"),
+        (" ", "names no {column}"),
+        (r"Answer in \boxed{}, {} or { prompt }", "names no {column}"),
+        ("{{ prompt }}\n\nAnswer:", "{{ prompt }} is no column; write {prompt}, in single braces without spaces"),
+        ("{{prompt}}", "{{prompt}} is no column; write {prompt}, in single braces"),
+        ("{{ question }}", "{{ question }} is no column; write {question}"),
+    ],
+)
+def test_a_template_without_a_column(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, template: str, says: str
+) -> None:
+    file = write(tmp_path / "p.jsonl")
+    mixture = [{"dataset_name": file}, {"dataset_name": file, "prompt_template": template}]
+    for fields in ({"dataset_name": file, "prompt_template": template}, {"dataset_mixture": mixture}):
+        assert refusal(fields.pop("dataset_name", None), tokenizer, **fields).startswith(f"prompt_template: {says}")
+    message = refusal(file, tokenizer, teacher_prompt_template=template)
+    assert message.startswith(f"teacher_prompt_template: {says}")
+
+
+def test_a_column_within_latex_and_a_constant_system_prompt(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, thinking: PreTrainedTokenizerFast
+) -> None:
+    file = write(tmp_path / "p.jsonl", [{"prompt": "1+1?", "hint": 2}])
+    for template, text in (
+        (r"\text{{prompt}} = \boxed{{hint}}", r"\text{1+1?} = \boxed{2}"),
+        (r"x^{{hint}}", "x^{2}"),
+    ):
+        assert build(file, tokenizer, prompt_template=template).train[0]["prompt"] == text
+    assert build(file, tokenizer, prompt_template="{hint} of {{hint}}").train[0]["prompt"] == "2 of {2}"
+    build(file, thinking, chat_template=True, teacher_system_prompt="Be brief.")
+
+
 @pytest.mark.parametrize("null", [None, float("nan")])
 @pytest.mark.parametrize("form", ["p.jsonl", "p.parquet"])
 def test_nulls_never_become_text(
