@@ -146,6 +146,34 @@ def test_chat_template_of_text(
     assert thinking.decode(prompts.train[3]["input_ids"]) == f"<user>3+3=? \\boxed{{}}<assistant>{end}"
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("enable_thinkin", "; did you mean 'enable_thinking'?"),  # part of a word that is there
+        ("tools", ""),
+        ("xyzzy", ""),
+    ],
+)
+def test_what_a_chat_template_does_not_know(
+    tmp_path: Path, thinking: PreTrainedTokenizerFast, name: str, hint: str
+) -> None:
+    file = write(tmp_path / "p.jsonl")
+    message = refusal(file, thinking, chat_template=True, chat_template_kwargs={name: []})
+    why = f"the tokenizer's chat template says nothing of '{name}', which would change no prompt"
+    assert message == f"chat_template_kwargs: {why}{hint}"
+
+
+def test_what_another_chat_template_knows(tmp_path: Path) -> None:
+    """One of the tokenizer's several, or of the recipe."""
+    file, tokenizer = write(tmp_path / "p.jsonl", [{"prompt": "1+1?"}]), byte_tokenizer()
+    own = "{{ messages[0].content }}{{ mood }}"
+    tokenizer.chat_template = {"default": THINKING_TEMPLATE, "own": own}
+    for given in ({"chat_template": "own", "mood": "!"}, {"chat_template": own, "mood": "!"}):
+        prompts = build(file, tokenizer, chat_template=True, chat_template_kwargs=given)
+        assert tokenizer.decode(prompts.train[0]["input_ids"]) == "1+1?!"
+    assert "nothing of 'mod'" in refusal(file, tokenizer, chat_template=True, chat_template_kwargs={"mod": "!"})
+
+
 def test_chat_messages(tmp_path: Path, thinking: PreTrainedTokenizerFast) -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
     prompts = build(write(tmp_path / "p.jsonl", [{"prompt": messages}]), thinking, chat_template=True)
