@@ -229,6 +229,21 @@ def test_a_resolved_mixture_loads_as_itself(tmp_path: Path) -> None:
         ("max_completion_length: 0\n", (), "recipe.yaml:7", "max_completion_length must be at least 1"),
         ("max_test_prompts: 0\n", (), "recipe.yaml:7", "max_test_prompts must be at least 1"),
         ("logging_steps: 0\n", (), "recipe.yaml:7", "logging_steps"),
+        ("logging_steps: .inf\n", (), "recipe.yaml:7", "logging_steps must be positive and finite, got inf"),
+        ("save_steps: 0\n", (), "recipe.yaml:7", "save_steps must be positive and finite, got 0"),
+        ("save_steps: .nan\n", (), "recipe.yaml:7", "save_steps must be positive and finite, got nan"),
+        ("save_steps: .inf\n", (), "recipe.yaml:7", "save_steps must be positive and finite, got inf"),
+        ("eval_steps: .inf\n", (), "recipe.yaml:7", "eval_steps must be finite, got inf"),
+        ("eval_steps: .nan\n", (), "recipe.yaml:7", "eval_steps must be at least 1, got nan"),
+        ("num_train_epochs: 0\n", (), "recipe.yaml:7", "num_train_epochs must be positive and finite, got 0"),
+        ("num_train_epochs: .nan\n", (), "recipe.yaml:7", "num_train_epochs must be positive and finite, got nan"),
+        ("warmup_steps: .nan\n", (), "recipe.yaml:7", "warmup_steps must be finite, at least 0, got nan"),
+        ("max_grad_norm: .nan\n", (), "recipe.yaml:7", "max_grad_norm must be at least 0, which is off, got nan"),
+        ("dataloader_num_workers: -1\n", (), "recipe.yaml:7", "dataloader_num_workers must be at least 0, got -1"),
+        ("lora_alpha: 0\n", (), "recipe.yaml:7", "lora_alpha must be at least 1, got 0"),
+        ("importance_sampling_cap: .nan\n", (), "recipe.yaml:7", "importance_sampling_cap must be positive, got nan"),
+        ("baseline: constant\nbaseline_constant: .inf\n", (), "recipe.yaml:8", "baseline_constant must be finite"),
+        ("temperature: .nan\n", (), "recipe.yaml:7", "temperature must be positive and finite, got nan"),
         ("support_top_k: 0\n", (), "recipe.yaml:7", "support_top_k must be at least 1"),
         ("lora_dropout: 1\n", (), "recipe.yaml:7", "lora_dropout must lie in [0, 1)"),
         ("remove_unused_columns: true\n", (), "recipe.yaml:7", "remove_unused_columns"),
@@ -269,6 +284,9 @@ def test_wrong_values(tmp_path: Path, lines: str, flags: tuple[str, ...], where:
         ("", ("--top_k", "20"), "--top_k", "use top_k: 0 or set allow_biased_sampling: true"),
         ("temperature: 0\nallow_biased_sampling: true\n", (), "recipe.yaml:7", "temperature must be positive"),
         ("test_size: 3\ndataset_test_split: test\n", (), "recipe.yaml:7", "both name held-out prompts"),
+        ("dataset_test_split: train\n", (), "recipe.yaml:7", "train holds rows of prompts that dataset_train_split:"),
+        ("dataset_test_split: train[:10%]\n", (), "recipe.yaml:7", "name another, or set test_size in its place"),
+        ("dataset_train_split: train[:9]\ndataset_test_split: train\n", (), "recipe.yaml:7", "holds rows of prompts"),
         ("dataset_mixture: [{dataset_name: a}]\n", (), "recipe.yaml:3", "name exactly one of them"),
         ("eval_strategy: epoch\n", (), "recipe.yaml:7", "evaluation needs held-out prompts"),
         ("eval_on_start: true\n", (), "recipe.yaml:7", "evaluation needs held-out prompts"),
@@ -324,6 +342,13 @@ def test_schedules_trackers_and_metrics_that_there_are(tmp_path: Path) -> None:
     assert load(tmp_path, "", "--baseline", "constant", "--baseline_constant", "-1").training.baseline_constant == -1
 
 
+def test_amounts_that_decide_nothing_are_free(tmp_path: Path) -> None:
+    """Steps between checkpoints that are not saved by steps, and epochs where steps are counted."""
+    recipe = load(tmp_path, "save_strategy: no\nsave_steps: 0\nmax_steps: 3\nnum_train_epochs: 0\nmax_grad_norm: 0\n")
+    assert (recipe.training.save_steps, recipe.training.num_train_epochs) == (0, 0)
+    assert load(tmp_path, "save_steps: 0.5\nimportance_sampling_cap: .inf\n").training.save_steps == 0.5
+
+
 def test_the_teacher_is_kept_in_what_training_multiplies_in(tmp_path: Path) -> None:
     for text, dtype in (("", None), ("bf16: true\n", "bfloat16"), ("bf16: true\nteacher_dtype: float32\n", "float32")):
         assert load(tmp_path, text).model.teacher_dtype == dtype
@@ -332,6 +357,29 @@ def test_the_teacher_is_kept_in_what_training_multiplies_in(tmp_path: Path) -> N
 def test_biased_sampling_where_it_is_asked_for(tmp_path: Path) -> None:
     recipe = load(tmp_path, "temperature: 0.6\ntop_p: 0.95\ntop_k: 20\nallow_biased_sampling: true\n")
     assert (recipe.training.temperature, recipe.training.top_p, recipe.training.top_k) == (0.6, 0.95, 20)
+
+
+@pytest.mark.parametrize("name", ["model_name_or_path", "teacher_model_name_or_path", "dataset_name"])
+def test_a_run_does_not_write_where_it_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    for folder in ("run", "./run/../run", str(tmp_path / "run"), "link"):
+        message = refusal(tmp_path, f"{name}: {folder}\n", leave_out=(name,))
+        assert message.startswith(
+            f"recipe.yaml:3: output_dir: run is the folder of {name}, and the run would overwrite"
+        )
+    load(tmp_path, f"{name}: run/checkpoint-3\n", leave_out=(name,))
+    load(tmp_path, f"{name}: other\n", "--output_dir", "other/run", leave_out=(name,))
+
+
+def test_a_run_does_not_write_where_a_teacher_or_an_entry_is_read(tmp_path: Path) -> None:
+    lines = "teachers: {one: {model_name_or_path: run}}\n"
+    message = refusal(tmp_path, lines, leave_out=("teacher_model_name_or_path",))
+    assert message.startswith(
+        "recipe.yaml:3: output_dir: run is the folder of teachers: one: teacher_model_name_or_path"
+    )
+    lines = "dataset_mixture: [{dataset_name: a}, {dataset_name: run}]\n"
+    assert "is the folder of dataset_name" in refusal(tmp_path, lines, leave_out=("dataset_name",))
 
 
 @pytest.mark.parametrize("name", ["model_name_or_path", "teacher_model_name_or_path", "dataset_name", "output_dir"])
@@ -353,12 +401,27 @@ def test_what_a_recipe_must_name(tmp_path: Path, name: str) -> None:
         ("{dataset_name: a, prompt_colum: b}", "unknown field 'prompt_colum'; did you mean 'prompt_column'?"),
         ("{dataset_name: a, prompt_column: 3}", "prompt_column must be text, got 3"),
         ("{dataset_name: a, 3: b}", "unknown field '3'"),
+        ("{dataset_name: a, prompt_column: }", "prompt_column must be text, got None"),
+        ("{dataset_name: a, dataset_train_split: null}", "dataset_train_split must be text, got None"),
+        ("{dataset_name: null}", "no dataset_name"),
+        ("{dataset_name: a, weight: null}", "positive number, got None"),
     ],
 )
 def test_wrong_mixtures(tmp_path: Path, entry: str, says: str) -> None:
     message = refusal(tmp_path, f"dataset_mixture:\n- {entry}\n", leave_out=("dataset_name",))
     assert message.startswith("recipe.yaml:6: dataset_mixture: ")
     assert says in message
+
+
+def test_a_mixtures_splits_and_nulls(tmp_path: Path) -> None:
+    mixture = "dataset_mixture:\n- {dataset_name: a}\n- {dataset_name: b, dataset_train_split: test}\n"
+    message = refusal(tmp_path, f"dataset_test_split: test\n{mixture}", leave_out=("dataset_name",))
+    assert message.startswith("recipe.yaml:6: dataset_test_split: test holds rows of b that dataset_train_split: test")
+    entry = "{dataset_name: a, answer_column: null, prompt_template: null}"
+    lines = f"answer_column: answer\ndataset_mixture: [{entry}]\n"
+    (source,) = load(tmp_path, lines, leave_out=("dataset_name",)).data.sources()
+    assert (source["answer_column"], source["prompt_template"]) == (None, None)
+    load(tmp_path, "dataset_train_split: train[:90%]\ndataset_test_split: train[90%:]\n")
 
 
 def test_a_token_is_refused_and_never_written(tmp_path: Path) -> None:
@@ -376,6 +439,11 @@ def test_a_token_is_refused_and_never_written(tmp_path: Path) -> None:
         ("seed: 1\n  max_steps: 2\n", "recipe.yaml:2", "not YAML"),
         ("seed: \x01\n", "recipe.yaml", "special characters are not allowed"),
         ("seed: 1\nmax_steps: 2\nseed: 3\n", "recipe.yaml:3", "seed stands twice"),
+        ("dataset_mixture:\n- dataset_name: a\n  weight: 1\n  weight: 2\n", "recipe.yaml:4", "weight stands twice"),
+        ("teachers:\n  a: {model_name_or_path: x}\n  a: {}\n", "recipe.yaml:3", "a stands twice"),
+        ("seed: 1\nrun_name: 2025-06-31\n", "recipe.yaml:2", "2025-06-31: day is out of range for month; put a text"),
+        ("lr_scheduler_kwargs:\n  a: 2025-06-31\n", "recipe.yaml:2", "day is out of range"),
+        ("seed: !!int abc\n", "recipe.yaml:1", "invalid literal"),
         ("- a\n- b\n", "recipe.yaml", "a recipe is a list of `field: value` lines"),
         ("just text\n", "recipe.yaml", "a recipe is a list of `field: value` lines"),
         ("seed: 1\n---\nseed: 2\n", "recipe.yaml:2", "another document"),
@@ -401,6 +469,22 @@ def test_files_that_are_no_recipe(
     assert message.startswith(f"{where}: ")
     assert says in message
     assert not (tmp_path / "bad").exists()
+
+
+def test_keys_and_dates_of_flags(tmp_path: Path) -> None:
+    message = refusal(tmp_path, "", "--chat_template_kwargs", "{a: 1, a: 2}")
+    assert message == "--chat_template_kwargs: a stands twice"
+    assert refusal(tmp_path, "", "--seed", "2025-06-31").endswith("must be a whole number, got '2025-06-31'")
+    assert load(tmp_path, "", "--run_name", "2025-06-31").training.run_name == "2025-06-31"
+
+
+def test_a_key_may_stand_beside_one_that_is_merged(tmp_path: Path) -> None:
+    lines = (
+        "dataset_mixture:\n- &first {dataset_name: a, weight: 0.5}\n"
+        "- &second {<<: *first, dataset_name: b}\n- {<<: *second, weight: 2}\n"
+    )
+    sources = load(tmp_path, lines, leave_out=("dataset_name",)).data.sources()
+    assert [(source["dataset_name"], source["weight"]) for source in sources] == [("a", 0.5), ("b", 0.5), ("b", 2)]
 
 
 def test_python_tags_are_refused_in_flags_too(tmp_path: Path) -> None:

@@ -611,6 +611,13 @@ def test_recipes_that_cannot_be(tmp_path: Path, fields: dict[str, Any], says: st
     assert says in str(caught.value)
 
 
+def test_a_key_that_stands_twice_in_an_evaluation_set(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("dataset_name: a/b\noutput_dir: c\nevaluation_sets:\n- name: d\n  dataset_name: e\n  name: f\n")
+    with pytest.raises(RecipeError, match=r"recipe\.yaml:6: name stands twice$"):
+        load_data_recipe(path)
+
+
 def test_every_data_recipe_loads_and_makes_what_runs_read() -> None:
     made = {}
     for path in sorted((ROOT / "recipes" / "data").glob("*.yaml")):

@@ -146,6 +146,34 @@ def test_chat_template_of_text(
     assert thinking.decode(prompts.train[3]["input_ids"]) == f"<user>3+3=? \\boxed{{}}<assistant>{end}"
 
 
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("enable_thinkin", "; did you mean 'enable_thinking'?"),  # part of a word that is there
+        ("tools", ""),
+        ("xyzzy", ""),
+    ],
+)
+def test_what_a_chat_template_does_not_know(
+    tmp_path: Path, thinking: PreTrainedTokenizerFast, name: str, hint: str
+) -> None:
+    file = write(tmp_path / "p.jsonl")
+    message = refusal(file, thinking, chat_template=True, chat_template_kwargs={name: []})
+    why = f"the tokenizer's chat template says nothing of '{name}', which would change no prompt"
+    assert message == f"chat_template_kwargs: {why}{hint}"
+
+
+def test_what_another_chat_template_knows(tmp_path: Path) -> None:
+    """One of the tokenizer's several, or of the recipe."""
+    file, tokenizer = write(tmp_path / "p.jsonl", [{"prompt": "1+1?"}]), byte_tokenizer()
+    own = "{{ messages[0].content }}{{ mood }}"
+    tokenizer.chat_template = {"default": THINKING_TEMPLATE, "own": own}
+    for given in ({"chat_template": "own", "mood": "!"}, {"chat_template": own, "mood": "!"}):
+        prompts = build(file, tokenizer, chat_template=True, chat_template_kwargs=given)
+        assert tokenizer.decode(prompts.train[0]["input_ids"]) == "1+1?!"
+    assert "nothing of 'mod'" in refusal(file, tokenizer, chat_template=True, chat_template_kwargs={"mod": "!"})
+
+
 def test_chat_messages(tmp_path: Path, thinking: PreTrainedTokenizerFast) -> None:
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
     prompts = build(write(tmp_path / "p.jsonl", [{"prompt": messages}]), thinking, chat_template=True)
@@ -189,6 +217,43 @@ def test_a_template_names_columns_that_are_there(
     assert ("did you mean 'hint'?" in message) == (name == "hnit")
     mixture = [{"dataset_name": file, "prompt_template": "{hint}"}, {"dataset_name": file, "prompt_template": "{q}"}]
     assert "{q} is no column" in refusal(None, tokenizer, dataset_mixture=mixture)
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("Solve the problem.", "names no {column}, so that every prompt would be the same; write {prompt} where"),
+        ("$prompt", "names no {column}"),
+        ("<prompt>", "names no {column}"),
+        (" ", "names no {column}"),
+        (r"Answer in \boxed{}, {} or { prompt }", "names no {column}"),
+        ("{{ prompt }}\n\nAnswer:", "{{ prompt }} is no column; write {prompt}, in single braces without spaces"),
+        ("{{prompt}}", "{{prompt}} is no column; write {prompt}, in single braces"),
+        ("{{ question }}", "{{ question }} is no column; write {question}"),
+    ],
+)
+def test_a_template_without_a_column(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, template: str, says: str
+) -> None:
+    file = write(tmp_path / "p.jsonl")
+    mixture = [{"dataset_name": file}, {"dataset_name": file, "prompt_template": template}]
+    for fields in ({"dataset_name": file, "prompt_template": template}, {"dataset_mixture": mixture}):
+        assert refusal(fields.pop("dataset_name", None), tokenizer, **fields).startswith(f"prompt_template: {says}")
+    message = refusal(file, tokenizer, teacher_prompt_template=template)
+    assert message.startswith(f"teacher_prompt_template: {says}")
+
+
+def test_a_column_within_latex_and_a_constant_system_prompt(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, thinking: PreTrainedTokenizerFast
+) -> None:
+    file = write(tmp_path / "p.jsonl", [{"prompt": "1+1?", "hint": 2}])
+    for template, text in (
+        (r"\text{{prompt}} = \boxed{{hint}}", r"\text{1+1?} = \boxed{2}"),
+        (r"x^{{hint}}", "x^{2}"),
+    ):
+        assert build(file, tokenizer, prompt_template=template).train[0]["prompt"] == text
+    assert build(file, tokenizer, prompt_template="{hint} of {{hint}}").train[0]["prompt"] == "2 of {2}"
+    build(file, thinking, chat_template=True, teacher_system_prompt="Be brief.")
 
 
 @pytest.mark.parametrize("null", [None, float("nan")])
@@ -431,12 +496,15 @@ def test_prompts_of_the_wrong_form(
 
 def test_golds_of_every_form(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     rows = [{"prompt": str(n), "gold": gold} for n, gold in enumerate(("B", " c ", None))]
-    fields = {"answer_column": "gold", "answer_format": "choice", "dataset_test_split": "train"}
+    fields = {"answer_column": "gold", "answer_format": "choice", "dataset_test_split": "test"}
     write(tmp_path / "train.jsonl", rows)
+    write(tmp_path / "test.jsonl", rows)
     test = build(str(tmp_path), tokenizer, **fields).test
     assert test is not None and list(test["answer"]) == ["B", " c ", None]
-    write(tmp_path / "train.jsonl", [*rows, {"prompt": "3", "gold": ""}])  # an answer that is only trained beside
+    rows.append({"prompt": "3", "gold": ""})  # an answer that is only trained beside
+    write(tmp_path / "train.jsonl", rows)
     assert len(build(str(tmp_path), tokenizer, answer_column="gold").train) == 4
+    write(tmp_path / "test.jsonl", rows)
     assert "row 3, is empty" in refusal(str(tmp_path), tokenizer, **fields)
 
 

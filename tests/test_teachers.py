@@ -438,6 +438,8 @@ def test_recipes_of_teachers_that_contradict_themselves(several, write_recipe, p
     )
     bad = {"teachers": {"a b": {"teacher_model_name_or_path": "x"}}}
     assert "a name is made of letters" in says(several(**bad))
+    model = {"teacher_model_name_or_path": "x"}
+    assert "teachers: 1 stands twice; give each" in says(several(teachers={1: model, "1": model}))
     served = {"backend": "server", "server_url": "http://127.0.0.1:1"}
     assert "teachers: first: divergence: full" in says(several(first=served, divergence="full"))
     assert "is a message of a chat" in says(write_recipe(teacher_system_prompt="x"))

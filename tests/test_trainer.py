@@ -21,8 +21,8 @@ from vopd_recipes.prompts import build_prompts, read_rows
 from vopd_recipes.recipe import RecipeError, load_recipe
 from vopd_recipes.rollout import Sampling, TransformersRollout
 from vopd_recipes.teacher import TeacherUnavailable
-from vopd_recipes.training import TrainingStopped, VOPDTrainer, finish_run, start_run
-from vopd_recipes.training.command import _check_precision
+from vopd_recipes.training import TrainingStopped, VOPDTrainer, finish_run, start_run, train
+from vopd_recipes.training.command import _check_optimizer, _check_precision
 from vopd_recipes.training.trainer import rollout_seed
 
 LOGGED = {
@@ -563,6 +563,33 @@ def test_half_precision_needs_a_float32_copy_of_what_it_trains(write_recipe, mon
     fields = load_recipe(write_recipe(dtype="bfloat16", bf16=True))
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     _check_precision(fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        (
+            {"optim": "sgd", "optim_args": "momentum"},
+            "optim: sgd cannot be made with optim_args: momentum: not enough",
+        ),
+        ({"optim": "sgd", "optim_args": "momentum=fast"}, "could not convert string to float: 'fast'"),
+        ({"optim": "sgd", "optim_args": "momentum=-1"}, "Invalid momentum value: -1.0"),
+        ({"adam_beta1": 2}, "optim: adamw_torch_fused: Invalid beta parameter at index 0: 2"),
+        ({"optim": "adamw_anyprecision"}, "optim: adamw_anyprecision: Please install"),
+        ({"optim": "galore_adamw"}, "optim: galore_adamw: You need to install `galore_torch`"),
+    ],
+)
+def test_an_optimizer_that_cannot_be_made(write_recipe, fields, says):
+    path = write_recipe(**fields)
+    with pytest.raises(RecipeError) as refused:
+        train(load_recipe(path))
+    assert str(refused.value).startswith(f"{path}:") and says in str(refused.value)
+
+
+def test_optimizers_that_can_be_made(write_recipe):
+    for kind in ("adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"):
+        _check_optimizer(load_recipe(write_recipe(optim=kind)))
+    _check_optimizer(load_recipe(write_recipe(optim="sgd", optim_args="momentum=0.9, nesterov=true")))
 
 
 def test_a_sampler_that_is_a_little_off_does_not_begin(write_recipe):

@@ -49,7 +49,9 @@ class Estimator:
             raise ValueError(f"support_top_k must be at least {fewest}, got {self.support_top_k}")
         if not 0 <= self.jsd_beta <= 1:
             raise ValueError(f"jsd_beta must lie in [0, 1], got {self.jsd_beta}")
-        if self.importance_sampling_cap <= 0:
+        if not math.isfinite(self.baseline_constant):
+            raise ValueError(f"baseline_constant must be finite, got {self.baseline_constant}")
+        if not self.importance_sampling_cap > 0:  # nan compares with nothing
             raise ValueError(f"importance_sampling_cap must be positive, got {self.importance_sampling_cap}")
         if self.reward_clip_lambda is not None:
             if not 0 < self.reward_clip_lambda < 1:

@@ -9,6 +9,8 @@ from vopd_recipes.recipe import RecipeError, nearest
 
 # Braces that LaTeX means: \boxed{answer}, \frac{a}{b}, x^{n}. A \n that YAML left as it stands is no command of its.
 _LATEX = re.compile(r"\\(?![ntr]\{)[a-zA-Z]+\*?(?:\[[^\]]*\])?(?:\{[^{}]*\})+|[\^_]\{[^{}]*\}")
+# Jinja's form of a column; behind a LaTeX command, \text{{column}}, the outer braces are LaTeX's.
+_JINJA = re.compile(r"(?<![\w\]}^*])\{\{\s*([^\W\d]\w*)\s*\}\}")
 
 
 def fill_template(template: str, row: dict[str, Any]) -> str:
@@ -17,7 +19,7 @@ def fill_template(template: str, row: dict[str, Any]) -> str:
 
 
 def check_template(field: str, source: dict[str, Any], columns: list[str]) -> None:
-    """Each {name} of a template is a column, unless LaTeX means its braces."""
+    """Each {name} of a template is a column, unless LaTeX means its braces, and what becomes a prompt has one."""
     own = ["prompt"] if field == "prompt_template" or not source["answer_column"] else ["prompt", "answer"]
     for name in re.findall(r"\{([^\W\d]\w*)\}", _LATEX.sub("", source[field] or "")):
         if name not in (*columns, *own):
@@ -25,6 +27,18 @@ def check_template(field: str, source: dict[str, Any], columns: list[str]) -> No
                 f"{field}: {{{name}}} is no column of {source['dataset_name']}{nearest(name, columns)}; it "
                 f"has {', '.join(columns)}; braces that are to stay as they are have spaces inside: {{ {name} }}"
             )
+    if source[field] and field != "teacher_system_prompt":
+        _check_names_a_column(field, source[field], [*columns, *own])
+
+
+def _check_names_a_column(field: str, template: str, known: list[str]) -> None:
+    if any(name in known for name in re.findall(r"\{(\w+)\}", _JINJA.sub("", template))):
+        return
+    if jinja := _JINJA.search(template):
+        raise RecipeError(f"{field}: {jinja[0]} is no column; write {{{jinja[1]}}}, in single braces without spaces")
+    raise RecipeError(
+        f"{field}: names no {{column}}, so that every prompt would be the same; write {{prompt}} where it belongs"
+    )
 
 
 def filled(field: str, source: dict[str, Any], row: dict[str, Any], index: int) -> str:

@@ -9,15 +9,17 @@ a cut question is another question. A second BOS and an EOS at the end are left 
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from vopd_recipes.recipe import DataConfig, RecipeError, one_line
+from vopd_recipes.recipe import DataConfig, RecipeError, nearest, one_line
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +39,14 @@ def build_prompts(
     """Tokenise what `read_rows` read.
 
     Raises:
-        RecipeError: the tokenizer has no chat template but the recipe asks for one, or no prompt is left.
+        RecipeError: the tokenizer has no chat template but the recipe asks for one, the template does not know what it
+            is given, or no prompt is left.
     """
     if config.chat_template and not tokenizer.chat_template:
         raise RecipeError("chat_template: true, but the student's tokenizer has none; use chat_template: false")
     if config.privileged and config.teacher_reads_chat and not tokenizer.chat_template:
         raise RecipeError("teacher_chat_template: true, but the student's tokenizer has no chat template")
+    _check_chat_template_kwargs(config, tokenizer)
     train, dropped = _tokenise(rows[0], config, tokenizer)
     test = None if rows[1] is None else _tokenise(rows[1], config, tokenizer)[0]
     for name, part in (("training", train), ("held-out", test)):
@@ -54,6 +58,21 @@ def build_prompts(
         words = "%d of %d prompts are empty or over %d tokens%s: dropped"
         logger.warning(words, dropped, len(rows[0]), config.max_prompt_length, also)
     return Prompts(train, test, dropped)
+
+
+def _check_chat_template_kwargs(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Each is a word of the template, or of one of several by name: Jinja passes over those it does not know."""
+    given, templates = config.chat_template_kwargs, tokenizer.chat_template
+    texts = [given.get("chat_template"), *(templates.values() if isinstance(templates, dict) else [templates])]
+    words = set(re.findall(r"\w+", " ".join(map(str, texts))))
+    # What the tokenizer itself takes; tools and documents it only hands on.
+    taken = inspect.signature(tokenizer.apply_chat_template).parameters.keys() - {"tools", "documents", "kwargs"}
+    for name in given:
+        if name not in words | taken:
+            raise RecipeError(
+                f"chat_template_kwargs: the tokenizer's chat template says nothing of '{name}', which would change no "
+                f"prompt{nearest(str(name), sorted(words))}"
+            )
 
 
 def read_by(prompts: Prompts, teacher: str | None) -> list[list[int]]:

@@ -68,6 +68,7 @@ def check_values(args: Any) -> None:
         require(value is None or value >= 1, f"{name} must be at least 1, got {value}")
     require(0 <= args.seed < 2**32, f"seed must lie in [0, 2^32), got {args.seed}")
     require(0 <= args.learning_rate < math.inf, f"learning_rate must be finite, at least 0, got {args.learning_rate}")
+    _check_amounts(args)
     require(
         args.lr_scheduler_type not in _FOLLOWING,
         f"lr_scheduler_type: {args.lr_scheduler_type} follows a loss, and a distillation's says nothing of progress; "
@@ -79,9 +80,28 @@ def check_values(args: Any) -> None:
         f"train_sampling_strategy: {args.train_sampling_strategy} needs lengths that completions do not have yet; "
         "use random or sequential",
     )
-    require(args.temperature > 0, f"temperature must be positive, got {args.temperature}")
+    require(0 < args.temperature < math.inf, f"temperature must be positive and finite, got {args.temperature}")
     require(0 < args.top_p <= 1, f"top_p must lie in (0, 1], got {args.top_p}")
     require(args.top_k >= 0, f"top_k must not be negative, got {args.top_k}; 0 is off")
+
+
+def _check_amounts(args: Any) -> None:
+    """A run has steps, and logs and saves some of them; written so that nan, which compares with nothing, fails."""
+    require(
+        args.max_steps > 0 or 0 < args.num_train_epochs < math.inf,
+        f"num_train_epochs must be positive and finite, got {args.num_train_epochs}, unless max_steps says how many",
+    )
+    for name in ("logging", "save"):
+        steps, strategy = getattr(args, f"{name}_steps"), getattr(args, f"{name}_strategy")
+        require(
+            getattr(strategy, "value", strategy) != "steps" or 0 < steps < math.inf,
+            f"{name}_steps must be positive and finite, got {steps}",
+        )
+    require(args.eval_steps is None or args.eval_steps < math.inf, f"eval_steps must be finite, got {args.eval_steps}")
+    require(0 <= args.warmup_steps < math.inf, f"warmup_steps must be finite, at least 0, got {args.warmup_steps}")
+    require(args.max_grad_norm >= 0, f"max_grad_norm must be at least 0, which is off, got {args.max_grad_norm}")
+    workers = args.dataloader_num_workers
+    require(workers >= 0, f"dataloader_num_workers must be at least 0, got {workers}")
 
 
 def check_backends(args: Any, estimator: Estimator) -> None:

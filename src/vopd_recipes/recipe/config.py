@@ -71,6 +71,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         require(bool(self.model_name_or_path), "model_name_or_path: missing; name a Hub id or a folder")
         require(self.lora_r >= 1, f"lora_r must be at least 1, got {self.lora_r}")
+        require(self.lora_alpha >= 1, f"lora_alpha must be at least 1, got {self.lora_alpha}")
         require(0 <= self.lora_dropout < 1, f"lora_dropout must lie in [0, 1), got {self.lora_dropout}")
 
     @property
@@ -134,6 +135,8 @@ class DataConfig:
         )
         for source in self.dataset_mixture or []:
             self._check_source(source)
+        for source in self.sources():
+            self._check_held_out(source["dataset_train_split"], source["dataset_name"])
         self._check_teacher_prompts()
 
     def _check_teacher_prompts(self) -> None:
@@ -166,16 +169,27 @@ class DataConfig:
         known = [*_MIXTURE_FIELDS, "weight", "teacher"]
         for name, value in source.items():
             require(name in known, f"dataset_mixture: unknown field '{name}'{nearest(str(name), known)}")
+            absent = value is None and getattr(DataConfig, name, None) is None  # null is what it is without an entry
             require(
-                name == "weight" or value is None or isinstance(value, str),
+                name == "weight" or absent or isinstance(value, str),
                 f"dataset_mixture: {name} must be text, got {value!r}",
             )
-        require("dataset_name" in source, "dataset_mixture: an entry has no dataset_name")
+        require(bool(source.get("dataset_name")), "dataset_mixture: an entry has no dataset_name")
         weight = source.get("weight", 1.0)
         require(
             isinstance(weight, (int, float)) and not isinstance(weight, bool) and 0 < weight < math.inf,
             f"dataset_mixture: weight must be a positive number, got {weight!r}",
         )
+
+    def _check_held_out(self, train: str, name: str) -> None:
+        """The held-out split is not the one that is trained on, nor part of it as train[:10%] is of train."""
+        test, whole = self.dataset_test_split, train.partition("[")[0]
+        if test and test.partition("[")[0] == whole:
+            require(
+                test != train and whole not in (test, train),
+                f"dataset_test_split: {test} holds rows of {name} that dataset_train_split: {train} trains on; name "
+                "another, or set test_size in its place",
+            )
 
     def sources(self) -> list[dict[str, Any]]:
         """Every data set to read: fields of `_MIXTURE_FIELDS` plus weight and teacher, defaults filled in."""

@@ -58,6 +58,7 @@ def _check_together(recipe: Recipe) -> None:
     """Nothing that one part says contradicts another."""
     data, training = recipe.data, recipe.training
     _check_teachers(recipe)
+    _check_output_dir(recipe)
     if (training.metric_for_best_model or "").endswith("accuracy") and not any(
         source["answer_column"] for source in data.sources()
     ):
@@ -78,6 +79,23 @@ def _check_together(recipe: Recipe) -> None:
     if evaluates and not (data.dataset_test_split or data.test_size):
         where = recipe.sources.get("eval_strategy") or recipe.sources.get("eval_on_start") or str(recipe.path)
         raise RecipeError(f"{where}: evaluation needs held-out prompts; set dataset_test_split or test_size")
+
+
+def _check_output_dir(recipe: Recipe) -> None:
+    """A run does not write where it reads; a Hub id of that name would be the folder from the second start on."""
+    read = [("model_name_or_path", recipe.model.model_name_or_path)]
+    for name, one in recipe.by_teacher().items():
+        whose = "" if name is None else f"teachers: {name}: "
+        read.append((f"{whose}teacher_model_name_or_path", one.model.teacher_model_name_or_path))
+    read += [("dataset_name", source["dataset_name"]) for source in recipe.data.sources()]
+    output_dir = Path(str(recipe.training.output_dir))
+    for field, named in read:
+        if named and Path(named).resolve() == output_dir.resolve():
+            where = recipe.sources.get("output_dir") or str(recipe.path)
+            raise RecipeError(
+                f"{where}: output_dir: {output_dir} is the folder of {field}, and the run would overwrite what it "
+                "reads; name another"
+            )
 
 
 def _check_teachers(recipe: Recipe) -> None:

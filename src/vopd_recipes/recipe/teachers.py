@@ -45,11 +45,13 @@ def read_teachers(entries: dict[Any, Any], hints: dict[str, Any]) -> dict[str, d
     if not entries:
         raise RecipeError("teachers: names none; give each teacher a name and its fields, or leave it out")
     known = {name: hints[name] for name in FIELDS}
-    read = {}
+    read: dict[str, dict[str, Any]] = {}
     for name, fields in entries.items():
         where = f"teachers: {name}"
         if not re.fullmatch(r"[\w.-]+", str(name)):
             raise RecipeError(f"{where}: a name is made of letters, digits, '_', '.' and '-'")
+        if str(name) in read:  # as a number and as text
+            raise RecipeError(f"{where} stands twice; give each teacher a name of its own")
         if not isinstance(fields, dict):
             raise RecipeError(f"{where}: expected a mapping of fields such as {FIELDS[0]}, got {fields!r}")
         lines = {}

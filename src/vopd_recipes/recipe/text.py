@@ -25,6 +25,34 @@ Lines = dict[str, tuple[Any, str]]  # field → its value and where that stands:
 Extend = Callable[[Lines, Lines], Lines]
 
 
+class _StandsTwice(yaml.MarkedYAMLError):
+    """A key does, in one mapping."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML of which nothing is lost: of a key that stands twice, its own loader keeps the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        """As it is written: what `<<` merges is not there yet, and may stand beside a key of the same name."""
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
+                raise _StandsTwice(None, None, f"{key.value} stands twice", key.start_mark)
+            seen.add((key.tag, str(key.value)))
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Also what only looks like a date, such as 2025-06-31, is an error with a place."""
+        try:
+            return super().construct_object(node, deep)
+        except yaml.YAMLError:
+            raise
+        except Exception as error:  # its constructors raise what Python's own do: ValueError, KeyError
+            problem = f"{node.value}: {one_line(error)}; put a text into quotes"
+            raise yaml.MarkedYAMLError(None, None, problem, node.start_mark) from error
+
+
 class Word(str):
     """A word of a table that the field's owner looks up; `none` may be one, and is not null."""
 
@@ -79,7 +107,7 @@ def read_yaml(path: Path, seen: tuple[Path, ...], extend: Extend = operator.or_)
     if path.resolve() in seen:
         raise RecipeError(f"{path}: extends itself, by way of {' → '.join(str(p.name) for p in seen)}")
     try:
-        loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+        loader = _Loader(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise RecipeError(f"{path}: cannot read the recipe: {reason}") from None
@@ -97,7 +125,7 @@ def read_yaml(path: Path, seen: tuple[Path, ...], extend: Extend = operator.or_)
     return extend(read_yaml(base, (*seen, path.resolve()), extend), own)
 
 
-def _mapping(loader: yaml.SafeLoader, path: Path) -> Lines:
+def _mapping(loader: _Loader, path: Path) -> Lines:
     try:
         node = loader.get_single_node()
         if node is None:
@@ -108,8 +136,6 @@ def _mapping(loader: yaml.SafeLoader, path: Path) -> Lines:
         for key_node, value_node in node.value:
             where = f"{path}:{key_node.start_mark.line + 1}"
             name = str(loader.construct_object(key_node))
-            if name in values:
-                raise RecipeError(f"{where}: {name} stands twice")
             values[name] = (loader.construct_object(value_node, deep=True), where)
         return values
     except yaml.YAMLError as error:
@@ -118,7 +144,8 @@ def _mapping(loader: yaml.SafeLoader, path: Path) -> Lines:
 
 def _yaml_error(path: Path, error: yaml.YAMLError) -> RecipeError:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:
-        return RecipeError(f"{path}:{error.problem_mark.line + 1}: not YAML that a recipe may hold: {error.problem}")
+        what = "" if isinstance(error, _StandsTwice) else "not YAML that a recipe may hold: "
+        return RecipeError(f"{path}:{error.problem_mark.line + 1}: {what}{error.problem}")
     return RecipeError(f"{path}: {one_line(error)}")
 
 
@@ -143,16 +170,18 @@ def read_flags(words: list[str], hints: dict[str, Any]) -> Lines:
             )
         else:
             values[name].append(word)
-    return {name: (_flag_value(words, hints.get(name)), f"--{name}") for name, words in values.items()}
+    return {name: (_flag_value(name, words, hints.get(name)), f"--{name}") for name, words in values.items()}
 
 
-def _flag_value(words: list[str], hint: Any) -> Any:
+def _flag_value(name: str, words: list[str], hint: Any) -> Any:
     if not words:
         return True
     if _is_text(hint):
         return None if words[0] in ("null", "none", "None") and _accepts(hint, types.NoneType) else words[0]
     try:
-        parsed = [yaml.safe_load(word) for word in words]
+        parsed = [yaml.load(word, _Loader) for word in words]  # a SafeLoader
+    except _StandsTwice as error:
+        raise RecipeError(f"--{name}: {error.problem}") from None
     except yaml.YAMLError:
         parsed = list(words)
     return parsed[0] if len(parsed) == 1 else parsed

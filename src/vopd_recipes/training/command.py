@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from transformers import set_seed
+from transformers import Trainer, set_seed
 
 from vopd_recipes.console import Noise, screen
 from vopd_recipes.files import (
@@ -47,6 +47,7 @@ from vopd_recipes.recipe import (
     is_set,
     load_recipe,
     of_teacher,
+    one_line,
 )
 from vopd_recipes.teacher import give_up, teacher_tokenizer
 from vopd_recipes.training import announcement
@@ -107,6 +108,7 @@ def build_trainer(
     ################
     output_dir = Path(str(recipe.training.output_dir))
     _check_precision(recipe)
+    _check_optimizer(recipe)
     if recipe.training.push_to_hub and int(os.environ.get("RANK", 0)) == 0:
         check_write_access(Target.of(recipe.resolved()))
     rows = read_rows(recipe.data, recipe.training.seed, recipe.training.teachers or ())
@@ -200,6 +202,25 @@ def _check_precision(recipe: Recipe) -> None:
             f"dtype: {model.dtype}: most updates of the student's weights would round away; use dtype: float32 with "
             "bf16: true, or use_peft: true, or bf16: true with ZeRO or FSDP, which keep a float32 copy"
         )
+
+
+def _check_optimizer(recipe: Recipe) -> None:
+    """The optimiser is installed and can be made: made once, for a weight that nobody trains.
+
+    Not while the recipe is read, which happens on machines that lack a package that only training needs.
+    """
+    training = recipe.training
+    name = str(getattr(training.optim, "value", training.optim))
+    try:
+        make, given = Trainer.get_optimizer_cls_and_kwargs(training)
+        make([{"params": [torch.zeros(1, requires_grad=True)], "weight_decay": training.weight_decay}], **given)
+    except Exception as error:  # each optimiser says in its own way what it lacks
+        if name.startswith(("galore", "apollo", "lomo", "adalomo")) and not isinstance(error, ImportError):
+            return  # it asks for the model, which is not there yet
+        fields = ("optim_args", "optim", "adam_beta1", "adam_beta2", "adam_epsilon")
+        where = next((f"{recipe.sources[field]}: " for field in fields if field in recipe.sources), "")
+        what = f"{name} cannot be made with optim_args: {training.optim_args}" if training.optim_args else name
+        raise RecipeError(f"{where}optim: {what}: {one_line(error)}") from error
 
 
 def description(usage: str) -> str:
