@@ -205,6 +205,10 @@ def said(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int,
 def test_bad_commands_are_one_line(tiny_pair: TinyPair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, output = str(tiny_pair.student), ["--output", str(tmp_path)]
     assert said([model, "--tasks", ",", *output], capsys) == (2, ["error: TASKS: ',' names no task"])
+    (tmp_path / "file").touch()
+    place = tmp_path / "file" / "below"
+    message = f"error: OUTPUT: nothing can be written to {place} (Not a directory); name another place"
+    assert said([model, "--tasks", "arithmetic", "--output", str(place)], capsys) == (2, [message])
     other = write(tmp_path / "a", {"amc23": [True]})
     status, lines = said([model, "--tasks", "nosuch", "--compare", str(other), *output], capsys)
     assert status == 1 and len(lines) == 1 and lines[0].startswith("error: nosuch: no such task")

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from vopd_recipes.exports import on_demand
-from vopd_recipes.files.atomic import sha256_of, to_disk, write_text, written_whole
+from vopd_recipes.files.atomic import check_writable, sha256_of, to_disk, write_text, written_whole
 from vopd_recipes.files.checkpoints import (
     ENVIRONMENT,
     METRICS,
