@@ -656,6 +656,12 @@ def test_runs_of_one_name_and_a_run_named_twice(copied: Callable[..., Path]) -> 
     assert len(read_runs([folders[0], folders[0] / ".." / "run"])) == 1
 
 
+def test_a_link_to_itself_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "run").symlink_to(tmp_path / "run")
+    with pytest.raises(RunError, match="run: no such folder; name the output_dir of a run"):
+        read_runs([tmp_path / "run"])
+
+
 @pytest.mark.slow  # two processes that import everything: exit status and message are what scripts build on
 def test_the_command(runs: dict[str, Path], tmp_path: Path) -> None:
     def command(*words: object) -> subprocess.CompletedProcess:

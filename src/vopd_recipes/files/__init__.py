@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         finish_axis,
         history_of,
         markdown_table,
+        names_of,
         new_figure,
         plot_comparison,
         plot_training,
