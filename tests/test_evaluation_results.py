@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -194,6 +195,31 @@ def test_an_adapters_rank_is_its_greatest(tmp_path: Path) -> None:
 def test_a_folder_has_no_revision(tiny_pair: TinyPair) -> None:
     with pytest.raises(RecipeError, match="REVISION: .* is a folder, and revisions are a Hub model's"):
         resolve(str(tiny_pair.student), "step-00000100")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"base_model_name_or_path": "a/b', "its adapter_config.json cannot be read (Unterminated string"),
+        ("[]", "its adapter_config.json cannot be read ('list' object has no attribute 'get')"),
+        ('{"r": 8}', "is an adapter without a base; name base_model_name_or_path in its adapter_config.json"),
+        ('{"base_model_name_or_path": null}', "is an adapter without a base; "),
+        ('{"base_model_name_or_path": "./gone"}', "is an adapter; its base model: no such folder: ./gone"),
+    ],
+)
+def test_an_adapter_that_is_damaged_or_names_no_base(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(content)
+    with pytest.raises(RecipeError) as refused:
+        resolve(str(tmp_path))
+    assert message in str(refused.value) and str(refused.value).startswith("MODEL: ")
+
+
+def test_damaged_generation_settings(tiny_pair: TinyPair, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_pair.student, tmp_path / "model")
+    (folder / "generation_config.json").write_text('{"eos_token_id": ')
+    checkpoint = resolve(str(folder))
+    with pytest.raises(RecipeError, match="MODEL: .*model: its generation settings cannot be read: "):
+        checkpoint.end_tokens(checkpoint.tokenizer())
 
 
 def said(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
