@@ -82,6 +82,20 @@ def test_counts_of_nothing(script: str, words: str, message: str, refuse: Refuse
     assert not list(tmp_path.glob("out/*"))
 
 
+@pytest.mark.parametrize(
+    "content", [None, "", "[]", '{"teacher": {"accur', '{"teacher": {"accuracy": {"sums": 0.9}}}']
+)
+def test_a_summary_beside_what_is_no_pair(content: str | None, refuse: Refuse, tmp_path: Path) -> None:
+    pair, state = tmp_path / "pair.json", tmp_path / "run" / "trainer_state.json"
+    state.parent.mkdir()
+    state.write_text('{"log_history": [{"step": 1, "loss": 0.5}]}')
+    if content is not None:
+        pair.write_text(content)
+    said = refuse("summarize", state.parent, "--pair", pair)
+    assert said.startswith(f"--pair: {pair}: not what scripts/build_tiny_pair.py writes (")
+    assert refuse("summarize", state.parent, "--picture", state / "a.png").startswith("--picture: nothing can be")
+
+
 def test_more_problems_than_there_are(refuse: Refuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(KINDS, "short", lambda generator: chain(generator, sums=1))
     said = refuse("make_problems", "short", tmp_path / "out", "--train", 80, "--test", 2)
