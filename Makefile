@@ -90,6 +90,9 @@ $(CHECKS): $(ENGINE)
 
 # Three methods from the same start. They share the cores, one thread each: models this small gain nothing from a second.
 STEPS ?= 60
+ifneq ($(filter demo,$(MAKECMDGOALS)),)
+$(if $(shell echo "$(STEPS)" | grep -Ex '[1-9][0-9]*'),,$(error STEPS: '$(STEPS)' is not a whole number above 0))
+endif
 DEMO := data/demo-$(STEPS)
 METHODS := vopd opd vopd_rao_blackwell
 distil = $(BIN)/vopd train tiny-arithmetic/$(1) --max_steps $(STEPS) --per_device_train_batch_size 128 \
@@ -113,11 +116,22 @@ demo: $(STAMP)
 # Each is a flag of scripts/evaluate.py: DATA_DIR=folder is --data-dir folder.
 EVALUATE := REVISION TASKS BACKEND PROTOCOL SAMPLES LIMIT DATA_DIR MAX_NEW_TOKENS CHAT_TEMPLATE THINKING DTYPE \
   BATCH_SIZE COMPARE OUTPUT
+ifneq ($(filter evaluate,$(MAKECMDGOALS)),)
+$(if $(filter-out 0 1,$(PUSH)),$(error PUSH: '$(PUSH)' is neither 1 nor 0; PUSH=1 publishes the results))
+endif
 flag = --$(shell echo $(1) | tr A-Z_ a-z-) "$($(1))"
 
 evaluate: $(EVALUATION)
 	@$(BIN)/python scripts/evaluate.py $(if $(MODEL),"$(MODEL)") \
 	  $(foreach name,$(EVALUATE),$(if $($(name)),$(call flag,$(name)))) $(if $(filter 1,$(PUSH)),--push)
+
+# A misspelt variable would be passed over: every task at full size where a few questions were meant.
+KNOWN := MODEL $(EVALUATE) PUSH STEPS DEMO PYTHON VENV PIP GPU TORCH VLLM
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(findstring command line,$(origin $(name))),$(name)))
+ifneq ($(filter demo evaluate,$(MAKECMDGOALS)),)
+$(foreach name,$(filter-out $(KNOWN),$(GIVEN)),$(error $(name): no such variable; there are $(KNOWN) \
+  (what is for the environment stands before make)))
+endif
 
 # Two files at a time: many tests wait for processes to start.
 test: $(CHECKS)

@@ -101,12 +101,15 @@ class Checkpoint:
         """Every token that ends a completion: the tokenizer's, and those of the generation settings.
 
         Raises:
-            RecipeError: there is none.
+            RecipeError: there is none, or the settings cannot be read.
         """
-        if (self.model_folder / "generation_config.json").is_file():
-            configured = GenerationConfig.from_pretrained(self.model_folder).eos_token_id
-        else:
-            configured = AutoConfig.from_pretrained(self.model_folder).get_text_config().eos_token_id
+        try:
+            if (self.model_folder / "generation_config.json").is_file():
+                configured = GenerationConfig.from_pretrained(self.model_folder).eos_token_id
+            else:
+                configured = AutoConfig.from_pretrained(self.model_folder).get_text_config().eos_token_id
+        except Exception as error:
+            raise RecipeError(f"MODEL: {self.name}: its generation settings cannot be read: {error}") from error
         several = configured if isinstance(configured, list) else [configured]
         found = sorted({token for token in (*several, tokenizer.eos_token_id) if token is not None})
         if not found:
@@ -122,7 +125,7 @@ def resolve(model: str, revision: str | None = None) -> Checkpoint:
         revision: of a Hub id.
 
     Raises:
-        RecipeError: it is not there, cannot be reached, or holds no safetensors.
+        RecipeError: it is not there, cannot be reached, holds no safetensors, or is an adapter that names no base.
     """
     folder, is_local = _locate(model, revision, "MODEL")
     if is_local and revision is not None:
@@ -130,12 +133,27 @@ def resolve(model: str, revision: str | None = None) -> Checkpoint:
     adapter = folder / "adapter_config.json"
     base = None
     if adapter.is_file():
-        settings = _read_json(adapter)
-        named = str(settings["base_model_name_or_path"])
-        base, _ = _locate(named, settings.get("revision"), f"MODEL: {_shown(model)} is an adapter; its base model")
+        named, of_base = _base_of(adapter, _shown(model))
+        base, _ = _locate(named, of_base, f"MODEL: {_shown(model)} is an adapter; its base model")
     parts = [_hash_of(part) for part in (folder, base) if part is not None]
     weights_hash = parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
     return Checkpoint(_shown(model), "local" if is_local else revision or "main", folder, base, weights_hash)
+
+
+def _base_of(adapter: Path, shown: str) -> tuple[str, str | None]:
+    """Name or folder, and revision, of what an adapter is an adapter of."""
+    try:
+        settings = _read_json(adapter)
+        named, revision = settings.get("base_model_name_or_path"), settings.get("revision")
+    except (OSError, ValueError, AttributeError) as error:
+        raise RecipeError(
+            f"MODEL: {shown}: its adapter_config.json cannot be read ({one_line(error, 200)}); save or fetch it again"
+        ) from None
+    if not isinstance(named, str) or not named:
+        raise RecipeError(
+            f"MODEL: {shown} is an adapter without a base; name base_model_name_or_path in its adapter_config.json"
+        )
+    return named, revision
 
 
 def _locate(model: str, revision: str | None, what: str) -> tuple[Path, bool]:

@@ -23,7 +23,7 @@ from evaluation.checkpoint import Checkpoint, resolve
 from evaluation.protocol import Drawing, Protocol, protocol_names, read_protocol
 from evaluation.tasks import TASKS, Question, Task, task_names
 from vopd_recipes.data import hub_asked_once
-from vopd_recipes.files import results_path
+from vopd_recipes.files import check_writable, results_path
 from vopd_recipes.recipe import RecipeError
 from vopd_recipes.rollout import RolloutFailed
 
@@ -278,6 +278,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             check_pushable(words.model, words.revision, words.limit)
         compared = _compared(words.compare) if words.compare else []
+        check_writable(words.output, "OUTPUT")
         outcome = evaluate(words, protocol) if protocol else Outcome(None, {})
         for name, reason in outcome.failures.items():  # now: what follows may fail in its turn
             print(f"error: {name}: {reason}", file=sys.stderr)

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vopd_recipes.data import DataRecipe, EvaluationSet, prepare
+from vopd_recipes.recipe import RecipeError, one_line_errors
 
 _SEED, _QUESTIONS = 0, 1000
 _INSTRUCTION = (
@@ -73,10 +74,13 @@ def peak_gigabytes() -> float:
     return int(found[1]) * 1024 / 1e9 if found else float("nan")
 
 
+@one_line_errors()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     count = parser.parse_args().rows
+    if count < 1:
+        raise RecipeError("--rows must be at least 1")
     with tempfile.TemporaryDirectory() as folder:
         source, evaluation = Path(folder, "rows.jsonl"), Path(folder, "evaluation.jsonl")
         generator = random.Random(_SEED + 1)

@@ -34,7 +34,9 @@ from statistics import median, quantiles
 import torch
 from torch import Tensor
 
+from vopd_recipes.files import check_writable
 from vopd_recipes.loss import METHODS, Estimator, Head, fused_loss
+from vopd_recipes.recipe import RecipeError, one_line_errors
 
 TABLES = ("time", "memory", "growth", "chunks", "variances")
 CHUNK_SIZES = (64, 128, 192, 256, 384, 512)
@@ -357,9 +359,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tables", nargs="+", choices=TABLES, default=TABLES[:3])
     parser.add_argument("--output", type=Path, help="also write the tables to this Markdown file")
     parser.add_argument("--peak", nargs=2, help=argparse.SUPPRESS)  # how `peak` calls itself in a fresh process
-    return parser.parse_args()
+    options = parser.parse_args()
+    for name in ("tokens", "hidden", "vocab", "rounds", "chunk_size", "threads"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise RecipeError(f"--{name} must be at least 1, got {value}")
+    if options.output:
+        check_writable(options.output.parent, "--output")
+    return options
 
 
+@one_line_errors()
 def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from vopd_recipes.models import end_of_sequence_ids, full_weights, load_student, load_tokenizer, vocabulary_of
 from vopd_recipes.prompts import build_prompts, read_rows
-from vopd_recipes.recipe import Recipe, load_recipe, one_line_errors
+from vopd_recipes.recipe import Recipe, RecipeError, load_recipe, one_line_errors
 from vopd_recipes.rollout import RolloutEngine, build_rollout
 
 
@@ -84,6 +84,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="that count (%(default)s)")
     parser.add_argument("--prompts", type=int, default=16, help="completions a round (%(default)s)")
     words, flags = parser.parse_known_args()
+    if words.rounds < 1 or words.prompts < 1:
+        raise RecipeError("--rounds and --prompts must be at least 1")
     recipe = load_recipe(words.recipe, [*flags, "--disable_tqdm", "true"])
     tokenizer = load_tokenizer(recipe.model)
     rows = build_prompts(read_rows(recipe.data, recipe.training.seed), recipe.data, tokenizer).train

@@ -22,6 +22,7 @@ from vopd_recipes.evidence import (
     read_logs,
     write_comparison,
 )
+from vopd_recipes.files import check_writable
 from vopd_recipes.recipe import RecipeError, nearest, one_line_errors
 
 
@@ -51,6 +52,9 @@ def main() -> int:
     try:
         runs = planned(words, output)
         check_runs(runs, words.recipe, flags)
+        check_writable(output, "--output")
+        if words.kept:
+            check_writable(words.kept.parent, "--kept")
         with locked(output) as lock:
             try:
                 failed = execute(runs, words.recipe, flags, words.jobs, lock)

@@ -48,6 +48,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="how many, from 0 (%(default)s)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (%(default)s)")
     words = parser.parse_args()
+    if words.seeds < 1 or words.jobs < 1:
+        raise RecipeError("--seeds and --jobs must be at least 1")
     if not (PAIR / "pair.json").is_file():
         raise RecipeError(f"{PAIR}: not built; python scripts/build_tiny_pair.py {PAIR} --two-teachers")
     runs = [(label, recipe, seed) for seed in range(words.seeds) for label, recipe in RECIPES.items()]

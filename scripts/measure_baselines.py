@@ -10,6 +10,7 @@ import logging
 from pathlib import Path
 
 from vopd_recipes.evidence import measure_baselines, write_baselines
+from vopd_recipes.files import check_writable
 from vopd_recipes.recipe import load_recipe, one_line_errors
 
 
@@ -26,8 +27,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="folder of the results [baselines/ in the recipe's output_dir]")
     words, overrides = parser.parse_known_args()
     recipe = load_recipe(words.recipe, overrides)
-    found = measure_baselines(recipe, words.checkpoint, words.prompts, words.draws)
-    print(write_baselines(found, words.output or Path(str(recipe.training.output_dir)) / "baselines"))
+    output = words.output or Path(str(recipe.training.output_dir)) / "baselines"
+    check_writable(output, "--output")
+    print(write_baselines(measure_baselines(recipe, words.checkpoint, words.prompts, words.draws), output))
 
 
 if __name__ == "__main__":

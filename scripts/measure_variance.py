@@ -18,6 +18,7 @@ from vopd_recipes.evidence import (
     write_directions,
     write_variance,
 )
+from vopd_recipes.files import check_writable
 from vopd_recipes.recipe import RecipeError, load_recipe, one_line_errors
 
 
@@ -39,6 +40,7 @@ def main() -> None:
         raise RecipeError("--redraws: along --directions no token is drawn anew; leave one of the two out")
     recipe = load_recipe(words.recipe, overrides)
     output = words.output or Path(str(recipe.training.output_dir)) / "variance"
+    check_writable(output, "--output")
     if words.directions is not None:
         found = measure_directions(recipe, words.checkpoint, words.draws, words.prompts, words.directions)
         print(write_directions(found, output))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from vopd_recipes.files import written_whole
+from vopd_recipes.files import check_writable, written_whole
 from vopd_recipes.recipe import RecipeError, one_line, one_line_errors
 
 
@@ -51,6 +51,7 @@ def main() -> None:
         sys.exit(f"error: {words.folder} exists; remove it or name another folder")
     if not all(word.strip().isdigit() for word in words.drop.split(",")):
         sys.exit(f"error: --drop: expected layer numbers such as 10,15,20, got {words.drop!r}")
+    check_writable(words.folder.parent, "folder")
     model, tokenizer = load(words.teacher, words.revision)
     drop_layers(model, {int(word) for word in words.drop.split(",")})
     with written_whole(words.folder) as temporary:

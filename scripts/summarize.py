@@ -5,7 +5,22 @@ import json
 import sys
 from pathlib import Path
 
-from vopd_recipes.files import RunError, compare_runs, plot_comparison
+from vopd_recipes.files import RunError, check_writable, compare_runs, plot_comparison
+from vopd_recipes.recipe import RecipeError
+
+
+def accuracy_in(pair: Path) -> float:
+    """The teacher's, of 1.
+
+    Raises:
+        RecipeError: the file is not there, or is not a pair's.
+    """
+    try:
+        return float(json.loads(pair.read_text(encoding="utf-8"))["teacher"]["accuracy"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RecipeError(
+            f"--pair: {pair}: not what scripts/build_tiny_pair.py writes ({type(error).__name__}: {error})"
+        ) from None
 
 
 def main() -> None:
@@ -17,11 +32,13 @@ def main() -> None:
     missing = [run for run in words.runs if not (run / "trainer_state.json").is_file()]
     if missing:
         sys.exit(f"error: {missing[0]} holds no finished run (no trainer_state.json)")
-    if words.pair:
-        print(f"teacher's held-out accuracy: {json.loads(words.pair.read_text())['teacher']['accuracy']:.1%}\n")
     try:
+        if words.picture:
+            check_writable(words.picture.parent, "--picture")
+        if words.pair:
+            print(f"teacher's held-out accuracy: {accuracy_in(words.pair):.1%}\n")
         print(compare_runs(words.runs))
-    except RunError as error:
+    except (RunError, RecipeError) as error:
         sys.exit(f"error: {error}")
     if words.picture:
         print(f"\npicture: {plot_comparison(words.runs, words.picture)}")

@@ -2,10 +2,12 @@
 
 import errno
 import os
+import tempfile
 
 import pytest
 
-from vopd_recipes.files import written_whole
+from vopd_recipes.files import check_writable, written_whole
+from vopd_recipes.recipe import RecipeError
 
 
 def test_a_file_appears_when_it_is_done_and_replaces_an_older_one(tmp_path):
@@ -61,3 +63,21 @@ def test_nothing_has_its_name_before_the_disk_has_it(tmp_path, monkeypatch):
         temporary.mkdir()
         os.link(older, temporary / "link")
     assert (folder / "link").read_text() == "older"
+
+
+def test_a_place_is_tried_before_it_is_needed(tmp_path):
+    place = tmp_path / "new" / "folder"
+    check_writable(place, "--output")
+    assert place.is_dir() and list(place.iterdir()) == []
+    (place / "file").touch()
+    for wrong, why in ((place / "file", "File exists"), (place / "file" / "below", "Not a directory")):
+        with pytest.raises(RecipeError) as caught:
+            check_writable(wrong, "--output")
+        assert str(caught.value) == f"--output: nothing can be written to {wrong} ({why}); name another place"
+
+
+def test_a_full_disk_is_no_place(tmp_path, monkeypatch):
+    """Where a file can be made and nothing fits into it."""
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: open("/dev/full", "wb"))  # noqa: SIM115, PTH123
+    with pytest.raises(RecipeError, match="No space left on device"):
+        check_writable(tmp_path, "--output")

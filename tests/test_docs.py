@@ -1,10 +1,13 @@
 """Every page leads somewhere: relative links and their sections, addresses by their form, no network."""
 
+import argparse
 import ast
 import json
 import re
 import shlex
+from importlib import import_module
 from pathlib import Path
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import pytest
@@ -12,9 +15,11 @@ from recipe_files import BASES, ROOT, as_it_stands
 
 from vopd_recipes.command import COMMANDS
 from vopd_recipes.command.train import take_processes
+from vopd_recipes.data import load_data_recipe
+from vopd_recipes.machine.command import RANDOM
 from vopd_recipes.planner import GB, plan, read_setup, verdict
 from vopd_recipes.planner.setup import OF_THE_MACHINE, read_anywhere
-from vopd_recipes.recipe import find_recipe
+from vopd_recipes.recipe import RecipeError, find_recipe
 
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
@@ -101,11 +106,66 @@ def test_commands_are_vopds(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
             recipe, *flags = words[words.index("scripts/run_vopd.py") + 1 :]
             read_anywhere(mine if recipe in ("recipes/mine.yaml", "RECIPE") else ROOT / recipe, flags)
         match words:
-            case ["vopd", "train" | "explain", recipe, *words]:
-                if "--help" not in line:
-                    read_anywhere(mine if recipe == "mine.yaml" else find_recipe(recipe), take_processes(words)[1])
-            case ["vopd", command, *_]:
-                assert command in COMMANDS
+            case ["vopd", command, *words]:
+                check_command(command, words, monkeypatch)
+            case ["docker", "run", *words] if "vopd-recipes" in words:
+                command, *words = words[words.index("vopd-recipes") + 1 :]
+                check_command(command, words, monkeypatch)
+
+
+class Parsed(Exception):
+    """What a command was told; raised in place of its work."""
+
+    def __init__(self, options: argparse.Namespace, left: list[str]) -> None:
+        super().__init__(left)
+        self.options, self.left = options, left
+
+
+def parsed(command: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> Parsed:
+    """By the command's own parser, which it makes before it does anything; a wrong word ends as in a shell."""
+    parse = argparse.ArgumentParser.parse_known_args
+
+    def stop(parser: argparse.ArgumentParser, args: Any = None, namespace: Any = None) -> NoReturn:
+        raise Parsed(*parse(parser, args, namespace))
+
+    with monkeypatch.context() as patched, pytest.raises(Parsed) as found:
+        patched.setattr(argparse.ArgumentParser, "parse_known_args", stop)
+        import_module(COMMANDS[command].module).main(words)
+    return found.value
+
+
+def check_command(command: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flags that it has, and of a recipe the fields."""
+    assert command in COMMANDS
+    if "--help" in words:
+        return
+    if command in ("train", "explain", "check"):  # they read their words themselves
+        recipe, *left = words
+        left = take_processes(left)[1] if command != "check" else [word for word in left if word != RANDOM]
+    else:
+        found = parsed(command, words, monkeypatch)
+        recipe, left = getattr(found.options, "recipe", ""), found.left
+    if command == "data":
+        load_data_recipe(find_recipe(recipe, "data"), left)
+    elif recipe:
+        read_anywhere(ROOT / "recipes" / "template.yaml" if recipe == "mine.yaml" else find_recipe(recipe), left)
+    else:
+        assert left == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "plan qwen3-1.7b/vopd --gpu 1", "plan qwen3-1.7b/vopd --sharding half", "plan qwen3-1.7b/nothing",
+        "check qwen3-1.7b/vopd --randm", "explain qwen3-1.7b/vopd --max_step 3", "evaluate a/b --tsk math",
+        "report run --outptu a.html", "publish run --hub-modelid org/name", "publish", "download org/name --lst",
+        "data gsm8k --promt_column a", "data nothing",
+    ],
+)  # fmt: skip
+def test_what_is_no_command_is_found(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    command, *words = line.split()
+    with pytest.raises((RecipeError, SystemExit, AssertionError)):
+        check_command(command, words, monkeypatch)
 
 
 def test_your_own_data_is_four_rows_and_a_recipe_of_ten_lines(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -196,6 +197,31 @@ def test_a_folder_has_no_revision(tiny_pair: TinyPair) -> None:
         resolve(str(tiny_pair.student), "step-00000100")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"base_model_name_or_path": "a/b', "its adapter_config.json cannot be read (Unterminated string"),
+        ("[]", "its adapter_config.json cannot be read ('list' object has no attribute 'get')"),
+        ('{"r": 8}', "is an adapter without a base; name base_model_name_or_path in its adapter_config.json"),
+        ('{"base_model_name_or_path": null}', "is an adapter without a base; "),
+        ('{"base_model_name_or_path": "./gone"}', "is an adapter; its base model: no such folder: ./gone"),
+    ],
+)
+def test_an_adapter_that_is_damaged_or_names_no_base(content: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text(content)
+    with pytest.raises(RecipeError) as refused:
+        resolve(str(tmp_path))
+    assert message in str(refused.value) and str(refused.value).startswith("MODEL: ")
+
+
+def test_damaged_generation_settings(tiny_pair: TinyPair, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_pair.student, tmp_path / "model")
+    (folder / "generation_config.json").write_text('{"eos_token_id": ')
+    checkpoint = resolve(str(folder))
+    with pytest.raises(RecipeError, match="MODEL: .*model: its generation settings cannot be read: "):
+        checkpoint.end_tokens(checkpoint.tokenizer())
+
+
 def said(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, list[str]]:
     """Exit status and lines of error."""
     status = main(arguments)
@@ -205,6 +231,10 @@ def said(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int,
 def test_bad_commands_are_one_line(tiny_pair: TinyPair, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, output = str(tiny_pair.student), ["--output", str(tmp_path)]
     assert said([model, "--tasks", ",", *output], capsys) == (2, ["error: TASKS: ',' names no task"])
+    (tmp_path / "file").touch()
+    place = tmp_path / "file" / "below"
+    message = f"error: OUTPUT: nothing can be written to {place} (Not a directory); name another place"
+    assert said([model, "--tasks", "arithmetic", "--output", str(place)], capsys) == (2, [message])
     other = write(tmp_path / "a", {"amc23": [True]})
     status, lines = said([model, "--tasks", "nosuch", "--compare", str(other), *output], capsys)
     assert status == 1 and len(lines) == 1 and lines[0].startswith("error: nosuch: no such task")

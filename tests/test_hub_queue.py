@@ -16,6 +16,7 @@ from peft import LoraConfig, get_peft_model
 from test_card import RECIPE
 from transformers import AutoModelForCausalLM
 
+from vopd_recipes.command.publish import main as publish
 from vopd_recipes.files import mark_complete
 from vopd_recipes.hub import Publisher, Target, check_write_access, publish_run
 from vopd_recipes.hub.merge import merge
@@ -164,6 +165,40 @@ def test_a_repository_that_is_public_already(hub, caplog):
     assert "org/tiny is there and is public: everyone can read" in caplog.text
 
 
+# The command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "recipe.yaml: holds no recipe"),
+        (b"- a", "recipe.yaml: holds no recipe"),
+        (b"a: [", "recipe.yaml: not YAML (while parsing"),
+        (b"\xff", "recipe.yaml: not YAML ('utf-8' codec"),
+        (b"seed: 1", "names no repository as hub_model_id"),
+        (b"hub_model_id: org/tiny", "there is nothing to publish: no complete checkpoint, no final model, nothing"),
+    ],
+)
+def test_what_is_no_run_to_publish_is_one_line(hub, tmp_path, capsys, content, message):
+    """And no repository is made for it."""
+    (tmp_path / "recipe.yaml").write_bytes(content)
+    (tmp_path / "checkpoint-1").mkdir()  # one that was not written to its end
+    with pytest.raises(SystemExit) as end:
+        publish([str(tmp_path)])
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1 and message in said
+    assert not hub.repositories and not (tmp_path / ".hub-queue").exists()
+
+
+def test_what_waits_in_the_queue_is_something_to_publish(hub, api, run):
+    Queue(run).add(run / "checkpoint-1", STEP, TARGET)
+    shutil.rmtree(run / "checkpoint-1")
+    publish_run(run, TARGET, api, PACE)
+    assert uploaded(hub) == {STEP}
+    with pytest.raises(RecipeError, match="there is nothing to publish"):
+        publish_run(run, TARGET, api, PACE)
+
+
 # The disk and the queue ------------------------------------------------------------------------------------------
 
 
@@ -182,18 +217,14 @@ def test_an_entry_that_cannot_be_read_stops_nothing(hub, run, caplog, content):
     assert caplog.text.count("cannot be read") == 1
 
 
-def test_the_run_does_not_end_by_its_queue(hub, run, monkeypatch, caplog):
-    """A folder that nobody may list, at the start and at the end."""
-
-    def broken(self):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(Queue, "entries", broken)
+def test_the_run_does_not_end_by_its_queue(hub, run, caplog):
+    """What cannot be listed, at the start and at the end, is not taken for an empty queue."""
     publisher = Publisher(run, TARGET, PACE)
     publisher.queue.folder.write_text("a file where the folder should be")
     publisher.start()
+    assert "left is not queued for the Hub: File exists" in caplog.text
     assert not publisher.finish()
-    assert "not on the Hub yet: nobody can tell what (Permission denied)" in caplog.text
+    assert "not on the Hub yet: nobody can tell what (Not a directory)" in caplog.text
 
 
 def test_what_rotation_took_before_there_was_room_is_not_published(hub, run, monkeypatch, caplog):

@@ -6,6 +6,7 @@ Slow where another process imports transformers or datasets to read what was pub
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -382,6 +383,49 @@ def test_damage_and_gaps_are_found(hub, api, published, tmp_path):
     hub.fail(".", 50)
     with pytest.raises(RecipeError, match="the Hub is away"):
         download(api, "org/name")
+
+
+@pytest.mark.parametrize("content", [b'{"files": {"model.safetensors": {"sha', b"[]", b'{"files": {"a": {}}}'])
+def test_a_damaged_manifest_is_a_revision_that_is_not_complete(hub, api, published, tmp_path, content):
+    repository = hub.repositories["model", "org/name"]
+    repository.commit(STEP, {**repository.find(STEP).files, "manifest.json": hub.store(content)}, "damaged")
+    with pytest.raises(RecipeError, match="not complete, manifest.json is missing or is not what was trained"):
+        download(api, "org/name", STEP, tmp_path / "a")
+    missing = {revision.name: revision.missing for revision in list_revisions(api, "org/name")}
+    assert missing[STEP] == ["manifest.json"] and missing["step-00000200"] == []
+
+
+def test_a_damaged_index_of_shards(hub, api, published, tmp_path):
+    repository = hub.repositories["model", "org/name"]
+    index = hub.store(b'{"weight_map": ')
+    repository.commit(STEP, {**repository.find(STEP).files, "model.safetensors.index.json": index}, "damaged")
+    with pytest.raises(RecipeError, match="not complete, model.safetensors.index.json .damaged. is missing"):
+        download(api, "org/name", STEP, tmp_path / "a")
+
+
+def test_a_disk_that_takes_no_more(hub, api, published, tmp_path):
+    """By a limit on the size of any file, which is below that of the weights."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        for to in (None, tmp_path / "a"):
+            with pytest.raises(RecipeError, match="org/name: cannot be written here .File too large.; make"):
+                download(api, "org/name", STEP, to)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    hub.requests.clear()
+    with pytest.raises(RecipeError, match="--to: nothing can be written to .*config.json .File exists."):
+        download(api, "org/name", STEP, published / "config.json")
+    assert not hub.requests
+
+
+def test_a_proxys_page_is_a_hub_that_is_away(hub, api, published, tmp_path):
+    """Whatever it stands in the place of: what is known of the repository, its files' list, or a file."""
+    for path in ("/api/models/org/name/revision", "/tree/", "/resolve/.*safetensors", "/refs"):
+        fault = hub.fail(path, 50, status=200, page=b"<html>log in first</html>")
+        with pytest.raises(RecipeError, match="org/name: the Hub is away|arrives damaged"):
+            (list_revisions if path == "/refs" else download)(api, "org/name")
+        fault.count = 0
 
 
 def test_a_revision_that_moves_is_fetched_as_it_was(hub, api, published, monkeypatch):

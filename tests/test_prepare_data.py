@@ -561,6 +561,12 @@ def test_nothing_is_left_and_folders_in_the_way(tmp_path: Path) -> None:
         prepare(recipe)
 
 
+def test_a_place_that_takes_no_file_is_seen_before_the_hub_is_asked(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    message = refusal(DataRecipe(dataset_name="someone/nothing", output_dir=str(tmp_path / "file" / "made")))
+    assert message.startswith(f"output_dir: nothing can be written to {tmp_path / 'file'} (File exists)")
+
+
 def test_evaluation_sets_that_cannot_be_read(tmp_path: Path) -> None:
     def of(**fields: Any) -> DataRecipe:
         known = EvaluationSet(name="known", **fields)

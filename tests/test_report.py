@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vopd_recipes.files import compare_runs, history_of, plot_comparison, plot_training, series
+from vopd_recipes.files import compare_runs, history_of, names_of, plot_comparison, plot_training, series
 
 EVALUATIONS: list[dict[str, Any]] = [
     {"step": 0, "eval_accuracy": 0.25, "eval_reverse_kl": 0.8, "eval_completion_length": 20.0},
@@ -86,6 +86,19 @@ def test_a_table_of_runs(tmp_path: Path) -> None:
         "| vopd | 3 | 25.0% | 50.0% | 0.800 | 0.400 | 2.00 |",
         "| opd | 3 |  |  |  |  | 2.00 |",
     ]
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """In the table by as many folders above them as it takes, and each is drawn."""
+    others = [{**line, "eval_accuracy": 0.9} if "eval_accuracy" in line else line for line in HISTORY]
+    places = [("a/x/vopd", HISTORY), ("b/x/vopd", others), ("opd", UPDATES)]
+    runs = [write_run(tmp_path / place, history) for place, history in places]
+    assert names_of(runs) == ["a/x/vopd", "b/x/vopd", "opd"]
+    assert [row.split("|")[1].strip() for row in compare_runs(runs).splitlines()[2:]] == names_of(runs)
+    assert names_of([Path("/vopd"), Path("/a/vopd"), Path("/a/vopd")]) == ["/vopd", "a/vopd", "a/vopd"]
+    both = read_image(plot_comparison(runs[:2], tmp_path / "both.png"))
+    second = read_image(plot_comparison(runs[1:2], tmp_path / "second.png"))
+    assert (both != second).any()
 
 
 def test_a_picture_of_runs(tmp_path: Path) -> None:

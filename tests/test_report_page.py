@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 from statistics import fmean, median
@@ -656,6 +657,12 @@ def test_runs_of_one_name_and_a_run_named_twice(copied: Callable[..., Path]) -> 
     assert len(read_runs([folders[0], folders[0] / ".." / "run"])) == 1
 
 
+def test_a_link_to_itself_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "run").symlink_to(tmp_path / "run")
+    with pytest.raises(RunError, match="run: no such folder; name the output_dir of a run"):
+        read_runs([tmp_path / "run"])
+
+
 @pytest.mark.slow  # two processes that import everything: exit status and message are what scripts build on
 def test_the_command(runs: dict[str, Path], tmp_path: Path) -> None:
     def command(*words: object) -> subprocess.CompletedProcess:
@@ -669,8 +676,19 @@ def test_the_command(runs: dict[str, Path], tmp_path: Path) -> None:
     assert failed.returncode == 2
     assert failed.stderr == f"error: {tmp_path / 'nowhere'}: no such folder; name the output_dir of a run\n"
     assert not (tmp_path / "other.html").exists()
+
+
+def test_a_place_that_takes_no_page(tmp_path: Path) -> None:
+    """Before a run is read, also by who follows one."""
+    (tmp_path / "file").touch()
     with pytest.raises(RunError, match="is a folder; name the file to write"):
-        write_report([runs["opd-0"]], tmp_path)
+        write_report([tmp_path / "nowhere"], tmp_path)
+    message = (
+        f"--output: {tmp_path}/file/a.html: nothing can be written to {tmp_path}/file .File exists.; name another"
+    )
+    for write in (write_report, partial(watch_report, seconds=1, say=print)):
+        with pytest.raises(RunError, match=message):
+            write([tmp_path / "nowhere"], tmp_path / "file" / "a.html")
 
 
 def test_a_summary_of_a_run_that_logged_nothing(copied: Callable[..., Path]) -> None:

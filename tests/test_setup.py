@@ -69,6 +69,33 @@ def test_what_was_set_up_without_a_gpu_is_set_up_again_beside_one(tmp_path: Path
     assert done.returncode == 0 and "FlashInfer's kernels could not be had" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("evaluate MODEL=x TASK=math", "TASK: no such variable; there are MODEL REVISION TASKS "),
+        ("evaluate MODEL=x PUSH=true", "PUSH: 'true' is neither 1 nor 0; "),
+        ("demo STEP=5", "STEP: no such variable; "),
+        ("demo STEPS=abc", "STEPS: 'abc' is not a whole number above 0."),
+        ("demo STEPS=0", "STEPS: '0' is not a whole number above 0."),
+    ],
+)  # fmt: skip
+def test_a_variable_that_a_target_would_pass_over_is_refused_before_anything_is_set_up(
+    tmp_path: Path, words: str, said: str
+) -> None:
+    command = ["make", f"VENV={tmp_path / 'venv'}", *words.split()]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and done.stdout == "" and not (tmp_path / "venv").exists()
+    assert said in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", ["evaluate MODEL=x PUSH=0 LIMIT=2 OUTPUT=here", "evaluate PUSH=", "demo STEPS=12"])
+def test_what_a_target_knows_goes_through(words: str) -> None:
+    """Whatever the environment holds beside it: words of make's are checked, and nobody else's."""
+    environment = {**os.environ, "SAMPLE": "2", "STEPS": "7", "OTHER": "x"}
+    done = subprocess.run(["make", "-n", *words.split()], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr
+
+
 # The demo's path needs the core alone -----------------------------------------------------------------------------
 
 

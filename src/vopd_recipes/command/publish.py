@@ -16,6 +16,7 @@ from vopd_recipes.hub import (
     Pace,
     Target,
     check_access,
+    check_publishable,
     hub_client,
     hub_is_away,
     publish_run,
@@ -23,7 +24,7 @@ from vopd_recipes.hub import (
     push_results,
     reason,
 )
-from vopd_recipes.recipe import RecipeError
+from vopd_recipes.recipe import RecipeError, one_line
 
 logger = logging.getLogger("publish")
 
@@ -32,7 +33,12 @@ def target_of(words: argparse.Namespace) -> Target:
     path = words.path / "recipe.yaml"
     if not path.is_file():
         raise RecipeError(f"{words.path} holds no run (no recipe.yaml)")
-    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"{path}: not YAML ({one_line(error, 200)}); take it from another copy of the run") from None
+    if not isinstance(recipe, dict):
+        raise RecipeError(f"{path}: holds no recipe, which names values; take it from another copy of the run")
     given = {
         "hub_model_id": words.hub_model_id,
         "hub_private_repo": False if words.public else None,
@@ -53,7 +59,7 @@ def end(error: Exception) -> None:
     if hub_is_away(error):
         print(f"error: the Hub is away ({reason(error)}); the same command resumes", file=sys.stderr)
         sys.exit(1)
-    if not isinstance(error, (RecipeError, HFValidationError, OSError, yaml.YAMLError)):
+    if not isinstance(error, (RecipeError, HFValidationError, OSError)):
         raise error
     refused = "the Hub refuses: " if isinstance(error, HfHubHTTPError) else ""
     print(f"error: {refused}{error if isinstance(error, RecipeError) else reason(error)}", file=sys.stderr)
@@ -80,6 +86,7 @@ def main(words: list[str] | None = None) -> None:
             print(f"results of {results.repo_id}, {push_results(api, results)}: published")
             return
         target = target_of(options)
+        check_publishable(options.path)
         for repo_id in target.repo_ids:
             for line in check_access(api, repo_id, target.private):
                 logger.warning(line)

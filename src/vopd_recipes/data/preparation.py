@@ -35,7 +35,7 @@ from vopd_recipes.data.origin import Origin, hub_asked_once, is_same, origin_of,
 from vopd_recipes.data.recipe import DataRecipe, EvaluationSet, Source
 from vopd_recipes.data.rows import Left, Problem, problem_of, question_of
 from vopd_recipes.data.sources import Numbered, Unreachable, numbered_rows
-from vopd_recipes.files import sha256_of, written_whole
+from vopd_recipes.files import check_writable, sha256_of, written_whole
 from vopd_recipes.hub import scrub
 from vopd_recipes.recipe import RecipeError
 
@@ -70,11 +70,12 @@ def prepare(recipe: DataRecipe) -> dict[str, Any]:
         The summary, as it stands in `summary.json`.
 
     Raises:
-        RecipeError: a source that cannot be read, or no row is left.
+        RecipeError: a source that cannot be read, a place that cannot be written to, or no row is left.
     """
     output = Path(recipe.output_dir)
     if output.exists():
         raise RecipeError(f"output_dir: {output} is there already; delete it or name another")
+    check_writable(output.parent, "output_dir")
     with hub_asked_once():
         origin = origin_of(recipe)
         rows = _peeked(pinned(recipe, origin))

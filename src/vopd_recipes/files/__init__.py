@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from vopd_recipes.exports import on_demand
-from vopd_recipes.files.atomic import sha256_of, to_disk, write_text, written_whole
+from vopd_recipes.files.atomic import check_writable, sha256_of, to_disk, write_text, written_whole
 from vopd_recipes.files.checkpoints import (
     ENVIRONMENT,
     METRICS,
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         finish_axis,
         history_of,
         markdown_table,
+        names_of,
         new_figure,
         plot_comparison,
         plot_training,

@@ -1,13 +1,16 @@
-"""Files and folders that are whole or not there: written under another name, renamed when they are done; hashes."""
+"""Files and folders that are whole or not there: written under another name, renamed when done; places; hashes."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from vopd_recipes.recipe import RecipeError
 
 
 @contextmanager
@@ -30,6 +33,26 @@ def write_text(path: Path, text: str) -> None:
     """A text file, whole or not at all."""
     with written_whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def check_writable(folder: Path, name: str) -> None:
+    """Make a folder and try a file in it: before minutes or hours go into what is to lie there.
+
+    Args:
+        folder: where something will be written.
+        name: of the flag or field that says so.
+
+    Raises:
+        RecipeError: it cannot be made, or takes no file.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"\n")
+    except OSError as error:
+        raise RecipeError(
+            f"{name}: nothing can be written to {folder} ({error.strerror}); name another place"
+        ) from None
 
 
 def sha256_of(path: Path) -> str:

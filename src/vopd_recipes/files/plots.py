@@ -53,6 +53,18 @@ def history_of(run: Path) -> list[dict[str, Any]]:
         raise RunError(f"{path}: not a trainer's state ({error})") from error
 
 
+def names_of(runs: Sequence[Path]) -> list[str]:
+    """What runs are called beside one another: a folder's name, behind as many above it as tell them apart."""
+    places = [run.resolve().parts for run in runs]
+
+    def name(place: tuple[str, ...]) -> str:
+        tails = (place[-length:] for length in range(1, len(place) + 1))
+        alone = (tail for tail in tails if all(other[-len(tail) :] != tail for other in places if other != place))
+        return Path(*next(alone, place)).as_posix()
+
+    return [name(place) for place in places]
+
+
 def markdown_table(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Markdown; all columns but the first are of numbers."""
     lines = ["| " + " | ".join(cells) + " |" for cells in (heading, *rows)]
@@ -67,13 +79,13 @@ def compare_runs(runs: list[Path]) -> str:
         RunError: a run that has logged nothing.
     """
     rows = []
-    for run in runs:
+    for run, name in zip(runs, names_of(runs)):
         history = history_of(run)
         if not history:
             raise RunError(f"{run}: its log history is empty; the run has logged nothing to report")
-        cells = [run.name, str(history[-1]["step"])]
-        for name, form in (("eval_accuracy", "{:.1%}"), ("eval_reverse_kl", "{:.3f}")):
-            _, values = series(history, name)
+        cells = [name, str(history[-1]["step"])]
+        for metric, form in (("eval_accuracy", "{:.1%}"), ("eval_reverse_kl", "{:.3f}")):
+            _, values = series(history, metric)
             cells += [form.format(values[0]), form.format(values[-1])] if values else ["", ""]
         updates = [line for line in history if "time/train" in line]
         seconds = [line["time/rollout"] + line.get("time/sync", 0.0) + line["time/train"] for line in updates]
@@ -85,7 +97,7 @@ def compare_runs(runs: list[Path]) -> str:
 
 def plot_comparison(runs: list[Path], path: Path) -> Path:
     """Draw several runs into the same panels."""
-    histories = {run.name: history_of(run) for run in runs}
+    histories = [(name, history_of(run)) for name, run in zip(names_of(runs), runs)]
     panels = (
         ("held-out accuracy", "eval_accuracy"),
         ("held-out reverse KL (nats per token)", "eval_reverse_kl"),
@@ -93,7 +105,7 @@ def plot_comparison(runs: list[Path], path: Path) -> Path:
     )
     figure, axes = new_figure(len(panels), 13, 3.6)
     for axis, (label, name) in zip(axes, panels):
-        for run, history in histories.items():
+        for run, history in histories:
             style = "o-" if name.startswith("eval") else "-"
             axis.plot(*series(history, name), style, label=run, linewidth=1.4, markersize=4)
         axis.set_ylim(bottom=0)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from vopd_recipes.exports import on_demand
 from vopd_recipes.hub.download import download, list_revisions
 from vopd_recipes.hub.evaluations import publishable_results, push_results
-from vopd_recipes.hub.publisher import OwnPublishing, Publisher, check_write_access, publish_run
+from vopd_recipes.hub.publisher import OwnPublishing, Publisher, check_publishable, check_write_access, publish_run
 from vopd_recipes.hub.queue import Target
 from vopd_recipes.hub.revisions import check_access, check_token, hub_client, hub_is_away, reason
 from vopd_recipes.hub.scrub import scrub

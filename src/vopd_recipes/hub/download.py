@@ -14,21 +14,15 @@ from typing import Any
 
 import httpx
 from huggingface_hub import HfApi
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
-from vopd_recipes.files import sha256_of, write_text
-from vopd_recipes.hub.revisions import MANIFEST, is_same, reason, remote_files
+from vopd_recipes.files import check_writable, sha256_of, write_text
+from vopd_recipes.hub.revisions import MANIFEST, hub_is_away, is_same, reason, remote_files
 from vopd_recipes.recipe import RecipeError
 
 _INDEX = "model.safetensors.index.json"
-_ERRORS = (HfHubHTTPError, httpx.TransportError, OfflineModeIsEnabled, LocalEntryNotFoundError, HFValidationError)
+# The Hub's own are OSErrors, as are those of the disk; a page of a proxy's is no JSON.
+_ERRORS = (OSError, httpx.TransportError, HFValidationError, json.JSONDecodeError)
 
 
 @dataclass(frozen=True)
@@ -67,12 +61,14 @@ def list_revisions(api: HfApi, repo_id: str) -> list[Revision]:
 
 def _described(api: HfApi, repo_id: str, name: str, commit: str) -> Revision:
     remote = remote_files(api, repo_id, commit)
-    manifest = _read_json(Path(api.hf_hub_download(repo_id, MANIFEST, revision=commit))) if MANIFEST in remote else {}
-    missing = [
-        path
-        for path, entry in manifest.get("files", {}).items()
-        if path not in remote or ((lfs := remote[path].lfs) and lfs.sha256 != entry["sha256"])
-    ]
+    manifest = _manifest(Path(api.hf_hub_download(repo_id, MANIFEST, revision=commit))) if MANIFEST in remote else {}
+    missing = [MANIFEST]
+    if manifest is not None:
+        missing = [
+            path
+            for path, sha256 in manifest.items()
+            if path not in remote or ((lfs := remote[path].lfs) and lfs.sha256 != sha256)
+        ]
     return Revision(name, commit, sum(item.size for item in remote.values()), missing or _without_weights(remote))
 
 
@@ -90,9 +86,11 @@ def download(api: HfApi, repo_id: str, revision: str = "main", to: Path | None =
         to: folder to write; default: the cache that `from_pretrained(repo_id, revision=…)` reads.
 
     Raises:
-        RecipeError: no name of a repository, no such revision, the Hub is away, the revision is not complete, or a
-            file is damaged even after it was fetched again.
+        RecipeError: no name of a repository, no such revision, the Hub is away, the disk is full, the revision is
+            not complete, or a file is damaged even after it was fetched again.
     """
+    if to is not None:
+        check_writable(to, "--to")
     try:
         commit = str(api.repo_info(repo_id, revision=revision).sha)
         remote = remote_files(api, repo_id, commit)
@@ -104,19 +102,20 @@ def download(api: HfApi, repo_id: str, revision: str = "main", to: Path | None =
             for name in damaged:  # in the cache the name is a link to the content
                 (folder / name).resolve().unlink(missing_ok=True)
                 (folder / name).unlink(missing_ok=True)
+        missing = [] if damaged else _missing(folder)
+        if to is None and not damaged and not missing:
+            _name_in_cache(folder, revision, commit)
     except _ERRORS as error:
         raise _unreachable(repo_id, revision, error) from None
     if damaged:
         raise RecipeError(
             f"{repo_id}, revision {revision}: {damaged[0]} arrives damaged; is the disk or network sound?"
         )
-    if missing := _missing(folder):
+    if missing:
         raise RecipeError(
             f"{repo_id}, revision {revision}: not complete, {missing[0]} is missing or is not what was trained; an "
             "upload that has not finished resumes with `python scripts/publish.py RUN_DIR` where it was trained"
         )
-    if to is None:
-        _name_in_cache(folder, revision, commit)
     return folder
 
 
@@ -128,19 +127,35 @@ def _name_in_cache(snapshot: Path, revision: str, commit: str) -> None:
 
 def _missing(folder: Path) -> list[str]:
     """Files of the manifest, or shards of the index, that are not there as they should be."""
-    manifest = _read_json(folder / MANIFEST) if (folder / MANIFEST).is_file() else {"files": {}}
+    manifest = _manifest(folder / MANIFEST) if (folder / MANIFEST).is_file() else {}
+    if manifest is None:
+        return [MANIFEST]
     wrong = [
         name
-        for name, entry in manifest["files"].items()
-        if not (folder / name).is_file() or sha256_of(folder / name) != entry["sha256"]
+        for name, sha256 in manifest.items()
+        if not (folder / name).is_file() or sha256_of(folder / name) != sha256
     ]
-    shards = set(_read_json(folder / _INDEX)["weight_map"].values()) if (folder / _INDEX).is_file() else set()
-    wrong += sorted(name for name in shards if not (folder / name).is_file())
+    wrong += [name for name in _shards(folder / _INDEX) if not (folder / name).is_file()]
     return wrong or _without_weights([path.name for path in folder.iterdir()])
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
+def _manifest(path: Path) -> dict[str, str] | None:
+    """File → SHA-256; `None` where what is there is damaged. One of somebody else's says nothing of files."""
+    try:
+        files = json.loads(path.read_text(encoding="utf-8")).get("files", {})
+        return {str(name): str(entry["sha256"]) for name, entry in files.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _shards(index: Path) -> list[str]:
+    """Files that an index names; a damaged one misses itself."""
+    try:
+        return sorted({*json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return [f"{_INDEX} (damaged)"]
 
 
 def _unreachable(repo_id: str, revision: str | None, error: Exception) -> RecipeError:
@@ -150,4 +165,6 @@ def _unreachable(repo_id: str, revision: str | None, error: Exception) -> Recipe
         return RecipeError(f"{repo_id} has no revision {revision}; python scripts/download.py {repo_id} --list")
     if isinstance(error, RepositoryNotFoundError):
         return RecipeError(f"{repo_id}: no such model repository, or it is private and this token may not read it")
+    if isinstance(error, OSError) and error.errno and not hub_is_away(error):
+        return RecipeError(f"{repo_id}: cannot be written here ({error.strerror}); make room, or name another place")
     return RecipeError(f"{repo_id}: the Hub is away ({reason(error)}); try again later")

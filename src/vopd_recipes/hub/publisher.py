@@ -191,6 +191,23 @@ def _command(run: Path, pace: Pace, *more: str) -> list[str]:
     return [sys.executable, "-m", "vopd_recipes.hub", str(run), "--pace", *map(str, astuple(pace)), *more]
 
 
+def check_publishable(run: Path) -> None:
+    """Before a repository is made for it: does a run hold anything that could go up?
+
+    Raises:
+        RecipeError: neither a complete checkpoint nor a final model, and nothing waits in its queue.
+    """
+    if not (complete_checkpoints(run) or _has_final_model(run) or Queue(run).left()):
+        raise RecipeError(
+            f"{run}: there is nothing to publish: no complete checkpoint, no final model, nothing queued; wait for "
+            "the run's first save, or name another run"
+        )
+
+
+def _has_final_model(run: Path) -> bool:
+    return (run / "config.json").is_file() or (run / "adapter_config.json").is_file()
+
+
 def publish_run(run: Path, target: Target, api: HfApi, pace: Pace, tag: str | None = None) -> None:
     """Queue every complete checkpoint and the final model of a run, and upload what is queued. Harmless to repeat.
 
@@ -202,8 +219,10 @@ def publish_run(run: Path, target: Target, api: HfApi, pace: Pace, tag: str | No
         tag: name of the release, if `run` holds a final model.
 
     Raises:
-        RecipeError: something is not up, and trying again would not help; `tag` is another release's.
+        RecipeError: there is nothing to publish, or something is not up and trying again would not help; `tag` is
+            another release's.
     """
+    check_publishable(run)
     if tag is not None:
         check_tag(api, target.repo_id, tag, run)
     queue = Queue(run)
@@ -211,7 +230,7 @@ def publish_run(run: Path, target: Target, api: HfApi, pace: Pace, tag: str | No
         try:
             for checkpoint in complete_checkpoints(run):
                 queue.add(checkpoint, step_revision(int(checkpoint.name.split("-")[1])), target)
-            if (run / "config.json").is_file() or (run / "adapter_config.json").is_file():
+            if _has_final_model(run):
                 queue.add(run, MAIN, target, tag)
         except (OSError, ValueError) as error:  # a full disk, a damaged file
             raise RecipeError(f"{run}: cannot be queued for the Hub: {_why(error)}") from None

@@ -133,9 +133,17 @@ class Queue:
         self.unreadable: list[str] = []  # folders of entries that the last look could not read
 
     def entries(self) -> list[Entry]:
-        """Oldest first. One that cannot be read is passed over, with a warning: the others go up."""
+        """Oldest first. One that cannot be read is passed over, with a warning: the others go up.
+
+        Raises:
+            OSError: the folder itself cannot be read.
+        """
         read, unreadable = [], []
-        for path in sorted(self.folder.glob("[0-9]*")):
+        try:
+            found = sorted(self.folder.iterdir())  # glob takes a folder that it may not list for an empty one
+        except FileNotFoundError:
+            found = []
+        for path in (path for path in found if path.name[0].isdigit()):
             try:
                 read.append(_read(path))
             except FileNotFoundError:  # it has just gone up

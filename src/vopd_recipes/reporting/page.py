@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from vopd_recipes.files import RunError, write_text
+from vopd_recipes.files import RunError, check_writable, write_text
+from vopd_recipes.recipe import RecipeError
 from vopd_recipes.reporting.completions import COMPLETIONS, PROMPT_CHARACTERS, PROMPTS, TOKENS, completions
 from vopd_recipes.reporting.escaping import escaped
 from vopd_recipes.reporting.methods import methods, student_of, teacher_of
@@ -41,6 +42,10 @@ def check_output(path: Path) -> None:
     """
     if path.is_dir():
         raise RunError(f"{path}: is a folder; name the file to write")
+    try:
+        check_writable(path.parent, f"--output: {path}")
+    except RecipeError as error:
+        raise RunError(str(error)) from None
 
 
 def report_page(folders: Sequence[Path], *, live: bool = False, refresh: int = 0) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from vopd_recipes.files import METRICS, RECIPE, RunError, last_complete_checkpoint, series
+from vopd_recipes.files import METRICS, RECIPE, RunError, last_complete_checkpoint, names_of, series
 from vopd_recipes.loss import Estimator
 
 # Fields that tell seeds of one method apart.
@@ -234,12 +234,10 @@ def read_runs(folders: Sequence[Path], live: bool = False) -> list[Run]:
     Raises:
         RunError: see `read_run`.
     """
+    for folder in folders:
+        check_is_run(folder)  # first: a link that leads to itself leads nowhere
     runs = [read_run(folder, live) for folder in {folder.resolve(): folder for folder in folders}.values()]
-    names = [run.name for run in runs]
-    return [
-        run if names.count(run.name) == 1 else replace(run, name="/".join(run.folder.resolve().parts[-2:]))
-        for run in runs
-    ]
+    return [replace(run, name=name) for run, name in zip(runs, names_of([run.folder for run in runs]))]
 
 
 def group_runs(runs: Sequence[Run]) -> list[Group]:
