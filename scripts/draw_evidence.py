@@ -33,6 +33,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 RUNS = {
     "tiny-arithmetic.json": {"reverse-kl.png": "evidence-reverse-kl.png", "accuracy.png": "evidence-accuracy.png"},
     "smollm2-135m.json": {"reverse-kl.png": "evidence-smollm2.png"},
+    "smollm2-135m-math.json": {"reverse-kl.png": "evidence-smollm2-math.png"},
 }
 DIRECTIONS = {
     "one layer removed": "directions-less-1.json",
