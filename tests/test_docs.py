@@ -20,6 +20,7 @@ from vopd_recipes.machine.command import RANDOM
 from vopd_recipes.planner import GB, plan, read_setup, verdict
 from vopd_recipes.planner.setup import OF_THE_MACHINE, read_anywhere
 from vopd_recipes.recipe import RecipeError, find_recipe
+from vopd_recipes.training import agreement
 
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
@@ -203,6 +204,14 @@ def test_troubleshooting_quotes_lines_that_there_are() -> None:
     said = said_by_the_sources()
     clauses = [part.strip(" ;:'") for line in quoted for part in re.split(r"…|; |: ", line)]
     assert len(quoted) > 15 and [each for each in clauses if len(each) > 12 and each not in said] == []
+
+
+def test_troubleshooting_has_the_gaps_that_stop_a_run() -> None:
+    """In the order of the page: in float32, rounded before the first step, rounded or with dropout later."""
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    told = page.partition("## A log-probability gap")[2].partition("→ ")[2].partition(": ")[0]
+    limits = agreement._LARGEST_EXACT, agreement._LARGEST_ROUNDED, agreement._LARGEST_LATER
+    assert [float(word) for word in re.findall(r"above ([\d.]+)", told)] == [*limits]
 
 
 def test_the_image_has_the_versions_that_were_tried() -> None:

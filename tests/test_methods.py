@@ -1,6 +1,7 @@
 """One table of methods: a new row is known everywhere, and a method without its lines is refused by name."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,34 @@ def test_names_and_keys_are_unique_and_equations_complete() -> None:
         estimator = Estimator(row.divergence, row.baseline)
         assert "{" not in estimator.html and estimator.equation.startswith(("-", "∇"))
         assert method_of(row.fields) is row
+
+
+NEEDS = {"sampled": "`log q(y)`", "support": "k tokens", "distribution": "all of `q`"}
+
+
+def told_by_the_readme() -> dict[tuple[str, str], tuple[str, str]]:
+    """Words of a recipe → what the table of estimators says is needed of the teacher, and the title."""
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    lines = text.partition("### Estimators\n")[2].partition("\n\nWhich one to take")[0].strip().splitlines()
+    found: dict[tuple[str, str], tuple[str, str]] = {}
+    for line in lines[2:]:
+        divergence, words, _, needs, title = (cell.strip() for cell in line.strip("|").split("|"))
+        needed, _, other = needs.partition("; ")  # "…; … for `one` and `another`"
+        otherwise, _, of_these = other.partition(" for ")
+        above = [word for _, word in found] if "any of the above" in words else []
+        for word in dict.fromkeys([*re.findall(r"`(\w+)`", words), *above]) or ["none"]:
+            found[divergence.strip("`"), word] = (otherwise if f"`{word}`" in of_these else needed, title.strip("*"))
+    return found
+
+
+def test_the_readme_has_every_method_its_title_and_what_it_needs() -> None:
+    told = told_by_the_readme()
+    assert told.keys() == METHODS.keys()
+    for words, row in METHODS.items():
+        needed, title = told[words]
+        assert needed == NEEDS[row.needs], words
+        name = re.split("[:,]", title)[0]
+        assert name == row.title or (name == "Rao-Blackwell" and row.title.startswith(name)), words
 
 
 def test_the_default_baseline_is_one_of_its_divergence() -> None:

@@ -651,6 +651,17 @@ def test_optional_files_may_be_missing(copied: Callable[..., Path]) -> None:
     assert "<h2>Completions" not in report_page([run])
 
 
+def test_the_samples_of_a_held_out_prompt_are_the_recipes(copied: Callable[..., Path]) -> None:
+    """A recipe from before there could be several says nothing of them."""
+    one, several = copied(to="one"), copied(to="several")
+    recipe = yaml.safe_load((one / "recipe.yaml").read_text())
+    del recipe["num_generations_eval"]
+    (one / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    (several / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "num_generations_eval": 4}))
+    for runs, said in (([one], "one sample"), ([several], "4 samples"), ([one, several], "1 to 4 samples")):
+        assert f"(nats per token) are of {said} for each held-out prompt." in report_page(runs)
+
+
 def test_runs_of_one_name_and_a_run_named_twice(copied: Callable[..., Path]) -> None:
     folders = [copied(to="a/run"), copied(to="b/run")]
     assert [run.name for run in read_runs(folders)] == ["a/run", "b/run"]

@@ -58,8 +58,8 @@ def results(groups: Sequence[Group]) -> str:
             for run in group.runs
         ]
     note = (
-        "First and last evaluation or log line. Accuracy and held-out reverse KL (nats per token) are of one sample "
-        "for each held-out prompt. Seconds a step: the median"
+        "First and last evaluation or log line. Accuracy and held-out reverse KL (nats per token) are of "
+        f"{_samples(runs)} for each held-out prompt. Seconds a step: the median"
         + ("; ± is the standard deviation over seeds." if any(len(group.runs) > 1 for group in groups) else ".")
     )
     return section(
@@ -69,6 +69,15 @@ def results(groups: Sequence[Group]) -> str:
         f"<th rowspan=2 class=number>seconds a step</th></tr><tr>{ends}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table>",
     )
+
+
+def _samples(runs: Sequence[Run]) -> str:
+    """How many of each held-out prompt; a recipe from before there could be several says nothing."""
+    given = [run.recipe.get("num_generations_eval") for run in runs]
+    counts = [count if isinstance(count, int) else 1 for count in given]
+    least, most = min(counts), max(counts)
+    words = f"{least}" if least == most else f"{least} to {most}"
+    return "one sample" if most == 1 else f"{words} samples"
 
 
 def _row_label(group: Group, run: Run) -> str:
