@@ -118,6 +118,14 @@ def test_held_out_prompts_are_of_every_source(tmp_path: Path, tokenizer: PreTrai
 # Templates -----------------------------------------------------------------------------------------------------------
 
 
+def test_an_answer_that_latex_means_is_not_filled_in() -> None:
+    """The row has one, and the student would read it; in double braces it is meant."""
+    row = {"prompt": "1+1?", "answer": "2", "n": "3"}
+    for template in (r"{prompt} within \boxed{answer}", r"{prompt} \frac{n}{answer}, x^{n}, x_{n}"):
+        assert fill_template(template, row) == template.replace("{prompt}", "1+1?")
+    assert fill_template(r"{prompt} is \boxed{{answer}}\n{answer}", row) == r"1+1? is \boxed{2}\n2"
+
+
 def test_fill_template_leaves_other_braces_alone() -> None:
     row = {"prompt": "1+1 {hint}?", "hint": 7}
     assert fill_template(r"{prompt} {hint} \boxed{} \boxed{answer} {} {no such}", row) == (

@@ -14,8 +14,12 @@ _JINJA = re.compile(r"(?<![\w\]}^*])\{\{\s*([^\W\d]\w*)\s*\}\}")
 
 
 def fill_template(template: str, row: dict[str, Any]) -> str:
-    r"""Replace each {column} that is a column; other braces stay, since templates say \boxed{}."""
-    return re.sub(r"\{(\w+)\}", lambda match: str(row[match[1]]) if match[1] in row else match[0], template)
+    r"""Replace each {column} that is a column; other braces stay, since templates say \boxed{}.
+
+    LaTeX's stay whatever is in them: \boxed{answer} would show the student the answer. \boxed{{answer}} means it.
+    """
+    known = re.compile(rf"{_LATEX.pattern}|\{{(\w+)\}}")
+    return known.sub(lambda match: str(row[match[1]]) if match[1] in row else match[0], template)
 
 
 def check_template(field: str, source: dict[str, Any], columns: list[str]) -> None:
@@ -32,7 +36,7 @@ def check_template(field: str, source: dict[str, Any], columns: list[str]) -> No
 
 
 def _check_names_a_column(field: str, template: str, known: list[str]) -> None:
-    if any(name in known for name in re.findall(r"\{(\w+)\}", _JINJA.sub("", template))):
+    if any(name in known for name in re.findall(r"\{(\w+)\}", _LATEX.sub("", _JINJA.sub("", template)))):
         return
     if jinja := _JINJA.search(template):
         raise RecipeError(f"{field}: {jinja[0]} is no column; write {{{jinja[1]}}}, in single braces without spaces")
