@@ -394,7 +394,8 @@ import signal, sys, threading, time
 from vopd_recipes.teacher import TeacherServer, give_up
 server = TeacherServer({service.url!r}, "t", 0, 60)
 futures = [server.submit([3], [7]) for _ in range(200)]
-threading.Timer(1, signal.raise_signal, [signal.SIGINT]).start()
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started this may ignore it
+threading.Timer(1, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT]).start()
 try:
     futures[0].result()
 except KeyboardInterrupt:
