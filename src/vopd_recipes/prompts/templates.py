@@ -9,6 +9,8 @@ from vopd_recipes.recipe import RecipeError, nearest
 
 # Braces that LaTeX means: \boxed{answer}, \frac{a}{b}, x^{n}. A \n that YAML left as it stands is no command of its.
 _LATEX = re.compile(r"\\(?![ntr]\{)[a-zA-Z]+\*?(?:\[[^\]]*\])?(?:\{[^{}]*\})+|[\^_]\{[^{}]*\}")
+# A column; LaTeX's braces come first, and are none.
+_COLUMN = re.compile(rf"{_LATEX.pattern}|\{{(\w+)\}}")
 # Jinja's form of a column; behind a LaTeX command, \text{{column}}, the outer braces are LaTeX's.
 _JINJA = re.compile(r"(?<![\w\]}^*])\{\{\s*([^\W\d]\w*)\s*\}\}")
 
@@ -18,8 +20,7 @@ def fill_template(template: str, row: dict[str, Any]) -> str:
 
     LaTeX's stay whatever is in them: \boxed{answer} would show the student the answer. \boxed{{answer}} means it.
     """
-    known = re.compile(rf"{_LATEX.pattern}|\{{(\w+)\}}")
-    return known.sub(lambda match: str(row[match[1]]) if match[1] in row else match[0], template)
+    return _COLUMN.sub(lambda match: str(row[match[1]]) if match[1] in row else match[0], template)
 
 
 def check_template(field: str, source: dict[str, Any], columns: list[str]) -> None:
@@ -36,7 +37,7 @@ def check_template(field: str, source: dict[str, Any], columns: list[str]) -> No
 
 
 def _check_names_a_column(field: str, template: str, known: list[str]) -> None:
-    if any(name in known for name in re.findall(r"\{(\w+)\}", _LATEX.sub("", _JINJA.sub("", template)))):
+    if any(name in known for name in _COLUMN.findall(_JINJA.sub("", template))):
         return
     if jinja := _JINJA.search(template):
         raise RecipeError(f"{field}: {jinja[0]} is no column; write {{{jinja[1]}}}, in single braces without spaces")

@@ -304,12 +304,12 @@ class VOPDConfig(TrainingArguments):
         """These fields as each teacher has them, who is then the only one; one without a name is `None`."""
         if self.teachers is None:
             return {None: self}
-        backends = {entry.get("teacher_backend", self.teacher_backend) for entry in self.teachers.values()}
+        backends = {name: entry.get("teacher_backend", self.teacher_backend) for name, entry in self.teachers.items()}
         found: dict[str | None, VOPDConfig] = {}
         for name, entry in self.teachers.items():
             found[name] = copy.copy(self)
-            backend = entry.get("teacher_backend", self.teacher_backend)
-            others = [field for field, of in OF_BACKEND.items() if of != backend and of in backends]  # meant for those
+            # meant for the teachers of the other kind, where there are any
+            others = [field for field, of in OF_BACKEND.items() if of != backends[name] and of in backends.values()]
             own = {field: getattr(VOPDConfig, field) for field in others} | entry
             vars(found[name]).update({"teachers": None, **{key: own[key] for key in own if key in vars(self)}})
         return found
