@@ -137,6 +137,31 @@ def test_fsdp2_adds_gradients_up_in_float32(monkeypatch: pytest.MonkeyPatch) -> 
     assert args.accelerator_config.gradient_accumulation_kwargs == {"sync_each_batch": True}
 
 
+ENDING = """
+import atexit, os, torch
+from types import SimpleNamespace
+from vopd_recipes.training.command import _leave_the_group
+class Kept:
+    def __del__(self, write=os.write):
+        write(1, b"taken down, ")
+kept = Kept()
+atexit.register(os.write, 1, b"at exit, ")
+torch.distributed.init_process_group("gloo", init_method="tcp://127.0.0.1:{port}", rank=0, world_size=1)
+_leave_the_group(SimpleNamespace(training=SimpleNamespace(rollout_backend="transformers")))
+print("alone", flush=True)
+"""
+
+
+@pytest.mark.parametrize(("processes", "said"), [("2", "at exit, "), ("1", "alone\nat exit, taken down, ")])
+def test_one_of_several_processes_ends_without_taking_its_interpreter_down(
+    monkeypatch: pytest.MonkeyPatch, processes: str, said: str
+) -> None:
+    """What waits for the end, as a tracker's last lines do, still runs."""
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    done = execute([sys.executable, "-c", ENDING.format(port=free_port())])
+    assert (done.returncode, done.stdout) == (0, said), done.stderr[-2000:]
+
+
 def test_processes_that_did_not_find_each_other(write_recipe, monkeypatch) -> None:
     trainer = build(write_recipe())
     monkeypatch.setitem(os.environ, "WORLD_SIZE", "2")

@@ -4,6 +4,7 @@
 command, started again, resumes an interrupted run. With `--explain [PROCESSES]` it only says what it would do.
 """
 
+import atexit
 import logging
 import os
 import signal
@@ -262,12 +263,20 @@ def main(words: list[str] | None = None) -> None:
 
 
 def _leave_the_group(recipe: Recipe) -> None:
-    """A process that ends inside of its group may abort on the way out, when a finished run would count as failed:
-    gloo's threads outlive what they use. An engine of vLLM has groups of its own in it, and leaves them itself.
+    """One of several processes ends here, once what is to run at exit has run, and takes no interpreter down.
+
+    Gloo's threads outlive what they use: one that drops a tensor meanwhile wants the interpreter's lock, is ended for
+    it, and aborts the process ("terminate called without an active exception"): a finished run would count as failed.
+    NCCL's processes say good-bye; an engine of vLLM has groups of its own in theirs, and leaves them itself.
     """
-    several = int(os.environ.get("WORLD_SIZE", 1)) > 1 and recipe.training.rollout_backend == "transformers"
-    if several and torch.distributed.is_initialized():
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or not torch.distributed.is_initialized():
+        return
+    if torch.distributed.get_backend() != "gloo" and recipe.training.rollout_backend == "transformers":
         torch.distributed.destroy_process_group()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _end(rank: int, reason: str, status: int) -> NoReturn:
