@@ -140,14 +140,14 @@ def test_fsdp2_adds_gradients_up_in_float32(monkeypatch: pytest.MonkeyPatch) -> 
 ENDING = """
 import atexit, os, torch
 from types import SimpleNamespace
-from vopd_recipes.training.command import _leave_the_group
+from vopd_recipes.training import leave_the_group
 class Kept:
     def __del__(self, write=os.write):
         write(1, b"taken down, ")
 kept = Kept()
 atexit.register(os.write, 1, b"at exit, ")
 torch.distributed.init_process_group("gloo", init_method="tcp://127.0.0.1:{port}", rank=0, world_size=1)
-_leave_the_group(SimpleNamespace(training=SimpleNamespace(rollout_backend="transformers")))
+leave_the_group(SimpleNamespace(training=SimpleNamespace(rollout_backend="transformers")))
 print("alone", flush=True)
 """
 

@@ -39,7 +39,7 @@ from vopd_recipes.recipe import (
     one_line_errors,
 )
 from vopd_recipes.tiny import byte_tokenizer
-from vopd_recipes.training import TrainingStopped, build_trainer, largest_gap
+from vopd_recipes.training import TrainingStopped, build_trainer, largest_gap, leave_the_group
 
 USAGE = "usage: vopd check RECIPE [--random] [--field value ...]"
 RANDOM = "--random"
@@ -79,6 +79,7 @@ def main(words: list[str] | None = None) -> None:
     if report.faults:
         sys.exit(1)
     report.right("all right", f"in {time.perf_counter() - start:.0f} s")
+    leave_the_group(asked.recipe)
 
 
 def _check(report: Report, asked: Asked, folder: str, untrained: bool) -> None:

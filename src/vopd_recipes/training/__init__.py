@@ -13,6 +13,6 @@ from vopd_recipes.training.run import finish_run, publishing, start_run
 from vopd_recipes.training.trainer import TrainingStopped, VOPDTrainer
 
 if TYPE_CHECKING:
-    from vopd_recipes.training.command import build_trainer, description, main, train
+    from vopd_recipes.training.command import build_trainer, description, leave_the_group, main, train
 
 __getattr__ = on_demand(__name__, "command")

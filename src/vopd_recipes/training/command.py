@@ -253,7 +253,7 @@ def main(words: list[str] | None = None) -> None:
                 recipe = load_recipe(find_recipe(words[0]), words[1:])
                 output_dir = Path(str(recipe.training.output_dir))
                 train(recipe, noise)
-                _leave_the_group(recipe)
+                leave_the_group(recipe)
             except (RecipeError, TrainingStopped) as error:
                 _end(rank, str(error), 2 if isinstance(error, RecipeError) else 1)
             except KeyboardInterrupt:
@@ -262,7 +262,7 @@ def main(words: list[str] | None = None) -> None:
         _end(rank, str(error), 2)
 
 
-def _leave_the_group(recipe: Recipe) -> None:
+def leave_the_group(recipe: Recipe) -> None:
     """One of several processes ends here, once what is to run at exit has run, and takes no interpreter down.
 
     Gloo's threads outlive what they use: one that drops a tensor meanwhile wants the interpreter's lock, is ended for
