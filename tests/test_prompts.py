@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -273,6 +274,8 @@ def test_nulls_never_become_text(
     message = refusal(file, tokenizer, prompt_template="{prompt} {n}")
     assert f"prompt_template: column 'n' of {file}, row 1, is null" in message
     assert list(build(file, tokenizer, answer_column="n").train["answer"]) == ["1.5", None]
+    unfilled = build(file, tokenizer, answer_column="n", prompt_template=r"{prompt} \boxed{n} x^{n}")
+    assert list(unfilled.train["prompt"]) == [rf"{prompt} \boxed{{n}} x^{{n}}" for prompt in "ab"]
 
 
 def test_parquets_nulls_in_messages(tmp_path: Path, thinking: PreTrainedTokenizerFast) -> None:
@@ -527,3 +530,14 @@ def test_nothing_is_cached_across_contents(tmp_path: Path, tokenizer: PreTrained
     for text in ("first", "second"):
         rows = build(write(tmp_path / "p.jsonl", [{"prompt": text}]), tokenizer).train
         assert list(rows["prompt"]) == [text]
+
+
+def test_nothing_is_cached_across_versions_of_this_package(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An update changes what is called, and not the function whose rows are asked for."""
+    file = write(tmp_path / "p.jsonl", [{"prompt": "a", "n": 1}])
+    for pattern, text in ((r"\{(prompt)\}", "a {n}"), (r"\{(\w+)\}", "a 1")):
+        monkeypatch.setattr("vopd_recipes.prompts.templates._COLUMN", re.compile(pattern))
+        rows = build(file, tokenizer, prompt_template="{prompt} {n}").train
+        assert list(rows["prompt"]) == [text] and tokenizer.decode(rows["input_ids"][0]) == text

@@ -11,7 +11,7 @@ import json
 import logging
 import random
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -175,8 +175,16 @@ def _plain_rows(rows: Dataset, number: int, config: DataConfig, teachers: Collec
             "row": index,
         }
 
-    columns = rows.column_names
-    return rows.map(plain, with_indices=True, remove_columns=columns, features=_FEATURES, desc="Reading prompts")
+    return map_anew(rows, plain, rows.column_names, "Reading prompts", features=_FEATURES)
+
+
+def map_anew(rows: Dataset, change: Callable[..., Any], removed: list[str], said: str, **more: Any) -> Dataset:
+    """Each row, with its number, as `change` makes it now.
+
+    Not from the cache of datasets: that knows a function by its own code, not by that of what it calls, and an update
+    of this package would go on with the prompts of the last one.
+    """
+    return rows.map(change, with_indices=True, remove_columns=removed, desc=said, load_from_cache_file=False, **more)
 
 
 def _messages(prompt: Any, where: str, source: dict[str, Any], config: DataConfig) -> list[dict[str, Any]]:
@@ -235,7 +243,10 @@ def _repeat(rows: Dataset, weight: float, seed: str) -> Dataset:
 
 
 def _hold_out(rows: Dataset, count: int, seed: int) -> tuple[Dataset, Dataset]:
-    """A seeded choice of `count` rows; rows with the same prompt as a held-out one leave the training set."""
+    """A seeded choice of `count` rows; rows with the same prompt as a held-out one leave the training set.
+
+    The same prompt is the same words: a question that stands there under two templates is two.
+    """
     if count >= len(rows):
         raise RecipeError(f"test_size: {count} held-out prompts leave none of {len(rows)} to train on")
     chosen = sorted(random.Random(seed).sample(range(len(rows)), count))

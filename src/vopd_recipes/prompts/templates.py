@@ -50,7 +50,7 @@ def filled(field: str, source: dict[str, Any], row: dict[str, Any], index: int) 
     template = source[field]
     if not template:
         return row["prompt"]
-    for name in re.findall(r"\{(\w+)\}", template):
+    for name in _COLUMN.findall(template):
         if name in row and is_null(row[name]):
             raise RecipeError(
                 f"{field}: column '{name}' of {source['dataset_name']}, row {index}, is null, and {{{name}}} "

@@ -19,6 +19,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from vopd_recipes.prompts.sources import map_anew
 from vopd_recipes.recipe import DataConfig, RecipeError, nearest, one_line
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ def _tokenise(rows: Dataset, config: DataConfig, tokenizer: PreTrainedTokenizerB
         return ids
 
     unused = ["messages", "teacher_prompt", "teacher_messages", "source", "row"]
-    encoded = rows.map(encode, with_indices=True, remove_columns=unused, desc="Tokenising prompts")
+    encoded = map_anew(rows, encode, unused, "Tokenising prompts")
     lengths = zip(*(([len(ids) for ids in encoded[name]]) for name in limits))
     kept = [i for i, row in enumerate(lengths) if all(0 < n <= most for n, most in zip(row, limits.values()))]
     return encoded.select(kept), len(encoded) - len(kept)
