@@ -176,6 +176,21 @@ def test_a_tail_without_mass_is_finite(logit: float) -> None:
         assert loss.isfinite() and gradient.isfinite().all() and stats.baseline.isfinite().all()
 
 
+@pytest.mark.parametrize("name", ["teacher", "exact value_topk", "exact tail", "exact none"])
+def test_a_support_of_which_the_student_has_nothing(name: str) -> None:
+    """The teacher's likeliest token may be one that the student lacks; there is no baseline then."""
+    hidden, targets = (
+        torch.randn(2, 9, generator=torch.Generator().manual_seed(0)).requires_grad_(),
+        torch.tensor([3, 7]),
+    )
+    scores = Scores(torch.tensor([-1.0, -2.0]), torch.tensor([[-1], [2]]), torch.tensor([[-0.5], [-0.5]]))
+    loss, stats = logprobs_loss(
+        hidden, Head(torch.eye(9)), targets, scores, replace(ESTIMATORS[name], support_top_k=1)
+    )
+    (gradient,) = torch.autograd.grad(loss, hidden)
+    assert loss.isfinite() and gradient.isfinite().all() and stats.baseline[0] == 0 and stats.baseline[1].isfinite()
+
+
 def test_the_students_support_is_its_top_k() -> None:
     generator = torch.Generator().manual_seed(2)
     hidden, weight = torch.randn(11, 8, generator=generator), torch.randn(40, 8, generator=generator)

@@ -401,13 +401,14 @@ def test_the_teachers_end_token_ends_the_student_too(
     tiny_pair: TinyPair, pair: tuple[PreTrainedModel, PreTrainedModel], tokenizer: PreTrainedTokenizerFast
 ) -> None:
     student, teacher = pair
-    assert unshared_end(student, tokenizer, teacher, tokenizer) is None
+    assert unshared_end(student, tokenizer, end_of_sequence_ids(teacher, tokenizer), tokenizer) is None
     teacher.generation_config.eos_token_id = [256, 10]
-    said = unshared_end(student, tokenizer, teacher, tokenizer)
+    ends = end_of_sequence_ids(teacher, tokenizer)
+    said = unshared_end(student, tokenizer, ends, tokenizer)
     assert said is not None and said.endswith("knows nothing of what follows; set eos_token: '+'")
     told = load_tokenizer(config(tiny_pair, eos_token="+"))
     assert end_of_sequence_ids(student, told) == {10, 256}  # and its own
-    assert unshared_end(student, told, teacher, tokenizer) is None
+    assert unshared_end(student, told, ends, tokenizer) is None
     assert load_tokenizer(config(tiny_pair, eos_token="+"), teacher=True).eos_token_id == 256
     message = refusal(load_tokenizer, config(tiny_pair, eos_token="<|nothing|>"))
     assert message == f"eos_token: <|nothing|> is no token of {tiny_pair.student}"

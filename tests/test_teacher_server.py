@@ -249,6 +249,12 @@ def test_failures_that_pass_are_tried_again(recorded) -> None:
     }  # fmt: skip
 
 
+def test_an_answer_that_a_proxy_has_damaged_is_asked_for_again(recorded) -> None:
+    service = recorded(lambda path, body, number: (200, {"Content-Encoding": "gzip"} if number == 1 else {}, GOOD))
+    scores = TeacherServer(service.url, "t", 0, timeout=30).submit([3], [7]).result()
+    assert scores.logprobs.tolist() == [-0.5] and len(service.requests) == 2
+
+
 def test_failures_that_stay_are_not(recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     service = recorded(lambda path, body, number: (400, {}, {"error": {"message": "no such\nmodel"}}))
     message = refusal(TeacherServer(service.url, "t", 0, 30).submit([3], [7]).result, error=TeacherUnavailable)
@@ -386,12 +392,21 @@ print(start, time.time())
 
 
 @pytest.mark.slow
-def test_an_interrupt_ends_requests_to_a_server_that_is_away(recorded) -> None:
-    """A process ends only after all that it has asked for, and they would go on asking for a minute."""
-    service = recorded(lambda path, body, number: (503, {}, {"error": {"message": "loading"}}))
+@pytest.mark.parametrize("hangs", [False, True])
+def test_an_interrupt_ends_requests_to_a_server_that_is_away(recorded, hangs: bool) -> None:
+    """An interpreter ends only after all that it has asked for, and they would go on asking for a minute."""
+    never = threading.Event()
+
+    def reply(path: str, body: dict, number: int):
+        if hangs:
+            never.wait(60)
+        return 503, {}, {"error": {"message": "loading"}}
+
+    service = recorded(reply)
     program = f"""
-import signal, sys, threading, time
-from vopd_recipes.teacher import TeacherServer, give_up
+import signal, threading, time
+from vopd_recipes.teacher import TeacherServer
+from vopd_recipes.training.command import _leave
 server = TeacherServer({service.url!r}, "t", 0, 60)
 futures = [server.submit([3], [7]) for _ in range(200)]
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started this may ignore it
@@ -400,12 +415,12 @@ try:
     futures[0].result()
 except KeyboardInterrupt:
     print(time.time(), flush=True)
-    give_up()
-    sys.exit(130)
+    _leave(0, None)
 """
     done = execute([sys.executable, "-c", program], timeout=120)
+    never.set()
     assert done.returncode == 130 and time.time() - float(done.stdout) < 20, done.stderr
-    assert done.stderr.count("does not answer (503: loading); trying again for 60 s") == 1
+    assert done.stderr.count("does not answer (503: loading); trying again for 60 s") == (not hangs)
 
 
 def test_answers_of_another_kind_of_server_are_one_line(recorded, tokenizer) -> None:

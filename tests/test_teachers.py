@@ -27,14 +27,15 @@ from vopd_recipes.models import is_own_base, load_student, load_teacher, load_to
 from vopd_recipes.packing import pack
 from vopd_recipes.planner import explain, plan, read_setup
 from vopd_recipes.planner.items import Item
-from vopd_recipes.prompts import build_prompts, read_rows
+from vopd_recipes.prompts import build_prompts, read_by, read_rows
 from vopd_recipes.recipe import DataConfig, RecipeError, load_recipe
-from vopd_recipes.teacher import LocalTeacher, OwnBase, SeveralTeachers, connect_to_teacher
+from vopd_recipes.teacher import LocalTeacher, OwnBase, SeveralTeachers, connect_to_teacher, teacher_tokenizer
 from vopd_recipes.tiny import pair as tiny
 from vopd_recipes.tiny import problems as arithmetic
 from vopd_recipes.training import VOPDTrainer
 from vopd_recipes.training.announcement import beginning
 from vopd_recipes.training.command import train
+from vopd_recipes.training.preparation import check_all
 
 ESTIMATORS = [
     {"baseline": "value"},
@@ -511,6 +512,43 @@ def test_a_teacher_without_room_for_its_prompts(write_recipe, tiny_pair, tokeniz
     path = write_recipe(teacher_model_name_or_path=str(small), teacher_prompt_template="{solution}{solution}{prompt}")
     line = refusal(train, load_recipe(path))
     assert "exceed the 48 positions" in line
+
+
+def test_the_students_own_base_without_room_for_a_teachers_prompts(write_recipe, tokenizer, tmp_path) -> None:
+    """It samples within its positions, and scores beyond them."""
+    small = tmp_path / "small"
+    model = tiny.tiny_qwen3(32, 1, seed=3)
+    model.config.max_position_embeddings = 48
+    tiny.save(sharpened(model), tokenizer, small)
+    fields = {
+        "model_name_or_path": str(small),
+        "teacher_model_name_or_path": str(small),
+        "use_peft": True,
+        "lora_r": 2,
+    }
+    path = write_recipe(**fields, teacher_prompt_template="{solution}{solution}{prompt}")
+    assert "teacher_model_name_or_path: a prompt of" in refusal(train, load_recipe(path))
+
+
+@pytest.mark.parametrize("scores", ["hidden_states", "logprobs"])
+def test_the_end_of_a_teacher_on_a_server(write_recipe, tiny_pair, tokenizer, tmp_path, caplog, scores) -> None:
+    """What its folder or the Hub says of it; of one that nobody has named, nothing is known."""
+    named = tmp_path / "named"
+    shutil.copytree(tiny_pair.teacher, named)
+    settings = json.loads((named / "generation_config.json").read_text())
+    (named / "generation_config.json").write_text(json.dumps({**settings, "eos_token_id": [256, 10]}))
+    student = load_student(load_recipe(write_recipe()).model)
+    for teacher, eos_token, warned in ((named, None, True), (named, "+", False), (None, None, False)):
+        fields = {"teacher_model_name_or_path": teacher and str(teacher), "eos_token": eos_token}
+        served = {"teacher_backend": "server", "teacher_server_url": "http://node7:8000", "baseline": "none"}
+        served["teacher_server_scores"] = scores if teacher else "logprobs"
+        recipe = load_recipe(write_recipe(**fields, **served))
+        own = load_tokenizer(recipe.model)
+        theirs = {None: teacher_tokenizer(recipe, own)}
+        prompts = build_prompts(read_rows(recipe.data, 0), recipe.data, own)
+        caplog.clear()
+        check_all(recipe, student, {None: object()}, own, theirs, prompts, {None: read_by(prompts, None)})
+        assert ("set eos_token: '+'" in caplog.text) == warned
 
 
 def test_weights_of_the_same_folder_are_one(write_recipe, tiny_pair, tmp_path) -> None:

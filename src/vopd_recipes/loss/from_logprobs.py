@@ -62,7 +62,7 @@ def baseline_from_support(student: Tensor, scores: Scores, estimator: Estimator)
             logp = student.masked_fill(absent, -torch.inf).log_softmax(-1)
             teacher_logp = scores.support_logprobs.to(logp.dtype).masked_fill(absent, -torch.inf).log_softmax(-1)
             rewards = (teacher_logp - logp).masked_fill(absent, 0)  # -∞ less -∞
-            return (logp.exp() * _clipped(rewards, estimator)).sum(-1)
+            return (logp.exp() * _clipped(rewards, estimator)).masked_fill(absent, 0).sum(-1)  # nan where all are
         case "tail":
             smallest = torch.finfo(student.dtype).eps * 8  # below it a difference from 1 is rounding
             masses = (1 - _mass(of, scores).clamp_max(1 - smallest) for of in (scores.support_logprobs, student))

@@ -44,6 +44,7 @@ from vopd_recipes.models.tokens import (
     check_prompts,
     check_tokenizers,
     end_of_sequence_ids,
+    published_end_ids,
     unshared_end,
 )
 from vopd_recipes.models.untrained import untrained_student, untrained_teacher

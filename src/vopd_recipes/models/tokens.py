@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from torch import nn
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from vopd_recipes.models.architecture import causal_lm_of
 from vopd_recipes.recipe import RecipeError
@@ -53,17 +53,35 @@ def end_of_sequence_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) ->
     return found
 
 
+def published_end_ids(name: str | None, revision: str | None) -> set[int]:
+    """Tokens that end the texts of a model which is elsewhere, by its generation settings; none where it has no such.
+
+    Args:
+        name: folder or Hub id; `None` where nobody has said.
+        revision: of it.
+    """
+    try:
+        ids = GenerationConfig.from_pretrained(name, revision=revision).eos_token_id if name else None
+    except Exception:  # it is asked for a warning's sake, and may be anything on a server's disk
+        return set()
+    return {index for index in (ids if isinstance(ids, list) else [ids]) if index is not None}
+
+
 def unshared_end(
-    student: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    teacher: nn.Module,
-    teacher_tokenizer: PreTrainedTokenizerBase,
+    student: nn.Module, tokenizer: PreTrainedTokenizerBase, ends: set[int], names: PreTrainedTokenizerBase
 ) -> str | None:
-    """What to say of tokens that end the teacher's texts and not the student's; `None` where there are none."""
-    missing = end_of_sequence_ids(teacher, teacher_tokenizer) - end_of_sequence_ids(student, tokenizer)
+    """What to say of tokens that end the teacher's texts and not the student's; `None` where there are none.
+
+    Args:
+        student: samples.
+        tokenizer: its own.
+        ends: tokens that end the teacher's texts.
+        names: a tokenizer that knows them.
+    """
+    missing = ends - end_of_sequence_ids(student, tokenizer)
     if not missing:
         return None
-    tokens = [str(teacher_tokenizer.convert_ids_to_tokens(index)) for index in sorted(missing)]
+    tokens = [str(names.convert_ids_to_tokens(index)) for index in sorted(missing)]
     return (
         f"warning: the teacher ends its texts with {' or '.join(tokens)}, at which the student's completions go on, "
         f"and knows nothing of what follows; set eos_token: '{tokens[0]}'"

@@ -54,10 +54,15 @@ class Refused(TeacherUnavailable):
 _clients: weakref.WeakSet[VLLMClient] = weakref.WeakSet()  # of this process
 
 
-def give_up() -> None:
-    """At an interrupt: nothing is sent again, so that the process can end; its end waits for every request."""
+def give_up() -> bool:
+    """At an interrupt: nothing is sent again, so that the process can end.
+
+    Returns:
+        Whether a request is under way, for which an interpreter's end waits, and which nothing ends.
+    """
     for client in _clients:
         client.give_up()
+    return any(client.is_waiting for client in _clients)
 
 
 class VLLMClient:
@@ -85,6 +90,7 @@ class VLLMClient:
         self._failure: TeacherUnavailable | None = None  # why everything was given up
         self._given_up = threading.Event()
         self._away = False  # whether it was said that the server does not answer
+        self._under_way: set[object] = set()
         self.received = 0  # bytes of answers so far
         _clients.add(self)
 
@@ -93,6 +99,11 @@ class VLLMClient:
         self._failure = self._failure or TeacherUnavailable("interrupted")
         self._given_up.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether an answer is awaited."""
+        return bool(self._under_way)
 
     @contextmanager
     def checked(self, tokenizer: PreTrainedTokenizerBase, longest: int) -> Iterator[None]:
@@ -212,7 +223,9 @@ class VLLMClient:
         while not self._given_up.is_set():
             wait = None
             try:
-                response = self._client.request("GET" if body is None else "POST", path, json=body)
+                left = max(1.0, min(_REQUEST_SECONDS, patience - (time.monotonic() - start)))
+                with self._waiting():
+                    response = self._client.request("GET" if body is None else "POST", path, json=body, timeout=left)
                 self.received += len(response.content)
                 if response.status_code < 300:
                     answer = read(response)
@@ -222,7 +235,7 @@ class VLLMClient:
                 if response.status_code not in (408, 429) and response.status_code < 500:
                     raise Refused(f"{self._shown}{path} answered {problem}")
                 wait = _seconds(response.headers.get("retry-after"))
-            except (httpx.TransportError, ValueError) as error:  # unreadable: cut off in the middle
+            except (httpx.RequestError, ValueError) as error:  # unreadable: cut off in the middle, badly compressed
                 problem = f"{type(error).__name__}: {error}"
             failures += 1
             elapsed = time.monotonic() - start
@@ -236,6 +249,15 @@ class VLLMClient:
             self._given_up.wait(min(wait, _LONGEST_PAUSE, max(0.05, patience - elapsed)))
             pause = min(2 * pause, _LONGEST_PAUSE)
         raise TeacherUnavailable(str(self._failure))
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        request = object()
+        self._under_way.add(request)
+        try:
+            yield
+        finally:
+            self._under_way.discard(request)
 
 
 def _message(response: httpx.Response) -> str:

@@ -60,14 +60,19 @@ class ServerTeacher:
             [self.server.submit(s.prompt_ids, s.completion_ids, part) for s, part in zip(batch.samples, parts)]
         )
 
-    def joined(self, futures: Sequence[Future[Scores]]) -> Scores:
-        """One micro-batch's, in the order of its row; tokens beyond the vocabulary leave the support."""
+    def joined(self, futures: Sequence[Future[Scores]], vocabulary: int | None = None) -> Scores:
+        """One micro-batch's, in the order of its row; tokens beyond the vocabulary leave the support.
+
+        Args:
+            futures: of its sequences.
+            vocabulary: tokens that both models score; default: all that the teacher does.
+        """
         none = Scores(torch.empty(0), torch.empty(0, self.k, dtype=torch.long), torch.empty(0, self.k))
         parts = [none, *(future.result() for future in futures)]
         ids = torch.cat([part.support_ids for part in parts])
         return Scores(
             torch.cat([part.logprobs for part in parts]),
-            ids.masked_fill(ids >= self.vocabulary, -1),
+            ids.masked_fill(ids >= (vocabulary or self.vocabulary), -1),
             torch.cat([part.support_logprobs for part in parts]),
         )
 
@@ -87,18 +92,18 @@ class ServerView:
         Raises:
             TeacherUnavailable: the server cannot be had.
         """
+        vocabulary = min(self._teacher.vocabulary, len(head.weight))  # a tokenizer may know more than the model
         if self._futures is None:
-            support = student_support(hidden, head, self._teacher.k, self._teacher.vocabulary)
-            scores = self._teacher.ask(batch, support)
+            scores = self._teacher.ask(batch, student_support(hidden, head, self._teacher.k, vocabulary))
         else:
-            scores = self._teacher.joined(self._futures)
+            scores = self._teacher.joined(self._futures, vocabulary)
         return logprobs_loss(
             hidden,
             head,
             batch.targets,
             scores.to(hidden.device),
             estimator,
-            vocabulary=self._teacher.vocabulary,
+            vocabulary=vocabulary,
             token_weights=weights,
             rollout_logprobs=batch.rollout_logprobs,
         )

@@ -263,30 +263,44 @@ def main(words: list[str] | None = None) -> None:
 
 
 def leave_the_group(recipe: Recipe) -> None:
-    """One of several processes ends here, once what is to run at exit has run, and takes no interpreter down.
+    """One of several processes, whose run is finished, ends here.
 
-    Gloo's threads outlive what they use: one that drops a tensor meanwhile wants the interpreter's lock, is ended for
-    it, and aborts the process ("terminate called without an active exception"): a finished run would count as failed.
     NCCL's processes say good-bye; an engine of vLLM has groups of its own in theirs, and leaves them itself.
     """
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or not torch.distributed.is_initialized():
+    if not _in_a_group():
         return
     if torch.distributed.get_backend() != "gloo" and recipe.training.rollout_backend == "transformers":
         torch.distributed.destroy_process_group()
+    _end_at_once(0)
+
+
+def _in_a_group() -> bool:
+    return int(os.environ.get("WORLD_SIZE", 1)) > 1 and torch.distributed.is_initialized()
+
+
+def _end_at_once(status: int) -> NoReturn:
+    """End this process, once what is to run at exit has run, and take no interpreter down.
+
+    Gloo's threads outlive what they use: one that drops a tensor meanwhile wants the interpreter's lock, is ended for
+    it, and aborts the process ("terminate called without an active exception"): a finished run would count as failed.
+    And threads that wait for a server would be waited for.
+    """
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(status)
 
 
 def _end(rank: int, reason: str, status: int) -> NoReturn:
     """The first process speaks for all, and its end is the launcher's reason to end the others; who is still there
     then met something that the first did not.
     """
-    give_up()  # another teacher's server may be away too
+    is_waiting = give_up()  # another teacher's server may be away too
     if rank:
         time.sleep(_PATIENCE)
     print(f"{f'[rank {rank}] ' if rank else ''}error: {reason}", file=screen.errors, flush=True)
+    if is_waiting or _in_a_group():
+        _end_at_once(status)
     sys.exit(status)
 
 
@@ -298,11 +312,13 @@ def _interrupt_once(*_: Any) -> NoReturn:
 
 def _leave(rank: int, output_dir: Path | None) -> NoReturn:
     """Leave what can be resumed, and say how."""
-    give_up()
+    is_waiting = give_up()
     if rank == 0:
         if output_dir is not None and output_dir.is_dir():
             with suppress(OSError):  # other processes may still be writing there; the next start does it then
                 discard_incomplete(output_dir)
         behind = "\n" if screen.is_terminal else ""  # which has written ^C, or a bar
         print(f"{behind}{announcement.interrupted(output_dir)}", file=screen.errors, flush=True)
+    if is_waiting or _in_a_group():
+        _end_at_once(130)
     sys.exit(130)

@@ -11,14 +11,16 @@ from transformers import PreTrainedTokenizerBase
 from vopd_recipes.models import (
     check_models,
     check_prompts,
+    end_of_sequence_ids,
     is_own_base,
     is_sharded,
     load_teacher,
     loading_teacher,
+    published_end_ids,
     unshared_end,
 )
 from vopd_recipes.prompts import Prompts
-from vopd_recipes.recipe import Recipe, is_set, of_teacher
+from vopd_recipes.recipe import ModelConfig, Recipe, is_set, of_teacher
 from vopd_recipes.teacher import Teacher, connect_to_teacher
 
 logger = logging.getLogger(__name__)
@@ -77,17 +79,26 @@ def check_all(
     sharded = is_sharded(student) or is_set("ACCELERATE_USE_FSDP")  # then the trainer looks at them, later
     if not sharded:
         student.to(device)  # some kernels are nowhere else, and a CPU would take minutes
-        check_models(student, None, asked[0], max(map(len, asked)) + room)
+        as_base = [ids for name, model in teachers.items() if model is student for ids in read[name]]
+        check_models(student, None, asked[0], max(map(len, asked + as_base)) + room)
     for name, model in teachers.items():
-        if not isinstance(model, nn.Module) or model is student:
-            continue
         with of_teacher(name):
             own, theirs = read[name], tokenizers[name]
-            check_prompts(own, room, None, model)
-            if theirs and (notice := unshared_end(student, tokenizer, model, theirs)):
+            if isinstance(model, nn.Module):
+                check_prompts(own, room, None, model)
+            ends = _end_ids(recipe.by_teacher()[name].model, model, theirs)
+            if notice := unshared_end(student, tokenizer, ends, theirs or tokenizer):
                 logger.warning("%s%s", "" if name is None else f"{name}: ", notice)
-            if not sharded:
+            if isinstance(model, nn.Module) and model is not student and not sharded:
                 model.to(device)
                 check_models(None, model, own[0], max(map(len, own)) + room)
                 if recipe.by_teacher()[name].training.teacher_offload:
                     model.to("cpu")
+
+
+def _end_ids(config: ModelConfig, model: nn.Module | Teacher, tokenizer: PreTrainedTokenizerBase | None) -> set[int]:
+    """Tokens that end a teacher's texts: a model's own; of one on a server, what its name and tokenizer tell."""
+    if isinstance(model, nn.Module):
+        return end_of_sequence_ids(model, tokenizer) if tokenizer else set()
+    ids = published_end_ids(config.teacher_model_name_or_path, config.teacher_model_revision)
+    return ids if tokenizer is None or tokenizer.eos_token_id is None else {*ids, int(tokenizer.eos_token_id)}

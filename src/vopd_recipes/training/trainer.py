@@ -50,7 +50,15 @@ from vopd_recipes.models import (
 from vopd_recipes.packing import MicroBatch, Sample, pack
 from vopd_recipes.recipe import ModelConfig, VOPDConfig, check_launch
 from vopd_recipes.rollout import RolloutEngine, RolloutFailed, build_rollout, rollout_seed
-from vopd_recipes.teacher import LocalTeacher, SeveralTeachers, Teacher, TeacherUnavailable, TeacherView, as_teachers
+from vopd_recipes.teacher import (
+    LocalTeacher,
+    OwnBase,
+    SeveralTeachers,
+    Teacher,
+    TeacherUnavailable,
+    TeacherView,
+    as_teachers,
+)
 from vopd_recipes.training.agreement import first_gap, largest_gap
 from vopd_recipes.training.bookkeeping import Bookkeeping
 from vopd_recipes.training.held_out import held_out_values
@@ -130,10 +138,11 @@ class VOPDTrainer(OwnPublishing, Bookkeeping):
         datasets: list[Any] = [self.train_dataset, self.eval_dataset]
         return any(data is not None and name in data.column_names for data in datasets)
 
-    def _longest_prompt(self) -> int:
-        """Of the training and held-out prompts, in tokens."""
+    def _longest_prompt(self, whose: str = "input_ids") -> int:
+        """Of the training and held-out prompts, in tokens; the student's where teachers read no others."""
         datasets: list[Any] = [data for data in (self.train_dataset, self.eval_dataset) if data is not None]
-        return max(len(row["input_ids"]) for data in datasets for row in data)
+        column = whose if self._has_column(whose) else "input_ids"
+        return max(len(row[column]) for data in datasets for row in data)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[list[dict[str, Any]]], num_batches: int, device: torch.device
@@ -161,12 +170,13 @@ class VOPDTrainer(OwnPublishing, Bookkeeping):
             TrainingStopped: on every process, where sampling fails on any.
         """
         if self._unchecked:
-            longest = self._longest_prompt() + self.args.max_completion_length
-            first = self.train_dataset[0]["input_ids"]  # type: ignore[index]
-            check_models(self.student, None, first, longest)
+            first, room = self.train_dataset[0]["input_ids"], self.args.max_completion_length  # type: ignore[index]
+            longest, theirs = self._longest_prompt() + room, self._longest_prompt("teacher_input_ids") + room
+            as_base = any(isinstance(teacher, OwnBase) for teacher in self.teachers.values())
+            check_models(self.student, None, first, max(longest, theirs) if as_base else longest)
             for teacher in self.teachers.values():
                 if isinstance(teacher, LocalTeacher):
-                    check_models(None, teacher.model, first, longest)
+                    check_models(None, teacher.model, first, theirs)
             self._unchecked = False
         rows = [(row, generation) for row in prompts for generation in range(generations)]
         seeds = [rollout_seed(self.args.seed, step, row["prompt_id"], generation) for row, generation in rows]
