@@ -44,6 +44,7 @@ class Checkpoint:
         folder: where its files are.
         base: the base model's folder where `folder` holds an adapter.
         weights_hash: SHA-256, see above.
+        commit: of a model on the Hub, at which its files were fetched.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Checkpoint:
     folder: Path
     base: Path | None
     weights_hash: str
+    commit: str | None = None
 
     @property
     def model_folder(self) -> Path:
@@ -82,7 +84,9 @@ class Checkpoint:
         try:
             config = AutoConfig.from_pretrained(self.model_folder).get_text_config()
         except Exception as error:
-            raise RecipeError(f"MODEL: {self.name}: its configuration cannot be read: {error}") from error
+            raise RecipeError(
+                f"MODEL: {self.name}: its configuration cannot be read: {one_line(error, 300)}"
+            ) from error
         return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -95,7 +99,7 @@ class Checkpoint:
         try:
             return AutoTokenizer.from_pretrained(self.folder if own else self.model_folder)
         except Exception as error:
-            raise RecipeError(f"MODEL: {self.name}: its tokenizer cannot be loaded: {error}") from error
+            raise RecipeError(f"MODEL: {self.name}: its tokenizer cannot be loaded: {one_line(error, 300)}") from error
 
     def end_tokens(self, tokenizer: PreTrainedTokenizerBase) -> list[int]:
         """Every token that ends a completion: the tokenizer's, and those of the generation settings.
@@ -109,7 +113,9 @@ class Checkpoint:
             else:
                 configured = AutoConfig.from_pretrained(self.model_folder).get_text_config().eos_token_id
         except Exception as error:
-            raise RecipeError(f"MODEL: {self.name}: its generation settings cannot be read: {error}") from error
+            raise RecipeError(
+                f"MODEL: {self.name}: its generation settings cannot be read: {one_line(error, 300)}"
+            ) from error
         several = configured if isinstance(configured, list) else [configured]
         found = sorted({token for token in (*several, tokenizer.eos_token_id) if token is not None})
         if not found:
@@ -137,7 +143,9 @@ def resolve(model: str, revision: str | None = None) -> Checkpoint:
         base, _ = _locate(named, of_base, f"MODEL: {_shown(model)} is an adapter; its base model")
     parts = [_hash_of(part) for part in (folder, base) if part is not None]
     weights_hash = parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
-    return Checkpoint(_shown(model), "local" if is_local else revision or "main", folder, base, weights_hash)
+    if is_local:
+        return Checkpoint(_shown(model), "local", folder, base, weights_hash)
+    return Checkpoint(model, revision or "main", folder, base, weights_hash, folder.name)  # the cache's: by commit
 
 
 def _base_of(adapter: Path, shown: str) -> tuple[str, str | None]:

@@ -24,7 +24,7 @@ from evaluation.protocol import Drawing, Protocol, protocol_names, read_protocol
 from evaluation.tasks import TASKS, Question, Task, task_names
 from vopd_recipes.data import hub_asked_once
 from vopd_recipes.files import check_writable, results_path
-from vopd_recipes.recipe import RecipeError
+from vopd_recipes.recipe import RecipeError, one_line
 from vopd_recipes.rollout import RolloutFailed
 
 if TYPE_CHECKING:  # lighteval takes seconds to import
@@ -190,6 +190,7 @@ def _about(checkpoint: Checkpoint, protocol: Protocol, backend: str, dtype: str)
     return {
         "model": checkpoint.name,
         "revision": checkpoint.revision,
+        "commit": checkpoint.commit,
         "weights_hash": checkpoint.weights_hash,
         "adapter": checkpoint.base is not None,
         "protocol": protocol.name,
@@ -293,5 +294,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(compare(everything, words.output / "comparison"))
     except (RecipeError, RolloutFailed) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a disk is full, or gone
+        print(f"error: {one_line(error)}; the answers so far are kept, and the same command goes on", file=sys.stderr)
         return 2
     return 1 if outcome.failures or not is_pushed else 0

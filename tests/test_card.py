@@ -134,6 +134,13 @@ def test_the_papers_numbers_stand_beside_its_own_number_of_samples_only(folder):
     row("aime24", 8)
 
 
+def test_the_papers_numbers_do_not_stand_beside_a_file_of_ones_own(folder):
+    own = named("math500") | {"dataset_name": "math500.jsonl", "dataset_config": None, "dataset_split": None}
+    results = {**RESULTS, "tasks": {"math500": own | task(0.5, 0.01, problems=50)}}
+    card = model_card(Published(folder, "org/name", "main", {"main": results}))
+    assert next(line for line in card.splitlines() if line.startswith("| `main`")).endswith("| 50 |  |")
+
+
 def test_a_prompt_with_a_fence_stays_inside_the_recipe(folder):
     recipe = {**RECIPE, "prompt_template": "{problem}\n```python\n````\n```\n# No heading"}
     (folder / "recipe.yaml").write_text(text := yaml.safe_dump(recipe, default_style="|"))

@@ -3,6 +3,7 @@
 No training here: a run is a folder with checkpoints of a few bytes.
 """
 
+import errno
 import json
 import shutil
 import subprocess
@@ -252,6 +253,17 @@ def test_an_uploader_ends_while_another_process_has_the_queue(hub, run, caplog):
     publisher.start()
     assert not being_written.exists() and publisher.close()
     assert uploaded(hub) == {STEP}
+
+
+def test_a_file_system_without_locks(hub, run, monkeypatch, caplog):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    publisher = Publisher(run, TARGET, PACE)
+    publisher.start()
+    assert publisher.close() and uploaded(hub) == {STEP}
+    assert "cannot be locked (No locks available): start no second uploader there" in caplog.text
 
 
 def test_merging_that_is_turned_on_later_takes_the_earlier_steps(hub, tmp_path):

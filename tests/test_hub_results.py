@@ -7,6 +7,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -199,6 +200,40 @@ def test_a_new_final_model_does_not_inherit_results(hub, api, published, tmp_pat
     assert len(repository.commits) == commits and not Queue(published).entries()
 
 
+def test_results_stay_with_their_weights(hub, api, published, tmp_path, tokenizer):
+    """A second run into the repository: what was measured before is no row of a card, and makes room."""
+    commits = {name: str(api.repo_info("org/name", revision=name).sha) for name in ("main", STEP)}
+    push_results(api, evaluated(tmp_path / "a", STEP, {"math500": task(0.5, 0.01)}, commit=commits[STEP]))
+    again = tmp_path / "again"
+    shutil.copytree(published, again, ignore=shutil.ignore_patterns(".hub-queue", "queued"))
+    for seed, folder in ((8, again / "checkpoint-100"), (9, again)):
+        save(seed, tokenizer, folder)
+    publish_run(again, Target("org/name"), api, Pace(0.1, 0.5, 3.0))
+
+    late = evaluated(tmp_path / "b", STEP, {"aime24": task(0.1, 0.01)}, commit=commits[STEP])
+    with pytest.raises(RecipeError, match=f"{STEP} holds other weights by now than were evaluated"):
+        push_results(api, late)
+    gone = evaluated(tmp_path / "b", STEP, {"aime24": task(0.1, 0.01)}, commit="0" * 40)
+    with pytest.raises(RecipeError, match="nothing is there any more of commit 0000"):
+        push_results(api, gone)
+    # What main held then is a release by now; the step's row is gone from main's card.
+    assert (
+        push_results(api, evaluated(tmp_path / "c", "main", {"math500": task(0.6, 0.01)}, commit=commits["main"]))
+        == "v1"
+    )
+    card = hub.files("org/name", "main")["README.md"].decode()
+    assert "| `v1` | MATH-500 | 60.0" in card and f"| `{STEP}` |" not in card
+
+    now = str(api.repo_info("org/name", revision=STEP).sha)
+    fields = {"commit": now, "weights_hash": "other"}
+    push_results(api, evaluated(tmp_path / "d", STEP, {"aime24": task(0.1, 0.01)}, **fields))
+    assert published_results(api, "org/name")[STEP]["tasks"].keys() == {"aime24"}
+    files = hub.files("org/name-evals", "main", "dataset")
+    assert f"details/aime24/{STEP}.parquet" in files and f"details/math500/{STEP}.parquet" not in files
+    assert "math500" in files["README.md"].decode()  # the release's
+    assert f"| `{STEP}` | AIME 2024 |" in hub.files("org/name", "main")["README.md"].decode()
+
+
 def test_someone_else_commits_at_the_same_time(hub, api, published, tmp_path):
     """Between our reading and our writing: the Hub refuses, we read again, and both are there."""
     model = hub.repositories["model", "org/name"]
@@ -383,6 +418,16 @@ def test_damage_and_gaps_are_found(hub, api, published, tmp_path):
     hub.fail(".", 50)
     with pytest.raises(RecipeError, match="the Hub is away"):
         download(api, "org/name")
+
+
+@pytest.mark.parametrize("there", ["adapter_config.json", "model-00001-of-00002.safetensors", "pytorch_model.bin"])
+def test_weights_of_another_model_in_the_same_folder(api, published, tmp_path, there):
+    """They would be loaded with those that come, or instead."""
+    download(api, "org/name", STEP, tmp_path / "m")
+    download(api, "org/name", "step-00000200", tmp_path / "m")  # the same files in another version
+    (tmp_path / "m" / there).write_text("{}")
+    with pytest.raises(RecipeError, match=f"--to: .*/m holds {there}, which org/name, revision {STEP} has not"):
+        download(api, "org/name", STEP, tmp_path / "m")
 
 
 @pytest.mark.parametrize("content", [b'{"files": {"model.safetensors": {"sha', b"[]", b'{"files": {"a": {}}}'])

@@ -178,7 +178,8 @@ def _results(about: Published, recipe: dict[str, Any]) -> str:
     ]
     for revision in own_first:
         for task, scores in about.results[revision]["tasks"].items():
-            is_comparable = revision == about.revision and scores["n"] == samples_of(task)
+            is_theirs = "dataset_split" not in scores or scores["dataset_split"] is not None  # no file of one's own
+            is_comparable = revision == about.revision and scores["n"] == samples_of(task) and is_theirs
             cells = [
                 f"`{revision}`",
                 title_of(task, scores),

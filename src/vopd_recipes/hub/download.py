@@ -8,6 +8,7 @@ every file is not complete and is not handed out.
 from __future__ import annotations
 
 import json
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
 from vopd_recipes.files import check_writable, sha256_of, write_text
-from vopd_recipes.hub.revisions import MANIFEST, hub_is_away, is_same, reason, remote_files
+from vopd_recipes.hub.revisions import MANIFEST, hub_is_away, is_same, is_weights, reason, remote_files
 from vopd_recipes.recipe import RecipeError
 
 _INDEX = "model.safetensors.index.json"
@@ -86,14 +87,17 @@ def download(api: HfApi, repo_id: str, revision: str = "main", to: Path | None =
         to: folder to write; default: the cache that `from_pretrained(repo_id, revision=…)` reads.
 
     Raises:
-        RecipeError: no name of a repository, no such revision, the Hub is away, the disk is full, the revision is
-            not complete, or a file is damaged even after it was fetched again.
+        RecipeError: no name of a repository, no such revision, the Hub is away, the disk is full, `to` holds weights
+            that are not the revision's, the revision is not complete, or a file is damaged even after it was fetched
+            again.
     """
     if to is not None:
         check_writable(to, "--to")
     try:
         commit = str(api.repo_info(repo_id, revision=revision).sha)
         remote = remote_files(api, repo_id, commit)
+        if to is not None:
+            _check_no_other_weights(to, remote, f"{repo_id}, revision {revision}")
         for _ in range(2):
             folder = Path(api.snapshot_download(repo_id, revision=commit, local_dir=to))
             damaged = [name for name, item in remote.items() if not is_same(item, folder / name)]
@@ -117,6 +121,15 @@ def download(api: HfApi, repo_id: str, revision: str = "main", to: Path | None =
             "upload that has not finished resumes with `python scripts/publish.py RUN_DIR` where it was trained"
         )
     return folder
+
+
+def _check_no_other_weights(to: Path, remote: Container[str], what: str) -> None:
+    """An adapter, or weights in one file, would be loaded instead of those that come, or with them."""
+    others = [path.name for path in sorted(to.iterdir()) if is_weights(path.name) and path.name not in remote]
+    if others:
+        raise RecipeError(
+            f"--to: {to} holds {others[0]}, which {what} has not, and which would be loaded; name an empty folder"
+        )
 
 
 def _name_in_cache(snapshot: Path, revision: str, commit: str) -> None:

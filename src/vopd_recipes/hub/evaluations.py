@@ -3,7 +3,8 @@
 The data set `<model>-evals` keeps what was measured: `results/<revision>/results.json`, and `details/<task>/` with one
 parquet file per revision, a configuration per task and a split per revision. Cards are made from what is there, so
 that results of another revision add a row and take none away. `main` moves on when a run is published anew; its
-results are kept under the release tag whose weights it holds.
+results are kept under the release tag whose weights it holds. Results stay with their weights: they say which files
+they are of, and where a revision has come to hold others they are no row of a card any more.
 """
 
 from __future__ import annotations
@@ -19,16 +20,17 @@ from typing import Any
 import yaml
 from huggingface_hub import (
     CommitOperationAdd,
+    CommitOperationDelete,
     EvalResultEntry,
     HfApi,
     eval_result_entries_to_yaml,
 )
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
 
 from vopd_recipes.files import SAME_MEASUREMENT, read_results
 from vopd_recipes.hub.card import Published, model_card
 from vopd_recipes.hub.queue import MAIN
-from vopd_recipes.hub.revisions import CARD, EVAL_RESULTS, licence_of, release_of, remote_files
+from vopd_recipes.hub.revisions import CARD, EVAL_RESULTS, licence_of, release_of, remote_files, weights_of
 from vopd_recipes.hub.scrub import scrub
 from vopd_recipes.recipe import RecipeError, is_hub_id
 
@@ -97,20 +99,41 @@ def push_results(api: HfApi, results: Results) -> str:
     """Publish results and details; the revision under which they are kept. Harmless to repeat.
 
     Raises:
-        RecipeError: other results of this revision are there, measured on other weights, in another way, or with
-            other numbers of samples or problems.
+        RecipeError: the revision holds other weights than were measured, or other results of these are there,
+            measured in another way, or with other numbers of samples or problems.
         HfHubHTTPError, httpx.TransportError: the Hub refuses or is away; what was committed before stays.
     """
     repo_id = results.repo_id
-    name = release_of(api, repo_id, results.revision)
+    name, weights = _kept_under(api, results)
     evals = f"{repo_id}-evals"
     api.create_repo(evals, repo_type="dataset", private=bool(api.model_info(repo_id).private), exist_ok=True)
-    _again_if_outdated(lambda: _push_details(api, evals, name, results))
+    _again_if_outdated(lambda: _push_details(api, evals, name, weights, results))
     branches = [ref.name for ref in api.list_repo_refs(repo_id).branches]
     for branch in dict.fromkeys((results.revision, MAIN)):
         if branch in branches:
             _again_if_outdated(lambda branch=branch: _update_model(api, repo_id, branch))
     return name
+
+
+def _kept_under(api: HfApi, results: Results) -> tuple[str, dict[str, str]]:
+    """The revision whose results these are, and its weights. Between measuring and now it may have got others."""
+    repo_id, commit = (
+        results.repo_id,
+        results.content.get("commit"),
+    )  # files of before this field are taken at their word
+    try:
+        weights = weights_of(api, repo_id, commit or results.revision)
+    except RevisionNotFoundError:
+        raise RecipeError(
+            f"{repo_id}: nothing is there any more of commit {commit or results.revision}, which was evaluated; "
+            "evaluate it again"
+        ) from None
+    name = release_of(api, repo_id, results.revision, weights)
+    if weights_of(api, repo_id, name) != weights:
+        raise RecipeError(
+            f"{repo_id}: {name} holds other weights by now than were evaluated (commit {commit}); evaluate it again"
+        )
+    return name, weights
 
 
 def _again_if_outdated(commit: Any) -> None:
@@ -136,14 +159,20 @@ def published_results(api: HfApi, repo_id: str) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _push_details(api: HfApi, evals: str, name: str, results: Results) -> None:
+def _push_details(api: HfApi, evals: str, name: str, weights: dict[str, str], results: Results) -> None:
     parent = str(api.repo_info(evals, repo_type="dataset").sha)
     before = published_results(api, evals.removesuffix("-evals")).get(name)
-    merged = scrub(_merged(before, results.content, name) | {"revision": name})
     paths = {f"details/{task}/{name}.parquet": results.details(task) for task in results.content["tasks"]}
+    operations: list[CommitOperationAdd | CommitOperationDelete]
     operations = [CommitOperationAdd(path, str(local)) for path, local in paths.items()]
+    there = {path for path in remote_files(api, evals, parent, repo_type="dataset") if path.startswith("details/")}
+    if before and before.get("weights", weights) != weights:
+        logger.warning("%s: results of weights that %s no longer holds make room; its history has them", evals, name)
+        gone = {path for path in there if path.endswith(f"/{name}.parquet")} - paths.keys()
+        operations += [CommitOperationDelete(path) for path in sorted(gone)]
+        before, there = None, there - gone
+    merged = scrub(_merged(before, results.content, name) | {"revision": name, "weights": weights})
     text = json.dumps(merged, indent=2) + "\n"
-    there = [path for path in remote_files(api, evals, parent, repo_type="dataset") if path.startswith("details/")]
     card = _evals_card(evals, sorted({*there, *paths}))
     for path, content in ((f"results/{name}/results.json", text), (CARD, card)):
         operations.append(CommitOperationAdd(path, content.encode()))
@@ -198,7 +227,7 @@ def _update_model(api: HfApi, repo_id: str, branch: str) -> None:
     The results are read after the commit that the card replaces, so that whoever pushes in between outdates this one.
     """
     parent = str(api.repo_info(repo_id, revision=branch).sha)
-    known, own = published_results(api, repo_id), release_of(api, repo_id, branch)
+    known, own = _of_their_weights(api, repo_id), release_of(api, repo_id, branch)
     remote = remote_files(api, repo_id, parent)
     operations = [
         CommitOperationAdd(f"{EVAL_RESULTS}{file}.yaml", yaml.safe_dump(entry, sort_keys=False).encode())
@@ -219,6 +248,22 @@ def _update_model(api: HfApi, repo_id: str, branch: str) -> None:
         api.create_commit(
             repo_id, operations, commit_message=f"results of {own}", revision=branch, parent_commit=parent
         )
+
+
+def _of_their_weights(api: HfApi, repo_id: str) -> dict[str, dict[str, Any]]:
+    """What was pushed, less the results of revisions that have got other weights since."""
+    return {
+        name: content
+        for name, content in published_results(api, repo_id).items()
+        if "weights" not in content or content["weights"] == _weights_if_there(api, repo_id, name, content)
+    }
+
+
+def _weights_if_there(api: HfApi, repo_id: str, name: str, content: dict[str, Any]) -> dict[str, str]:
+    try:
+        return weights_of(api, repo_id, name)
+    except RevisionNotFoundError:  # removed by somebody: its results stay what they are
+        return dict(content["weights"])
 
 
 def _named(known: dict[str, dict[str, Any]], own: str, branch: str) -> dict[str, dict[str, Any]]:

@@ -238,6 +238,10 @@ def _locked(file: TextIO) -> bool:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:  # a file system without locks: nobody can tell, and what waits is to go up
+        logger.warning(
+            "%s cannot be locked (%s): start no second uploader there", Path(file.name).parent, error.strerror
+        )
     return True
 
 

@@ -218,6 +218,11 @@ def is_same(remote: RepoFile | None, path: Path, sha256: str | None = None) -> b
     return remote.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
+def is_weights(name: str) -> bool:
+    """Whether from_pretrained would take a file of this name for a model's weights, or for where they are."""
+    return any(fnmatch.fnmatch(name, pattern) for pattern in _WEIGHTS)
+
+
 def put_revision(
     api: HfApi, repo_id: str, revision: str, folder: Path, card: str, message: str, private: bool
 ) -> bool:
@@ -253,7 +258,7 @@ def put_revision(
 
 def _not_of_this(api: HfApi, repo_id: str, revision: str, remote: dict[str, RepoFile]) -> set[str]:
     """Files of a branch that a new revision of ours does not inherit: what an earlier one put there, other weights."""
-    weights = {name for name in remote if any(fnmatch.fnmatch(name, pattern) for pattern in _WEIGHTS)}
+    weights = {name for name in remote if is_weights(name)}
     if MANIFEST not in remote:
         return weights
     with tempfile.TemporaryDirectory() as folder:
@@ -305,28 +310,36 @@ def release(api: HfApi, repo_id: str, tag: str | None) -> str:
     """
     tags = [ref.name for ref in api.list_repo_refs(repo_id).tags]
     numbers = sorted(int(name[1:]) for name in tags if re.fullmatch(r"v\d+", name))
-    weights = _weights(api, repo_id, MAIN)
+    weights = weights_of(api, repo_id, MAIN)
     if tag is not None and tag in tags:
-        if _weights(api, repo_id, tag) != weights:
+        if weights_of(api, repo_id, tag) != weights:
             raise _another_release(repo_id, tag)
         return tag
-    if tag is None and numbers and _weights(api, repo_id, f"v{numbers[-1]}") == weights:
+    if tag is None and numbers and weights_of(api, repo_id, f"v{numbers[-1]}") == weights:
         return f"v{numbers[-1]}"
     name = tag or f"v{numbers[-1] + 1 if numbers else 1}"
     api.create_tag(repo_id, tag=name, revision=MAIN, exist_ok=True)
     return name
 
 
-def release_of(api: HfApi, repo_id: str, revision: str) -> str:
-    """The release tag whose weights `main` holds, `main` if there is none; any other revision is its own name."""
+def release_of(api: HfApi, repo_id: str, revision: str, weights: dict[str, str] | None = None) -> str:
+    """The release tag whose weights `main` holds, `main` if there is none; any other revision is its own name.
+
+    Args:
+        api: the Hub.
+        repo_id: the model.
+        revision: of it.
+        weights: those that `main` held once; default: those that it holds.
+    """
     if revision != MAIN:
         return revision
-    weights = _weights(api, repo_id, MAIN)
+    weights = weights or weights_of(api, repo_id, MAIN)
     tags = [ref.name for ref in api.list_repo_refs(repo_id).tags]
-    return next((name for name in reversed(tags) if _weights(api, repo_id, name) == weights), MAIN)
+    return next((name for name in reversed(tags) if weights_of(api, repo_id, name) == weights), MAIN)
 
 
-def _weights(api: HfApi, repo_id: str, revision: str) -> dict[str, str]:
+def weights_of(api: HfApi, repo_id: str, revision: str) -> dict[str, str]:
+    """The weight files of a revision: path → SHA-256, or git's id of a small one."""
     files = remote_files(api, repo_id, revision).values()
     return {
         item.path: item.lfs.sha256 if item.lfs else item.blob_id
