@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy import stats
 
 from vopd_recipes.files import markdown_table, new_figure, read_results, save_figure, title_of, write_text
-from vopd_recipes.recipe import RecipeError
+from vopd_recipes.recipe import RecipeError, one_line
 
 _SEED = 0
 
@@ -139,7 +140,13 @@ def _question_means(path: Path, task: str) -> dict[str, float]:
     details = path.parent / "details" / f"{task}.parquet"
     if not details.is_file():
         raise RecipeError(f"COMPARE: {details} is missing: the comparison goes question by question")
-    grouped = pq.read_table(details, columns=["prompt", "correct"]).group_by("prompt").aggregate([("correct", "mean")])
+    try:
+        rows = pq.read_table(details, columns=["prompt", "correct"])
+    except (pa.ArrowException, OSError) as error:
+        raise RecipeError(
+            f"COMPARE: {details} cannot be read ({one_line(error, 200)}); evaluate {task} again: the answers are kept"
+        ) from None
+    grouped = rows.group_by("prompt").aggregate([("correct", "mean")])
     return dict(zip(grouped["prompt"].to_pylist(), grouped["correct_mean"].to_pylist()))
 
 

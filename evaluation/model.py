@@ -75,7 +75,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, protocol: Protocol, prompt: str) 
             enable_thinking=protocol.thinking,
         )
     except Exception as error:  # templates raise what they like
-        raise RecipeError(f"the model's chat template cannot render {prompt[:80]!r}: {error}") from error
+        raise RecipeError(
+            f"the model's chat template cannot render {prompt[:80]!r}: {one_line(error, 300)}"
+        ) from error
     return list(encoded["input_ids"])
 
 

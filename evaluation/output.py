@@ -68,12 +68,25 @@ def write_results(folder: Path, about: dict[str, Any], measured: dict[str, Measu
         for name, task in measured.items():
             with written_whole(folder / "details" / f"{name}.parquet") as temporary:
                 pq.write_table(_details(task), temporary, compression="zstd")
-        tasks = {**_content_of(path).get("tasks", {}), **{name: task.scores for name, task in measured.items()}}
+        before = _content_of(path).get("tasks", {})
+        _say_what_shrinks(before, measured)
+        tasks = {**before, **{name: task.scores for name, task in measured.items()}}
         ordered = {name: tasks[name] for name in dict.fromkeys([*TASKS, *tasks]) if name in tasks}
         content = {**about, "tasks": ordered}
         write_text(path, json.dumps(content, indent=2) + "\n")
         write_text(folder / "results.md", table(content, recipe) + "\n")
     return path
+
+
+def _say_what_shrinks(before: dict[str, Any], measured: dict[str, Measured]) -> None:
+    """A task's numbers are the last measurement's, also where that was a glance."""
+    for name, task in measured.items():
+        earlier, now = ([scores.get(of) for of in ("problems", "n")] for scores in (before.get(name, {}), task.scores))
+        if None not in earlier and any(a > b for a, b in zip(earlier, now)):
+            logger.warning(
+                "%s: %d problems × %d answers take the place of %d × %d; the same without LIMIT and SAMPLES brings "
+                "those back, from the answers that are kept", name, *now, *earlier,
+            )  # fmt: skip
 
 
 def digest(task: Measured) -> str:
@@ -87,7 +100,10 @@ def _alone(folder: Path) -> Iterator[None]:
     """One process at a time; the kernel opens the lock of a process that dies."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:  # a file system without locks
+            logger.warning("%s cannot be locked (%s): end no second evaluation there", folder, error.strerror)
         yield
 
 

@@ -74,7 +74,7 @@ class ResponseStore:
 
     def _append(self, content: bytes) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab", buffering=0) as file:
+        with self.path.open("ab") as file:  # in one piece as far as the system does, and whole in any case
             file.write(content)
 
     def get(self, key: str, sample: int) -> Response | None:

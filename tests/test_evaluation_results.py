@@ -1,5 +1,6 @@
 """Results files: nothing is lost between evaluations, nothing claimed that was not measured, bad input is one line."""
 
+import errno
 import json
 import multiprocessing
 import shutil
@@ -100,6 +101,43 @@ def test_two_evaluations_that_end_together_keep_each_others_tasks(tmp_path: Path
     assert [writer.exitcode for writer in writers] == [0] * 4
     assert tasks_in(tmp_path / "results.json") == dict.fromkeys(names, 1.0)
     assert {path.stem: pq.read_table(path).num_rows for path in tmp_path.glob("details/*")} == dict.fromkeys(names, 1)
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    assert tasks_in(write(tmp_path, {"amc23": [True]})) == {"amc23": 1.0}
+    assert "cannot be locked (Function not implemented)" in caplog.text
+
+
+def test_a_glance_says_whose_place_it_takes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, {"amc23": [True, False], "gpqa": [True]})
+    write(tmp_path, {"amc23": [True], "gpqa": [False]})
+    (said,) = caplog.messages
+    assert said.startswith("amc23: 1 problems × 1 answers take the place of 2 × 1; ")
+
+
+def test_damaged_details_of_a_comparison(tmp_path: Path) -> None:
+    path = write(tmp_path, {"amc23": [True]})
+    details = tmp_path / "details" / "amc23.parquet"
+    details.write_bytes(details.read_bytes()[:-10])
+    with pytest.raises(RecipeError, match=r"COMPARE: .*amc23.parquet cannot be read \(.*\); evaluate amc23 again"):
+        read_compared(path)
+
+
+def test_a_disk_that_takes_no_more(tiny_pair: TinyPair, tmp_path: Path, monkeypatch, capsys) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("evaluation.responses.ResponseStore.add", full)
+    flags = ["--tasks", "arithmetic", "--backend", "transformers", "--limit", "1", "--samples", "1"]
+    flags += ["--max-new-tokens", "1", "--output", str(tmp_path / "out")]
+    status, lines = said([str(tiny_pair.student), *flags], capsys)
+    assert status == 2 and lines == [
+        "error: [Errno 28] No space left on device; the answers so far are kept, and the same command goes on"
+    ]
 
 
 def test_the_hub_takes_what_is_written(tmp_path: Path) -> None:
