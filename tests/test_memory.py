@@ -326,6 +326,23 @@ def test_a_cache_without_room_for_one_sequence_does_not_fit() -> None:
     assert words == ["vllm_gpu_memory_utilization: 0.25"]
 
 
+def test_an_evaluation_may_sample_more_at_a_time_than_a_step(write_recipe: Any) -> None:
+    """By transformers: a step's window is 2 × 2 completions; `rollout_batch_size` bounds both."""
+
+    def cache(gpus: int = 1, **fields: Any) -> int:
+        setup = read_setup(write_recipe(rollout_batch_size=16, **fields), [], gpus, 80 * GB)
+        (found,) = (item.rollout for item in plan(setup).items if item.name.startswith("sampling: cache"))
+        return found
+
+    evaluated = {"eval_strategy": "steps", "eval_steps": 5, "num_generations_eval": 2}
+    step = cache()
+    assert cache(test_size=6) == step == cache(test_size=1, **evaluated) == cache(gpus=3, test_size=6, **evaluated)
+    assert cache(test_size=6, **evaluated) > step
+    assert cache(test_size=6, max_test_prompts=2, **evaluated) == step
+    batch = cache(test_size=8, **evaluated)
+    assert batch == cache(test_size=80, **evaluated) == cache(gpus=4, dataset_test_split="test", **evaluated)
+
+
 def test_cache_tokens_are_those_of_the_share() -> None:
     """0.3 · 80 GB less the weights and 2 GB, at 2 · 36 layers · 8 heads · 128 · 2 bytes a token."""
     result = plan(pair_setup("Qwen/Qwen3-8B-Base", "Qwen/Qwen3-8B"))

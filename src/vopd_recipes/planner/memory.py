@@ -184,7 +184,8 @@ def _sampling(setup: Setup) -> tuple[list[Item], int | None]:
             Item("vLLM: weights, cache; asleep (assumed)", share, *[VLLM_ASLEEP_BYTES] * 4),
             Item("vLLM: weight on its way", largest * per_element),
         ], cache
-    rows = min(setup.sampler_rows, setup.prompts * setup.generations * setup.accumulation)
+    window = setup.prompts * setup.generations * setup.accumulation
+    rows = min(setup.sampler_rows, max(window, setup.held_out_rows))
     length = setup.prompt_tokens + setup.completion_tokens
     cache_bytes = rows * length * student.cache_bytes_per_token * itemsize // 2
     prefill = inference_peak(setup.computed_in, (setup.prompt_tokens,) * rows, setup.autocast, frozen=False)

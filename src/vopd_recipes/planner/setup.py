@@ -94,6 +94,7 @@ def _setup(recipe: Recipe, gpus: int, gpu_bytes: int, sharding: Any, zero: dict[
         completion_tokens=training.max_completion_length,
         sampler=training.rollout_backend,
         sampler_rows=training.rollout_batch_size,
+        held_out_rows=_held_out_rows(recipe, gpus),
         vllm_share=training.vllm_gpu_memory_utilization,
         vllm_parallel=training.vllm_tensor_parallel_size,
         vllm_itemsize=4 if vllm_dtype == "float32" else 2,
@@ -106,6 +107,16 @@ def _setup(recipe: Recipe, gpus: int, gpu_bytes: int, sharding: Any, zero: dict[
         persistence=_number(zero, "stage3_param_persistence_threshold"),
         max_live=_number(zero, "stage3_max_live_parameters") or 10**9,
     )
+
+
+def _held_out_rows(recipe: Recipe, gpus: int) -> int:
+    """Completions that an evaluation samples on a device; of a test split, whose size is not known, a batch."""
+    data, training = recipe.data, recipe.training
+    strategy = getattr(training.eval_strategy, "value", training.eval_strategy)
+    if strategy == "no" and not training.eval_on_start:
+        return 0
+    there = training.rollout_batch_size * gpus if data.dataset_test_split else data.test_size
+    return -(-min(there, data.max_test_prompts or there) // gpus) * training.num_generations_eval
 
 
 def _teacher(name: str, recipe: Recipe) -> TeacherSetup:

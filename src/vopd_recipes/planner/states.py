@@ -49,7 +49,7 @@ class Setup:
     prompt_tokens: int
     completion_tokens: int
     sampler: str
-    sampler_rows: int  # sampled at a time, by transformers
+    sampler_rows: int  # sampled at a time, by transformers, at most
     vllm_share: float
     vllm_parallel: int
     vllm_itemsize: int
@@ -61,6 +61,7 @@ class Setup:
     own_base: bool = False  # the teacher is the student without its adapters, in one copy
     teacher_head_only: bool = False  # a server gives hidden states, and the head that reads them is here
     server_suffices: bool = False  # a teacher server can give what the estimator needs
+    held_out_rows: int = 0  # that an evaluation samples on a device
     loss_compile: bool = False
     optimizer_offload: bool = False
     parameter_offload: bool = False
