@@ -9,6 +9,8 @@ import argparse
 import logging
 from pathlib import Path
 
+from vopd_recipes.files import check_writable
+from vopd_recipes.recipe import RecipeError
 from vopd_recipes.tiny import Blueprint, build_models
 
 # Chosen by looking: a teacher is right on nearly every problem of its own, a student on about half.
@@ -35,8 +37,9 @@ def main() -> None:
     if words.two_teachers:
         prompts, blueprints = {"chain": "prompts/sums", "falling": "prompts/differences"}, TWO_TEACHERS
     try:
+        check_writable(words.folder.parent, "folder")
         found = build_models(words.folder, blueprints, prompts)
-    except FileExistsError as error:
+    except (FileExistsError, RecipeError) as error:
         raise SystemExit(f"error: {error}") from None
     for name, facts in found.items():
         right = facts["accuracy"] if words.two_teachers else {"chain": facts["accuracy"]}

@@ -35,6 +35,10 @@ def main() -> None:
     try:
         if words.picture:
             check_writable(words.picture.parent, "--picture")
+            if words.picture.is_dir():
+                raise RecipeError(
+                    f"--picture: {words.picture} is a folder; name a file, such as {words.picture}/a.png"
+                )
         if words.pair:
             print(f"teacher's held-out accuracy: {accuracy_in(words.pair):.1%}\n")
         print(compare_runs(words.runs))

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from scipy import stats
 from transformers import AutoModelForCausalLM, TrainerState
 
 from vopd_recipes.evidence import baselines
@@ -478,12 +479,14 @@ def test_a_ratio_of_means_lies_in_its_interval_nineteen_times_in_twenty() -> Non
     assert ratio_of_means([1.0, 2.0, 3.0], [2.0, 4.0, 6.0]) == {"value": 0.5, "low": 0.5, "high": 0.5}
 
 
-def test_intervals_of_baselines_are_over_completions() -> None:
-    """Two kinds of completions, alike inside: tokens would claim an interval as narrow as if they were independent."""
-    values = torch.cat([torch.full((50,), float(place % 2)) for place in range(20)])
-    found = baselines._mean(values, torch.ones_like(values), [50] * 20)
+@pytest.mark.parametrize(("count", "rel"), [(20, 0.1), (80, 0.15)])
+def test_intervals_of_baselines_are_over_prompts(count: int, rel: float) -> None:
+    """Two kinds of prompts, alike inside: tokens, and completions, would claim to be independent."""
+    prompts = [*range(count)] * 3  # three completions each, in an order of their own
+    values = torch.cat([torch.full((50,), float(prompt % 2)) for prompt in prompts])
+    found = baselines._mean(values, torch.ones_like(values), [50] * 3 * count, prompts)
     assert found.value == 0.5
-    assert found.high - found.low == pytest.approx(2 * 1.96 * 0.5 / 20**0.5, rel=0.15)
+    assert found.high - found.low == pytest.approx(2 * stats.t.ppf(0.975, count - 1) * 0.5 / count**0.5, rel=rel)
     assert baselines._largest_share(torch.tensor([-3.0, -3.0, -1.0, -1.0]), [2, 1, 1]) == 0.75
 
 

@@ -2,8 +2,10 @@
 
 import json
 import re
+import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from vopd_recipes.evidence.baselines import measure_baselines
 from vopd_recipes.evidence.directions import DirectionProbe, measure_directions
 from vopd_recipes.evidence.directions_report import write_directions
 from vopd_recipes.evidence.gradients import METHODS, SAMPLED, GradientProbe
+from vopd_recipes.evidence.intervals import with_interval
 from vopd_recipes.evidence.measurement import check_measurable, load_checkpoint, measure_variance
 from vopd_recipes.evidence.projection import Projection, layer_type, trained_leaves
 from vopd_recipes.evidence.variance import VarianceStudy, bootstrap, summarize
@@ -214,6 +217,12 @@ def test_lora_gradients_are_those_of_the_adapters(write_recipe, tmp_path):
     student.save_pretrained(tmp_path / "adapter")
     again = load_checkpoint(recipe.model, tmp_path / "adapter")
     assert sum(parameter.numel() for parameter in again.parameters() if parameter.requires_grad) == trained
+    other = replace(recipe.model, model_name_or_path=recipe.model.teacher_model_name_or_path)
+    with pytest.raises(
+        RecipeError, match=r"--checkpoint: the adapter of .*adapter cannot be put on .*teacher: "
+    ) as said:
+        load_checkpoint(other, tmp_path / "adapter")
+    assert "\n" not in str(said.value)
 
 
 # The projection ------------------------------------------------------------------------------------------------------
@@ -277,6 +286,11 @@ def test_intervals():
     assert (mean.low, mean.high) == pytest.approx((mean.value - half, mean.value + half), abs=0.02)
     (same,) = bootstrap(3 * rows.abs(), rows.abs())
     assert (same.value, same.low, same.high) == pytest.approx((3, 3, 3))
+    few = rows[:6, 0].tolist()
+    half = 2.5706 * statistics.stdev(few) / 6**0.5  # Student's t; percentiles of six are a third narrower
+    (mean,) = bootstrap(rows[:6])
+    assert (mean.low, mean.high) == pytest.approx((mean.value - half, mean.value + half), abs=1e-4)
+    assert bootstrap(rows[:2])[0].low is None and with_interval(vars(bootstrap(rows[:1] * 0 + 2)[0])) == "2.00"
 
 
 def test_layers_that_the_loss_does_not_reach_have_no_ratio(write_recipe):

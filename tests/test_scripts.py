@@ -71,6 +71,7 @@ def test_a_student_that_cannot_be_written_is_seen_before_its_teacher_is_loaded(r
         ("benchmark_loss", "--tokens 0", "--tokens must be at least 1, got 0"),
         ("benchmark_loss", "--output OUT/../file/below", "--output: nothing can be written to "),
         ("benchmark_data", "--rows 0", "--rows must be at least 1"),
+        ("build_tiny_pair", "OUT/../file/below/pair", "folder: nothing can be written to "),
     ],
 )
 def test_counts_of_nothing(script: str, words: str, message: str, refuse: Refuse, tmp_path: Path) -> None:
@@ -94,6 +95,7 @@ def test_a_summary_beside_what_is_no_pair(content: str | None, refuse: Refuse, t
     said = refuse("summarize", state.parent, "--pair", pair)
     assert said.startswith(f"--pair: {pair}: not what scripts/build_tiny_pair.py writes (")
     assert refuse("summarize", state.parent, "--picture", state / "a.png").startswith("--picture: nothing can be")
+    assert refuse("summarize", state.parent, "--picture", tmp_path).startswith(f"--picture: {tmp_path} is a folder; ")
 
 
 def test_more_problems_than_there_are(refuse: Refuse, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

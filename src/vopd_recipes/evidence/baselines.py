@@ -7,12 +7,14 @@ exact variance of the logit gradient over OPD's, Σ_t V_t / Σ_t V_t(OPD), of ev
 likeliest tokens of either model for its support; and both models' mass on those.
 
 Tokens of one completion are alike: where the student has lost its way, V is large to the end. A few such completions
-among hundreds move every mean, so several draws are taken, and intervals are of a bootstrap over whole completions.
+among hundreds move every mean, so several draws are taken. Completions of one prompt are alike too: prompts are
+independent, and intervals are over them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -68,18 +70,20 @@ def measure_baselines(recipe: Recipe, checkpoint: Path | None, prompts: int, dra
     cases = supports_of(recipe.training.estimator)
     parts = [_positions(frozen.student, frozen.teacher, batch, cases) for batch in batches]
     joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    lengths = [len(sample.completion_ids) for batch in batches for sample in batch.samples]
+    samples = [sample for batch in batches for sample in batch.samples]
+    lengths, asked = [len(sample.completion_ids) for sample in samples], [sample.prompt_id for sample in samples]
+    mean = partial(_mean, lengths=lengths, prompts=asked)
     value, reward = joined.pop("value"), joined.pop("reward")
     squares = {"advantage": (reward - value).square(), "reward": reward.square()}
     variances: dict[str, Any] = {support: {k: {} for k in KS} for support in SUPPORTS}
     for support, k, name in product(SUPPORTS, KS, MASSES + SAMPLED):
         below = torch.ones_like(value) if name in MASSES else joined[f"none/{support}/{k}"]
-        variances[support][k][name] = vars(_mean(joined[f"{name}/{support}/{k}"], below, lengths))
+        variances[support][k][name] = vars(mean(joined[f"{name}/{support}/{k}"], below))
     errors: dict[str, list[Any]] = {support: [] for support in SUPPORTS}
     for name, baseline in joined.items():
         kind, of, k_text = name.split("/")
         if kind == "baseline":
-            errors[of].append([int(k_text), vars(_mean((baseline - value).abs(), torch.ones_like(value), lengths))])
+            errors[of].append([int(k_text), vars(mean((baseline - value).abs(), torch.ones_like(value)))])
     return {
         "recipe": str(recipe.path),
         "student": str(checkpoint or recipe.model.model_name_or_path),
@@ -87,20 +91,24 @@ def measure_baselines(recipe: Recipe, checkpoint: Path | None, prompts: int, dra
         "baseline_constant": recipe.training.baseline_constant,
         "completions": len(lengths),
         "tokens": len(value),
-        "value": vars(_mean(value.abs(), torch.ones_like(value), lengths)),
+        "value": vars(mean(value.abs(), torch.ones_like(value))),
         "errors": errors,
         "variances": variances,
-        "squared_ratio": vars(_mean(squares["advantage"], squares["reward"], lengths)),
+        "squared_ratio": vars(mean(squares["advantage"], squares["reward"])),
         "largest_share": _largest_share(value, lengths),
         "rewards": reward.tolist(),
         "advantages": (reward - value).tolist(),
     }
 
 
-def _mean(numerator: Tensor, denominator: Tensor, lengths: list[int]) -> Measured:
-    """Ratio of two sums over tokens [N], with its interval over completions of these lengths."""
+def _mean(numerator: Tensor, denominator: Tensor, lengths: list[int], prompts: list[int]) -> Measured:
+    """Ratio of two sums over tokens [N], with its interval over the prompts of completions of these lengths."""
+    rows = {prompt: row for row, prompt in enumerate(dict.fromkeys(prompts))}
+    of_row = torch.tensor([rows[prompt] for prompt in prompts])
     above, below = (
-        torch.stack([part.double().sum() for part in values.cpu().split(lengths)])[:, None]
+        torch.zeros(len(rows), dtype=torch.float64).index_add_(
+            0, of_row, torch.stack([part.double().sum() for part in values.cpu().split(lengths)])
+        )[:, None]
         for values in (numerator, denominator)
     )
     return bootstrap(above, below)[0]

@@ -41,10 +41,10 @@ class Difference:
     needed: int | None = None
 
 
-def with_interval(measured: Mapping[str, float], form: str = ".2f") -> str:
-    """`value [low, high]` of a number that is written down with its interval."""
-    value, low, high = (f"{measured[name]:{form}}" for name in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
+def with_interval(measured: Mapping[str, float | None], form: str = ".2f") -> str:
+    """`value [low, high]` of a number that is written down with its interval; the number alone where it has none."""
+    value, *ends = ("" if measured[name] is None else f"{measured[name]:{form}}" for name in ("value", "low", "high"))
+    return f"{value} [{', '.join(ends)}]" if all(ends) else value
 
 
 def interval(values: Sequence[float]) -> Interval:

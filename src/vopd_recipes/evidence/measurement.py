@@ -30,7 +30,7 @@ from vopd_recipes.models import (
 )
 from vopd_recipes.packing import MicroBatch, Sample, pack
 from vopd_recipes.prompts import build_prompts, read_rows
-from vopd_recipes.recipe import ModelConfig, Recipe, RecipeError
+from vopd_recipes.recipe import ModelConfig, Recipe, RecipeError, one_line
 from vopd_recipes.rollout import Sampling, TransformersRollout, rollout_seed
 
 KS = (5, 20, 100)
@@ -205,9 +205,20 @@ def measure_variance(
 
 
 def load_checkpoint(config: ModelConfig, checkpoint: Path | None) -> PreTrainedModel | PeftModel:
-    """The student of a recipe, or one that a run has saved."""
+    """The student of a recipe, or one that a run has saved.
+
+    Raises:
+        RecipeError: it cannot be loaded, or is an adapter of another model.
+    """
     if checkpoint is None:
         return load_student(config)
     if not (checkpoint / "adapter_config.json").is_file():
         return load_student(replace(config, model_name_or_path=str(checkpoint), model_revision=None, use_peft=False))
-    return PeftModel.from_pretrained(load_student(replace(config, use_peft=False)), checkpoint, is_trainable=True)
+    student = load_student(replace(config, use_peft=False))
+    try:
+        return PeftModel.from_pretrained(student, checkpoint, is_trainable=True)
+    except Exception as error:  # PEFT raises many kinds
+        raise RecipeError(
+            f"--checkpoint: the adapter of {checkpoint} cannot be put on {config.model_name_or_path}: "
+            f"{one_line(error, 300)}"
+        ) from error

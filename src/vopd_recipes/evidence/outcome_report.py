@@ -34,7 +34,7 @@ class Outcome:
         steps_to_target: the first evaluation at which the reverse KL is no greater than the target; `None`: never.
         last_step: of the last evaluation.
         seconds_per_step: median over the log lines of rollout, weight synchronisation and update.
-        hours: of all steps; the trainer counts the sampling of an evaluation to the step after it.
+        hours: of all steps, without evaluations.
     """
 
     accuracy: float | None

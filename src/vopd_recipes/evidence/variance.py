@@ -25,7 +25,8 @@ quite zero: the mean over a batch divides by the number of its tokens, which an 
 are correlated; that bias shrinks as one over the number of completions.
 
 Intervals are 95 %: percentiles of the bootstrap over pairs of draws for variances and their ratios, all estimators
-resampled together; the delete-one-block jackknife for the bias, wider than need be where that is zero. Memory does not
+resampled together, and Student's t of fewer than 30 pairs, for which percentiles are too narrow; the delete-one-block
+jackknife for the bias, wider than need be where that is zero. Memory does not
 grow with the draws, but for a row of scalars per draw: gradients are projected (`projection.py`), and only the sums of
 16 blocks and one previous draw are kept.
 """
@@ -41,20 +42,22 @@ from scipy import stats
 from torch import Tensor
 
 from vopd_recipes.evidence.gradients import METHODS, SAMPLED, SAMPLED_EVERYWHERE, DrawGradients
+from vopd_recipes.evidence.intervals import ratio_of_means
 from vopd_recipes.evidence.projection import Projection
 
 BLOCKS = 16
 RESAMPLES = 2000
+_FEW = 30  # rows
 CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A number with its 95 % interval."""
+    """A number with its 95 % interval; none of two or fewer."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
 
 
 @dataclass
@@ -146,21 +149,31 @@ def _off_diagonal_mean(gram: Tensor, kept: Tensor) -> Tensor:
 
 
 def bootstrap(numerator: Tensor, denominator: Tensor | None = None, seed: int = 0) -> list[Measured]:
-    """Mean over rows [rows, columns], or the ratio of two means resampled together, with percentile intervals."""
+    """Mean over rows [rows, columns], or the ratio of two means resampled together, with percentile intervals.
+
+    Of few rows Student's t, see `ratio_of_means`.
+    """
     below = torch.ones_like(numerator) if denominator is None else denominator.expand_as(numerator)
+    if len(numerator) < _FEW:
+        return [_of_few(*(part.tolist() for part in column)) for column in zip(numerator.T, below.T)]
     samples = numerator.numpy(), below.numpy()
 
     def ratio(above: Any, below: Any, axis: int = 0) -> Any:
         return _ratio(*(torch.as_tensor(part.mean(axis)) for part in (above, below))).numpy()
 
-    values = low = high = ratio(*samples)
-    if len(numerator) > 1:  # a single row has no spread
-        found = stats.bootstrap(
-            samples, ratio, paired=True,
-            n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method="percentile", rng=seed,
-        )  # fmt: skip
-        low, high = found.confidence_interval
-    return [Measured(*numbers) for numbers in zip(values.tolist(), low.tolist(), high.tolist())]
+    found = stats.bootstrap(
+        samples, ratio, paired=True,
+        n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method="percentile", rng=seed,
+    )  # fmt: skip
+    columns = (part.tolist() for part in (ratio(*samples), *found.confidence_interval))
+    return [Measured(*numbers) for numbers in zip(*columns)]
+
+
+def _of_few(above: list[float], below: list[float]) -> Measured:
+    if not any(below):  # the loss may reach no parameter of a layer type
+        return Measured(0.0, 0.0, 0.0)
+    found = ratio_of_means(above, below)
+    return Measured(found["value"], found.get("low"), found.get("high"))
 
 
 def summarize(study: VarianceStudy, head_is_exact: bool) -> dict[str, Any]:

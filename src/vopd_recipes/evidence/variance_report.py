@@ -94,10 +94,13 @@ def draw_report(found: dict[str, Any], path: Path) -> Path:
     return save_figure(figure, path)
 
 
-def _points(axis: Axes, places: list[float], measured: list[dict[str, float]], style: str, label: str) -> None:
+def _points(axis: Axes, places: list[float], measured: list[dict[str, Any]], style: str, label: str) -> None:
     values = [one["value"] for one in measured]
-    below = [max(one["value"] - one["low"], 0) for one in measured]
-    above = [max(one["high"] - one["value"], 0) for one in measured]
+    ends = [
+        one if one["low"] is not None else dict.fromkeys(("value", "low", "high"), one["value"]) for one in measured
+    ]
+    below = [max(one["value"] - one["low"], 0) for one in ends]
+    above = [max(one["high"] - one["value"], 0) for one in ends]
     axis.errorbar(places, values, yerr=[below, above], fmt=style, markersize=5, capsize=3, label=label)
 
 
