@@ -135,7 +135,7 @@ def test_a_disk_that_takes_no_more(tiny_pair: TinyPair, tmp_path: Path, monkeypa
     flags = ["--tasks", "arithmetic", "--backend", "transformers", "--limit", "1", "--samples", "1"]
     flags += ["--max-new-tokens", "1", "--output", str(tmp_path / "out")]
     status, lines = said([str(tiny_pair.student), *flags], capsys)
-    assert status == 2 and lines == [
+    assert status == 2 and [line for line in lines if line.startswith(("error", "Traceback"))] == [
         "error: [Errno 28] No space left on device; the answers so far are kept, and the same command goes on"
     ]
 
