@@ -81,8 +81,10 @@ def write_results(folder: Path, about: dict[str, Any], measured: dict[str, Measu
 def _say_what_shrinks(before: dict[str, Any], measured: dict[str, Measured]) -> None:
     """A task's numbers are the last measurement's, also where that was a glance."""
     for name, task in measured.items():
-        earlier, now = ([scores.get(of) for of in ("problems", "n")] for scores in (before.get(name, {}), task.scores))
-        if None not in earlier and any(a > b for a, b in zip(earlier, now)):
+        earlier, now = (
+            [scores.get(of, 0) for of in ("problems", "n")] for scores in (before.get(name, {}), task.scores)
+        )
+        if any(a > b for a, b in zip(earlier, now)):
             logger.warning(
                 "%s: %d problems × %d answers take the place of %d × %d; the same without LIMIT and SAMPLES brings "
                 "those back, from the answers that are kept", name, *now, *earlier,

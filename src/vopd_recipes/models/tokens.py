@@ -61,7 +61,7 @@ def published_end_ids(name: str | None, revision: str | None) -> set[int]:
         revision: of it.
     """
     try:
-        ids = GenerationConfig.from_pretrained(name, revision=revision).eos_token_id if name else None
+        ids = GenerationConfig.from_pretrained(name, revision=revision or "main").eos_token_id if name else None
     except Exception:  # it is asked for a warning's sake, and may be anything on a server's disk
         return set()
     return {index for index in (ids if isinstance(ids, list) else [ids]) if index is not None}
