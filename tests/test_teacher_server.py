@@ -8,6 +8,7 @@ import io
 import sys
 import threading
 import time
+from concurrent.futures import Future
 
 import numpy as np
 import pytest
@@ -18,10 +19,11 @@ from teacher_service import VLLMServer
 from test_trainer import build
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from vopd_recipes.loss import Estimator
-from vopd_recipes.packing import pack
+from vopd_recipes.loss import Estimator, Head, Scores
+from vopd_recipes.packing import Sample, pack
 from vopd_recipes.recipe import RecipeError, load_recipe
 from vopd_recipes.teacher import ServerTeacher, TeacherServer, TeacherUnavailable
+from vopd_recipes.teacher.logprobs import ServerView
 from vopd_recipes.teacher.server import read_scores
 from vopd_recipes.tiny import pair as tiny
 from vopd_recipes.training import TrainingStopped
@@ -356,6 +358,23 @@ def test_fields_that_need_the_whole_distribution(write_recipe, tokenizer: PreTra
     variance = {"baseline": "none", "log_gradient_variance": True}
     assert "log_gradient_variance: true needs" in refusal(load_recipe, write_recipe(**fields, **variance))
     assert "teacher_server_url: missing" in refusal(load_recipe, write_recipe(teacher_backend="server"))
+
+
+def test_a_token_that_only_the_tokenizer_knows_leaves_the_support() -> None:
+    """A tokenizer may name more tokens than the student has, and the teacher may hold one of them likely."""
+    estimator = Estimator("rao_blackwell", "tail", "teacher", 2)
+    teacher = ServerTeacher(TeacherServer("http://nowhere", "t", 2, 2), 12, estimator)
+    (batch,) = pack([Sample(0, [3], [7, 1], [-2.0, -2.0], True)], 1)
+    generator = torch.Generator().manual_seed(0)
+    hidden, head = torch.randn(2, 4, generator=generator), Head(torch.randn(10, 4, generator=generator))
+
+    def loss(ids: list[list[int]]) -> torch.Tensor:
+        answer: Future[Scores] = Future()
+        answer.set_result(Scores(torch.tensor([-1.0, -2.0]), torch.tensor(ids), torch.tensor([[-0.5, -3.0]] * 2)))
+        view = ServerView(teacher, [answer])
+        return view.student_loss(hidden, head, batch, estimator, torch.ones(2), variance=False)[0]
+
+    assert torch.equal(loss([[2, 11], [4, 5]]), loss([[2, -1], [4, 5]]))
 
 
 @pytest.mark.slow
