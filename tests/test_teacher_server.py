@@ -377,10 +377,8 @@ def test_a_token_that_only_the_tokenizer_knows_leaves_the_support() -> None:
     assert torch.equal(loss([[2, 11], [4, 5]]), loss([[2, -1], [4, 5]]))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("hangs", [False, True])
-def test_a_process_that_gave_up_ends(recorded, hangs: bool) -> None:
-    """1024 requests wait, 64 of them under way, when the first is given up: none is tried for as long again (32 s)."""
+def loading(recorded, hangs: bool):
+    """A server that says 503, at once or once the event is set."""
     never = threading.Event()
 
     def reply(path: str, body: dict, number: int):
@@ -388,7 +386,14 @@ def test_a_process_that_gave_up_ends(recorded, hangs: bool) -> None:
             never.wait(60)
         return 503, {}, {"error": {"message": "loading"}}
 
-    service = recorded(reply)
+    return never, recorded(reply)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_process_that_gave_up_ends(recorded, hangs: bool) -> None:
+    """1024 requests wait, 64 of them under way, when the first is given up: none is tried for as long again (32 s)."""
+    never, service = loading(recorded, hangs)
     program = f"""
 import time
 from vopd_recipes.teacher import TeacherServer, TeacherUnavailable
@@ -414,14 +419,7 @@ print(start, time.time())
 @pytest.mark.parametrize("hangs", [False, True])
 def test_an_interrupt_ends_requests_to_a_server_that_is_away(recorded, hangs: bool) -> None:
     """An interpreter ends only after all that it has asked for, and they would go on asking for a minute."""
-    never = threading.Event()
-
-    def reply(path: str, body: dict, number: int):
-        if hangs:
-            never.wait(60)
-        return 503, {}, {"error": {"message": "loading"}}
-
-    service = recorded(reply)
+    never, service = loading(recorded, hangs)
     program = f"""
 import signal, threading, time
 from vopd_recipes.teacher import TeacherServer

@@ -45,9 +45,7 @@ def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokeni
 def end_of_sequence_ids(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     """Every token that ends a completion: the tokenizer's, and those of the model's generation settings."""
     configured = causal_lm_of(model).generation_config
-    ids = configured.eos_token_id if configured is not None else None
-    ids = ids if isinstance(ids, list) else [ids]
-    found = {index for index in (*ids, tokenizer.eos_token_id) if index is not None}
+    found = _ids(configured.eos_token_id if configured is not None else None) | _ids(tokenizer.eos_token_id)
     if not found:
         raise RecipeError("model_name_or_path: neither tokenizer nor model names an end-of-sequence token")
     return found
@@ -64,7 +62,12 @@ def published_end_ids(name: str | None, revision: str | None) -> set[int]:
         ids = GenerationConfig.from_pretrained(name, revision=revision or "main").eos_token_id if name else None
     except Exception:  # it is asked for a warning's sake, and may be anything on a server's disk
         return set()
-    return {index for index in (ids if isinstance(ids, list) else [ids]) if index is not None}
+    return _ids(ids)
+
+
+def _ids(tokens: int | list[int] | None) -> set[int]:
+    """Of one token, several or none, as settings have them."""
+    return {index for index in (tokens if isinstance(tokens, list) else [tokens]) if index is not None}
 
 
 def unshared_end(

@@ -291,6 +291,13 @@ def _end_at_once(status: int) -> NoReturn:
     os._exit(status)
 
 
+def _exit(status: int, is_waiting: bool) -> NoReturn:
+    """As an interpreter does, unless its end would be waited for or may abort."""
+    if is_waiting or _in_a_group():
+        _end_at_once(status)
+    sys.exit(status)
+
+
 def _end(rank: int, reason: str, status: int) -> NoReturn:
     """The first process speaks for all, and its end is the launcher's reason to end the others; who is still there
     then met something that the first did not.
@@ -299,9 +306,7 @@ def _end(rank: int, reason: str, status: int) -> NoReturn:
     if rank:
         time.sleep(_PATIENCE)
     print(f"{f'[rank {rank}] ' if rank else ''}error: {reason}", file=screen.errors, flush=True)
-    if is_waiting or _in_a_group():
-        _end_at_once(status)
-    sys.exit(status)
+    _exit(status, is_waiting)
 
 
 def _interrupt_once(*_: Any) -> NoReturn:
@@ -319,6 +324,4 @@ def _leave(rank: int, output_dir: Path | None) -> NoReturn:
                 discard_incomplete(output_dir)
         behind = "\n" if screen.is_terminal else ""  # which has written ^C, or a bar
         print(f"{behind}{announcement.interrupted(output_dir)}", file=screen.errors, flush=True)
-    if is_waiting or _in_a_group():
-        _end_at_once(130)
-    sys.exit(130)
+    _exit(130, is_waiting)
