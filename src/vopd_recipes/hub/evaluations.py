@@ -117,10 +117,8 @@ def push_results(api: HfApi, results: Results) -> str:
 
 def _kept_under(api: HfApi, results: Results) -> tuple[str, dict[str, str]]:
     """The revision whose results these are, and its weights. Between measuring and now it may have got others."""
-    repo_id, commit = (
-        results.repo_id,
-        results.content.get("commit"),
-    )  # files of before this field are taken at their word
+    repo_id = results.repo_id
+    commit = results.content.get("commit")  # files of before this field are taken at their word
     try:
         weights = weights_of(api, repo_id, commit or results.revision)
     except RevisionNotFoundError:
