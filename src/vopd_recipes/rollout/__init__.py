@@ -1,7 +1,8 @@
 """The student samples its own completions.
 
 `engine` is all that the trainer knows of a sampler; `transformers_engine` and `vllm_engine` are the two there are, and
-`build` takes the one that the recipe names. `vllm_start` starts vLLM, for evaluation too.
+`build` takes the one that the recipe names. `vllm_start` starts vLLM, for evaluation too;
+`shared_process` and `shared_memory` keep apart what it would share with training and with other engines.
 """
 
 from vopd_recipes.rollout.build import build_rollout

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import secrets
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -29,6 +30,8 @@ from vopd_recipes.recipe import RecipeError, free_port, one_line
 from vopd_recipes.rollout.engine import Completion, RolloutFailed, Sampling
 from vopd_recipes.rollout.shared_process import EngineSettings, variables_restored
 from vopd_recipes.rollout.vllm_start import start_vllm
+
+_Request = TypeVar("_Request")
 
 # Of one request, in the engine that GPUs run.
 _MAX_BIASES = 1024
@@ -98,6 +101,7 @@ class VLLMRollout:
                 self._on_gpu,
                 max_model_len,
                 enforce_eager,
+                self._name,
                 model=model,
                 revision=revision,
                 load_format="dummy" if self.stale else "auto",
@@ -132,6 +136,7 @@ class VLLMRollout:
         if size > 1:
             groups = [distributed.new_group(range(start, start + size)) for start in range(0, world, size)]
             self._group = groups[rank // size]
+        self._name = self._gather(secrets.token_hex(8))[0] if size > 1 else None
 
     def generate(self, prompts: list[list[int]], seeds: list[int], max_new_tokens: int) -> list[Completion]:
         """One completion per prompt, in order. Every process of a tensor-parallel group must call it.
@@ -209,8 +214,8 @@ class VLLMRollout:
             self._llm.wake_up(tags=[tag])
             self._asleep.remove(tag)
 
-    def _gather(self, mine: tuple[list[list[int]], list[int]]) -> list[tuple[list[list[int]], list[int]]]:
-        """What each member of the tensor-parallel group asks for: an engine's processes must see the same requests."""
+    def _gather(self, mine: _Request) -> list[_Request]:
+        """What each member of the tensor-parallel group has: an engine's processes must see the same requests."""
         if len(self._members) == 1:
             return [mine]
         everyone: list[Any] = [None] * len(self._members)

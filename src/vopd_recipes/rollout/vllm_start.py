@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -15,9 +16,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from vopd_recipes.rollout.shared_memory import shared_under
+
 
 def start_vllm(
-    on_gpu: bool, max_model_len: int, enforce_eager: bool | None = None, **settings: Any
+    on_gpu: bool, max_model_len: int, enforce_eager: bool | None = None, group: str | None = None, **settings: Any
 ) -> tuple[Any, Any]:
     """An engine in this process.
 
@@ -25,6 +28,7 @@ def start_vllm(
         on_gpu: where it samples.
         max_model_len: prompt and completion together, in tokens.
         enforce_eager: no CUDA graphs; `None` is only on CPUs.
+        group: a name that the processes of this engine, and no others, have in common; `None` where it is one.
         settings: the caller's own of `vllm.LLM`.
 
     Returns:
@@ -44,13 +48,14 @@ def start_vllm(
         settings |= {"enable_prefix_caching": False}  # which hybrids of attention and state spaces only have in pieces
     vllm: Any = importlib.import_module("vllm")
     ours = {cls: (cls.__bases__, dict(vars(cls))) for cls in _subclasses(PreTrainedModel)}
-    llm = vllm.LLM(
-        max_model_len=max_model_len,
-        skip_tokenizer_init=True,  # token ids go in and come out
-        generation_config="vllm",  # not the checkpoint's
-        enforce_eager=not on_gpu if enforce_eager is None else enforce_eager,
-        **settings,
-    )
+    with shared_under(group) if group and not on_gpu else nullcontext():
+        llm = vllm.LLM(
+            max_model_len=max_model_len,
+            skip_tokenizer_init=True,  # token ids go in and come out
+            generation_config="vllm",  # not the checkpoint's
+            enforce_eager=not on_gpu if enforce_eager is None else enforce_eager,
+            **settings,
+        )
     for cls, (bases, own) in ours.items():
         if cls.__bases__ != bases:
             llm.apply_model(partial(_reclass, cls, _take_back(cls, bases, own)))
