@@ -73,9 +73,12 @@ def start(
         RecipeError: the weights cannot be loaded.
     """
     try:
-        if backend == "vllm":
-            return VLLMEngine(checkpoint, tokenizer, dtype, batch_size, length)
-        return TransformersEngine(checkpoint, tokenizer, dtype, batch_size)
+        match backend:
+            case "transformers":
+                return TransformersEngine(checkpoint, tokenizer, dtype, batch_size)
+            case "vllm":
+                return VLLMEngine(checkpoint, tokenizer, dtype, batch_size, length)
+        raise ValueError("no such backend")
     except Exception as error:  # loaders raise what they like; each becomes one line
         reason = f"{type(error).__name__}: {one_line(error, 400)}"
         raise RecipeError(f"BACKEND: {backend} cannot load {checkpoint.name}: {reason}") from error

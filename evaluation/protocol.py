@@ -24,7 +24,7 @@ class Drawing:
         temperature: above 0.
         top_p: share of the probability that is kept; 1 keeps all.
         top_k: number of tokens that are kept; 0 keeps all.
-        max_new_tokens: after which a completion is cut.
+        max_new_tokens: after which a completion is truncated.
     """
 
     temperature: float

@@ -1,5 +1,6 @@
-"""What CONTRIBUTING.md names is there: every path, every `module.name`, every room."""
+"""What CONTRIBUTING.md names is there, every path, every `module.name`, every room; and imports go as its map says."""
 
+import ast
 import re
 from importlib import import_module
 from pathlib import Path
@@ -49,8 +50,36 @@ def test_what_the_page_names_is_there() -> None:
 
 
 def test_every_room_is_on_the_map() -> None:
-    rooms = [path.parent.name for path in PACKAGE.glob("*/__init__.py")]
-    assert len(rooms) > 10 and [room for room in rooms if f"`{room}/`" not in PAGE] == []
+    rooms = [path.parent.name + "/" for path in PACKAGE.glob("*/__init__.py")]
+    rooms += [path.name for path in PACKAGE.glob("*.py") if path.name != "__init__.py"]
+    assert len(rooms) > 10 and [room for room in rooms if f"`{room}`" not in PAGE] == []
+
+
+def imports() -> list[tuple[str, str, str]]:
+    """Room that imports, room that is imported, and the whole name in it, of every import between two rooms."""
+    found = []
+    for path in PACKAGE.rglob("*.py"):
+        importing = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if names == ["vopd_recipes"]:  # from vopd_recipes import paper
+                names = [f"vopd_recipes.{alias.name}" for alias in node.names]
+            for name in names:
+                if name.startswith("vopd_recipes.") and (imported := name.split(".")[1]) != importing:
+                    found.append((importing, imported, name))
+    return found
+
+
+def test_rooms_import_from_rooms_and_never_in_a_circle() -> None:
+    found = [one for one in imports() if one[0] != "__init__"]
+    assert len(found) > 100
+    inside = [name for _, _, name in found if name.count(".") > 1]
+    assert inside == [], "a room's own module is imported from outside"
+    below = {room: {to for of, to, _ in found if of == room} for of, to, _ in found for room in (of, to)}
+    while lowest := [room for room, imported in below.items() if not imported]:
+        below = {room: imported - {*lowest} for room, imported in below.items() if room not in lowest}
+    assert below == {}, "rooms that import one another"
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from vopd_recipes.loss import (
     method_of,
     reference_loss,
 )
+from vopd_recipes.loss.from_logprobs import reference_logprobs_loss
 from vopd_recipes.planner.explain import explain
 from vopd_recipes.recipe import RecipeError, load_recipe
 from vopd_recipes.reporting.page import report_page
@@ -83,6 +84,8 @@ def test_a_row_without_its_lines_is_refused_by_name(median) -> None:
         logprobs_loss(hidden, head, torch.arange(3), scores, estimator)
     with pytest.raises(NotImplementedError, match=message):
         reference_loss(hidden, hidden, torch.arange(3), estimator)
+    with pytest.raises(NotImplementedError, match=f"reference_logprobs_loss {message}"):
+        reference_logprobs_loss(hidden, torch.arange(3), scores, estimator)
 
 
 def test_a_new_divergence_falls_through_to_no_other(monkeypatch) -> None:
@@ -99,17 +102,31 @@ def test_a_new_divergence_falls_through_to_no_other(monkeypatch) -> None:
 
 def test_a_new_sampled_divergence_falls_through_to_no_other(monkeypatch) -> None:
     """Over a server too, and in the variances of all methods."""
-    row = Method("opd_chi", "OPD chi", "chi", "none", "∇χ", "∇χ", r"\nabla\chi", "support", samples=True)
+    row = Method("opd_chi", "OPD chi", "chi", "none", "∇χ", "∇χ", r"\nabla\chi", "support", has_support=True)
     monkeypatch.setitem(METHODS, ("chi", "none"), row)
     head, hidden = Head(torch.randn(7, 4)), torch.randn(3, 4)
     scores = Scores(torch.zeros(3), torch.zeros(3, 1, dtype=torch.long), torch.zeros(3, 1))
     for loss in (
         lambda: logprobs_loss(hidden, head, torch.arange(3), scores, Estimator("chi")),
+        lambda: reference_logprobs_loss(hidden, torch.arange(3), scores, Estimator("chi")),
         lambda: fused_loss(hidden, head, hidden, head, torch.arange(3), Estimator(), gradient_variance=True),
         lambda: reference_loss(hidden, hidden, torch.arange(3), Estimator()),
     ):
         with pytest.raises(NotImplementedError, match="divergence: chi, baseline: none"):
             loss()
+
+
+def test_moments_of_a_new_divergence_are_no_others(monkeypatch) -> None:
+    row = Method("chi_optimal", "chi", "chi", "optimal", "∇χ", "∇χ", r"\nabla\chi", "distribution")
+    monkeypatch.setitem(METHODS, ("chi", "optimal"), row)
+    head, hidden = Head(torch.randn(7, 4)), torch.randn(3, 4)
+    with pytest.raises(NotImplementedError, match="divergence: chi, baseline: optimal"):
+        fused_loss(hidden, head, hidden, head, torch.arange(3), Estimator("chi", "optimal"))
+
+
+def test_what_needs_a_support_has_one() -> None:
+    with pytest.raises(ValueError, match="has_support=True"):
+        Method("opd_chi", "OPD chi", "chi", "none", "∇χ", "∇χ", r"\nabla\chi", "support")
 
 
 def test_an_empty_word_is_no_method() -> None:

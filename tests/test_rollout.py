@@ -15,8 +15,7 @@ from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 from vopd_recipes.models import PACKED_SDPA
 from vopd_recipes.recipe import VOPDConfig
 from vopd_recipes.rollout import Completion, Sampling, TransformersRollout, draw
-from vopd_recipes.rollout.build import slow_notice
-from vopd_recipes.rollout.transformers_engine import truncate
+from vopd_recipes.rollout.transformers_engine import slow_notice, truncate
 from vopd_recipes.tiny import pair as tiny
 
 PLAIN = Sampling()

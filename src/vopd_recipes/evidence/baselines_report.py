@@ -15,11 +15,11 @@ from vopd_recipes.evidence.intervals import with_interval
 from vopd_recipes.evidence.kept import five_digits
 from vopd_recipes.evidence.measurement import SUPPORTS
 from vopd_recipes.files import finish_axis, markdown_table, new_figure, save_figure, write_text
-from vopd_recipes.loss import METHODS, Estimator
+from vopd_recipes.loss import METHODS
 
 _WIDEST, _BINS = 6.0, 96  # of the histograms, nats
 _TOKENS = {"reward": "reward r (OPD)", "advantage": "advantage r + KL (vOPD)"}  # of every token: as histograms
-_WITH_SUPPORT = {row.key for row in METHODS.values() if Estimator(row.divergence, row.baseline).has_support}
+_WITH_SUPPORT = {row.key for row in METHODS.values() if row.has_support}
 
 
 def write_baselines(found: dict[str, Any], folder: Path) -> str:
@@ -88,6 +88,8 @@ def logit_variances_table(kept: dict[str, Any]) -> str:
     columns = [(f"{of}'s {k}", by_name) for of, by_k in kept["variances"].items() for k, by_name in by_k.items()]
     rows = []
     for name in SAMPLED + MASSES:
+        if any(name not in by_name for _, by_name in columns):
+            continue  # a method that came after the measurement
         cells = [with_interval(by_name[name]) for _, by_name in columns]
         if name not in _WITH_SUPPORT and name not in MASSES:
             cells[1:] = [""] * (len(cells) - 1)

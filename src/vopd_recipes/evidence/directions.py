@@ -27,7 +27,7 @@ the same ones. Each pair of draws has directions of its own; intervals are Stude
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +58,7 @@ Direction = dict[str, Tensor]
 
 def column_of(row: Method, estimator: Estimator) -> str:
     """A method's key, with support and k where it has them."""
-    has_support = replace(estimator, divergence=row.divergence, baseline=row.baseline).has_support
-    return f"{row.key}/{estimator.support}/{estimator.support_top_k}" if has_support else row.key
+    return f"{row.key}/{estimator.support}/{estimator.support_top_k}" if row.has_support else row.key
 
 
 @dataclass
@@ -204,10 +203,12 @@ class DirectionProbe:
                 if row.divergence == "sampled":
                     yield "variance", column, _variance(everywhere, baseline)
                     yield "own", column, -drawn
-                else:
+                elif row.divergence == "rao_blackwell":
                     exact = inside[1][1] - baseline * inside[1][0]
                     yield "variance", column, _variance(_minus(everywhere, inside), baseline)
                     yield "own", column, -(exact + torch.where(sampled, drawn, 0))
+                else:
+                    raise NotImplementedError(f"no directions of divergence: {row.divergence} ({row.title})")
 
 
 class _States(nn.Module):

@@ -35,12 +35,17 @@ def variance_table(found: dict[str, Any]) -> str:
     return "\n\n".join([heading, overview(found), by_layer_type(found)])
 
 
+def _measured(names: tuple[str, ...], found: dict[str, Any]) -> list[str]:
+    """Those of the table that were there when it was measured."""
+    return [name for name in names if name in found["methods"]]
+
+
 def overview(found: dict[str, Any]) -> str:
     """Per estimator: variance given the contexts, both predictions of it, variance in total, bias."""
     heading = ["estimator", "given the contexts", "predicted, logits", "predicted, reward (Eq. 11)", "head / exact"]
     heading += ["in total", "bias² / ‖∇‖²", "excluded above", "bias², own tokens"]
     rows = []
-    for name in METHODS:
+    for name in _measured(METHODS, found):
         method = found["methods"][name]
         predicted = method.get("predicted")
         rows.append(
@@ -63,7 +68,7 @@ def by_layer_type(found: dict[str, Any]) -> str:
     """Per estimator and layer type: variance given the contexts / in total."""
     kinds = [*found["parameters"], "total"]
     rows = []
-    for name in METHODS:
+    for name in _measured(METHODS, found):
         method = found["methods"][name]
         given = method.get("conditional")
         cells = [
@@ -105,20 +110,20 @@ def _points(axis: Axes, places: list[float], measured: list[dict[str, Any]], sty
 
 
 def _draw_variances(axis: Axes, found: dict[str, Any]) -> None:
-    methods = found["methods"]
-    given = [methods[name]["conditional"]["ratio"]["total"] for name in SAMPLED]
-    _points(axis, [place - 0.12 for place in range(len(SAMPLED))], given, "o", "given the contexts")
-    predicted = [methods[name]["predicted"]["logits"] for name in SAMPLED]
-    axis.plot(range(len(SAMPLED)), predicted, "k_", markersize=22, label="predicted from the logits")
-    total = [methods[name]["total"]["ratio"]["total"] for name in METHODS]
-    _points(axis, [place + 0.12 for place in range(len(METHODS))], total, "s", "in total")
-    axis.set_xticks(range(len(METHODS)), METHODS, rotation=60, ha="right")
+    methods, sampled, every = found["methods"], _measured(SAMPLED, found), _measured(METHODS, found)
+    given = [methods[name]["conditional"]["ratio"]["total"] for name in sampled]
+    _points(axis, [place - 0.12 for place in range(len(sampled))], given, "o", "given the contexts")
+    predicted = [methods[name]["predicted"]["logits"] for name in sampled]
+    axis.plot(range(len(sampled)), predicted, "k_", markersize=22, label="predicted from the logits")
+    total = [methods[name]["total"]["ratio"]["total"] for name in every]
+    _points(axis, [place + 0.12 for place in range(len(every))], total, "s", "in total")
+    axis.set_xticks(range(len(every)), every, rotation=60, ha="right")
     _finish(axis, "variance of the parameter gradient / OPD's")
 
 
 def _draw_layer_types(axis: Axes, found: dict[str, Any]) -> None:
     kinds = [*found["parameters"], "total"]
-    shown = [name for name in SAMPLED if name != "none"]
+    shown = [name for name in _measured(SAMPLED, found) if name != "none"]
     for index, name in enumerate(shown):
         ratios = found["methods"][name]["conditional"]["ratio"]
         places = [place + 0.7 * ((index + 0.5) / len(shown) - 0.5) for place in range(len(kinds))]
@@ -128,7 +133,7 @@ def _draw_layer_types(axis: Axes, found: dict[str, Any]) -> None:
 
 
 def _draw_bias(axis: Axes, found: dict[str, Any]) -> None:
-    shown = [name for name in METHODS if "squared_bias" in found["methods"][name]]
+    shown = [name for name in _measured(METHODS, found) if "squared_bias" in found["methods"][name]]
     biases = [found["methods"][name]["squared_bias"]["total"] for name in shown]
     _points(axis, list(range(len(shown))), biases, "o", "total")
     axis.axhline(0, color="black", linewidth=0.8)

@@ -1,4 +1,4 @@
-"""The process in which math-verify compares two answers; `grading.py` starts it, talks to it and kills it.
+"""The process in which math-verify compares two answers; `grader.py` starts it, talks to it and kills it.
 
 Run as a plain script that reads JSON lines and writes single bytes: R when ready, then 1 or 0. It imports neither this
 package nor torch and is ready in about a second.

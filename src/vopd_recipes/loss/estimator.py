@@ -69,7 +69,7 @@ class Estimator:
     @property
     def has_support(self) -> bool:
         """Whether k tokens of `support` have a part in it."""
-        return self.divergence in ("rao_blackwell", "topk") or self.baseline == "value_topk"
+        return self.method.has_support
 
     @property
     def reward_floor(self) -> float | None:

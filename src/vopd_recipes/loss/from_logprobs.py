@@ -121,6 +121,7 @@ def reference_logprobs_loss(
     rollout_logprobs: Tensor | None = None,
 ) -> tuple[Tensor, TokenStats]:
     """`logprobs_loss` as its definition, from logits [N, V] and with autograd: the oracle of its tests."""
+    _check_written(estimator, "reference_logprobs_loss")
     logp = student_logits.log_softmax(-1)
     target_logp = logp.gather(1, targets[:, None])[:, 0]
     if token_weights is None:
@@ -189,13 +190,17 @@ def logprobs_loss(
         NotImplementedError: an estimator that needs more of the teacher than a server's log-probabilities.
         RuntimeError: at a second backward through the same loss.
     """
-    if estimator.method.needs == "distribution" or estimator.divergence not in _DIVERGENCES:
-        raise not_written(estimator.method, "logprobs_loss")
+    _check_written(estimator, "logprobs_loss")
     shared = student_head.shared(len(student_head.weight) if vocabulary is None else vocabulary)
     masses = SUPPORT_MASSES if estimator.has_support else ()
     sweep = Sweep.over(student_hidden, shared, targets, token_weights, rollout_logprobs, chunk_size, masses)
     loss = swept_loss(student_hidden, student_head, sweep, _Reader(sweep, scores, estimator))
     return loss, TokenStats(**{name: sweep.columns[name] for name in (*STATISTICS, *masses)})  # type: ignore[arg-type]
+
+
+def _check_written(estimator: Estimator, where: str) -> None:
+    if estimator.method.needs == "distribution" or estimator.divergence not in _DIVERGENCES:
+        raise not_written(estimator.method, where)
 
 
 def student_support(hidden: Tensor, head: Head, k: int, vocabulary: int, chunk_size: int = 256) -> Tensor:

@@ -295,16 +295,20 @@ class _Block:
                 floor = self.estimator.reward_floor
                 return ratio if floor is None else ratio.clamp_min(floor)
             case "optimal":
-                m = self.moments[method.divergence]
+                m = self._moments_of(method)
                 negligible = m.norm <= NEGLIGIBLE_GRADIENT_NORM * m.mass
                 return self.value + (m.first / m.norm).masked_fill(negligible, 0)
         raise not_written(method, "fused_loss")
 
-    def _variance(self, method: Method) -> Tensor:
-        """Of A = R - (b - E_p[r]) on the tokens that are sampled: [b]."""
+    def _moments_of(self, method: Method) -> Moments:
+        """Over the tokens that it samples."""
         if method.divergence not in self.moments:
             raise not_written(method, "fused_loss")
-        m, shift = self.moments[method.divergence], self._baseline(method) - self.value
+        return self.moments[method.divergence]
+
+    def _variance(self, method: Method) -> Tensor:
+        """Of A = R - (b - E_p[r]) on the tokens that are sampled: [b]."""
+        m, shift = self._moments_of(method), self._baseline(method) - self.value
         return (m.second - 2 * shift * m.first + shift.square() * m.norm - m.squared_mean).clamp_min(0)
 
     def columns(self) -> dict[str, Tensor]:
@@ -376,6 +380,8 @@ class _Block:
                 self.p.sub_(self.q).mul_(weights)
             case "jsd":
                 self.p.mul_(self.h.sub_(self.mean_h[:, None])).mul_((1 - self.estimator.jsd_beta) * weights)
+            case _:
+                raise not_written(self.estimator.method, "fused_loss")
         scale_back(self.head, self.p, self.cap_slope)
 
 

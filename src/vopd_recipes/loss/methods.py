@@ -39,6 +39,7 @@ class Method:
         samples: whether it depends on the sampled token, and so has a variance given the context.
         of_reverse_kl: whether it is a gradient of KL(p‖q), exact, noisy or biased, and not of another divergence.
         biased: whether its mean over y is another gradient than that divergence's.
+        has_support: whether k tokens, the recipe's `support`, have a part in it.
         compared: the fields, besides its words, of each run in a comparison of methods.
     """
 
@@ -53,7 +54,12 @@ class Method:
     samples: bool = True
     of_reverse_kl: bool = True
     biased: bool = False
+    has_support: bool = False
     compared: tuple[Mapping[str, Any], ...] = ({},)
+
+    def __post_init__(self) -> None:
+        if self.needs == "support" and not self.has_support:
+            raise ValueError(f"{self.name}: needs='support' and no support; give has_support=True")
 
     @property
     def key(self) -> str:
@@ -128,6 +134,7 @@ def _sampled(
         f"−{a.html} {_NABLA}" + (f" <small>{small}</small>" if small else ""),
         rf"-{a.latex}{space}\nabla\log p(y_t){latex}",
         a.needs,
+        has_support=a is _VALUE_TOPK,
         compared=compared,
     )
 
@@ -147,6 +154,7 @@ def _rao_blackwell(name: str, title: str, baseline: str, a: _Advantage, compared
         r"-\sum_{v\in S} p(v)\,A(v)\,\nabla\log p(v) - 1[y_t\notin S]\,A(y_t)\,\nabla\log p(y_t),\quad "
         rf"A(y_t) = {a.latex}",
         "support" if a.needs == "sampled" else a.needs,
+        has_support=True,
         compared=compared,
     )
 
@@ -156,7 +164,8 @@ def _exact(
 ) -> Method:
     return Method(
         name, title, divergence, "none", text, html, latex, "distribution", samples=False,
-        of_reverse_kl=divergence in ("full", "topk"), biased=divergence == "topk", compared=compared,
+        of_reverse_kl=divergence in ("full", "topk"), biased=divergence == "topk",
+        has_support=divergence == "topk", compared=compared,
     )  # fmt: skip
 
 

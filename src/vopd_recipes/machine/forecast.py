@@ -77,7 +77,7 @@ def check_memory(report: Report, asked: Asked, trainer: Trial) -> None:
     setup = replace(asked.setup, gpus=processes, gpu_bytes=there, sharding=cast(Sharding, sharding))
     row = replace(setup, prompts=seen.sequences, generations=1, completion_tokens=seen.completion)
     try:
-        with unsharded():  # ZeRO-3 would cut the planner's models up, which have shapes and no data
+        with unsharded():  # ZeRO-3 would shard the planner's models, which have shapes and no data
             short, whole = plan(row), plan(setup)
             change = None if whole.fits else smallest_change(whole.setup)
     except RecipeError as error:  # a model that nobody can count

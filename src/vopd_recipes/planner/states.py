@@ -1,6 +1,6 @@
 """What memory depends on, and what of it is there whatever the batch: weights, gradients, optimiser states.
 
-ZeRO-1 and 2 cut each parameter group, padded to a multiple of 2N elements, into N equal parts; ZeRO-3 cuts each
+ZeRO-1 and 2 shard each parameter group, padded to a multiple of 2N elements, into N equal parts; ZeRO-3 shards each
 parameter, padded to a multiple of N; FSDP2 shards rows, and rank 0 has the most. All of it is exact.
 """
 

@@ -119,11 +119,11 @@ def check_backends(args: Any, estimator: Estimator) -> None:
         not args.loss_compile or shutil.which(compiler) is not None,
         f"loss_compile: true needs a C++ compiler, and {compiler} is not on the PATH; install one, or leave it out",
     )
-    if args.teacher_backend == "local":
-        require(args.teacher_server_url is None, "teacher_server_url has no effect with teacher_backend: local")
+    if (backend := args.teacher_backend) != "server":
+        require(args.teacher_server_url is None, f"teacher_server_url has no effect with teacher_backend: {backend}")
         require(
             args.teacher_server_scores == "logprobs",
-            "teacher_server_scores has no effect with teacher_backend: local",
+            f"teacher_server_scores has no effect with teacher_backend: {backend}",
         )
         return
     require(bool(args.teacher_server_url), "teacher_server_url: missing; teacher_backend: server needs it")

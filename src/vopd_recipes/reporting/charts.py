@@ -1,6 +1,6 @@
 """Pictures as inline SVG: a few kilobytes each, sharp at every size, and in the page's own colours, light or dark.
 
-Matplotlib's pictures (`report.py`) bring their own background and fonts; inside a page that follows the reader's
+Matplotlib's pictures (`files/plots.py`) bring their own background and fonts; inside a page that follows the reader's
 colour scheme they would not fit. Shapes carry classes (`c0`, `c1`, …); the page's style sheet says what these look
 like.
 """

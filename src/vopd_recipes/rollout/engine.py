@@ -7,11 +7,14 @@ a resumed run repeats an undisturbed one.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-from torch import Tensor
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from vopd_recipes.recipe import ModelConfig, VOPDConfig
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,33 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What an engine is built from.
+
+    Args:
+        args: how much of the machine it may take, and how many completions it draws at a time.
+        student: outside any distributed wrapper.
+        accelerator: the trainer's.
+        eos_token_ids: tokens that end a completion.
+        vocabulary: tokens from this id on are never drawn.
+        sampling: how a token is drawn.
+        longest_prompt: in tokens; asked only where it matters, for it reads all of them.
+        source: where the student came from; `None` is the path that it has in its configuration.
+        progress: show a progress bar.
+    """
+
+    args: VOPDConfig
+    student: nn.Module
+    accelerator: Accelerator
+    eos_token_ids: set[int]
+    vocabulary: int
+    sampling: Sampling
+    longest_prompt: Callable[[], int]
+    source: ModelConfig | None
+    progress: bool
 
 
 def rollout_seed(seed: int, step: int, prompt_id: int, generation: int) -> int:

@@ -12,6 +12,7 @@ which biases the gradient with no error, has one global random state for all row
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,11 +21,44 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from vopd_recipes.console import screen
-from vopd_recipes.models import FullCopy, causal_lm_of
-from vopd_recipes.rollout.engine import Completion, Sampling
+from vopd_recipes.models import FullCopy, causal_lm_of, shards_weights
+from vopd_recipes.recipe import VOPDConfig
+from vopd_recipes.rollout.engine import Completion, Sampling, Wanted
+
+logger = logging.getLogger(__name__)
+
+# Up to this many tokens a rollout is short whatever samples it.
+_SHORT = 256
 
 # Rows that ended are cut from the cache when they are this share of it: cutting copies the rest.
 _COMPACT_BELOW = 0.75
+
+
+def build(wanted: Wanted) -> TransformersRollout:
+    """The engine of `rollout_backend: transformers`."""
+    student, accelerator, args = wanted.student, wanted.accelerator, wanted.args
+    if accelerator.is_main_process and (notice := slow_notice(accelerator.device.type, args)):
+        logger.warning(notice)
+    return TransformersRollout(
+        model=lambda: student,
+        eos_token_ids=wanted.eos_token_ids,
+        vocabulary=wanted.vocabulary,
+        sampling=wanted.sampling,
+        batch_size=args.rollout_batch_size,
+        progress=wanted.progress,
+        copy=FullCopy(student, accelerator.device) if shards_weights(accelerator) else None,
+    )
+
+
+def slow_notice(device: str, args: VOPDConfig) -> str | None:
+    """What long completions cost on a GPU without vLLM, or `None` where they are short or there is no GPU."""
+    if device != "cuda" or args.max_completion_length <= _SHORT:
+        return None
+    return (
+        f"rollout_backend: transformers samples up to {args.max_completion_length} tokens with a forward of the whole "
+        "model for each: vLLM was 2.3 times as fast in float32 and 3.5 in bfloat16, on two CPU cores "
+        "(docs/smollm2-135m.md; not yet measured on a GPU); set rollout_backend: vllm"
+    )
 
 
 class TransformersRollout:

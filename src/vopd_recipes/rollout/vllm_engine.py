@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, distributed, nn
 
 from vopd_recipes.console import screen
-from vopd_recipes.models import unsharded
-from vopd_recipes.recipe import RecipeError, free_port, one_line
-from vopd_recipes.rollout.engine import Completion, RolloutFailed, Sampling
+from vopd_recipes.models import base_of, causal_lm_of, checkpoint_weights, unsharded
+from vopd_recipes.recipe import ModelConfig, RecipeError, free_port, one_line
+from vopd_recipes.rollout.engine import Completion, RolloutFailed, Sampling, Wanted
 from vopd_recipes.rollout.shared_process import EngineSettings, variables_restored
 from vopd_recipes.rollout.vllm_start import start_vllm
 
@@ -35,6 +35,34 @@ _Request = TypeVar("_Request")
 
 # Of one request, in the engine that GPUs run.
 _MAX_BIASES = 1024
+
+
+def build(wanted: Wanted) -> VLLMRollout:
+    """The engine of `rollout_backend: vllm`."""
+    args, config = wanted.args, causal_lm_of(wanted.student).config
+    source = wanted.source or ModelConfig(model_name_or_path=config._name_or_path)
+    # an adapter that the student starts from comes with the first hand-over
+    base = base_of(wanted.student, source)
+    # the recipe's bf16, or the launcher's
+    half = "bfloat16" if wanted.accelerator.mixed_precision == "bf16" else None
+    return VLLMRollout(
+        model=str(base.model_name_or_path),
+        revision=base.model_revision,
+        device=wanted.accelerator.device,
+        dtype=args.vllm_dtype or half or str(config.dtype).removeprefix("torch."),
+        eos_token_ids=wanted.eos_token_ids,
+        vocabulary=wanted.vocabulary,
+        sampling=wanted.sampling,
+        max_model_len=args.vllm_max_model_len or wanted.longest_prompt() + args.max_completion_length,
+        gpu_memory_utilization=args.vllm_gpu_memory_utilization,
+        tensor_parallel_size=args.vllm_tensor_parallel_size,
+        enforce_eager=args.vllm_enforce_eager,
+        max_num_seqs=args.rollout_batch_size,
+        trust_remote_code=source.trust_remote_code,
+        seed=args.seed,
+        as_saved=partial(checkpoint_weights, wanted.student),
+        progress=wanted.progress,
+    )
 
 
 class VLLMRollout:

@@ -2,7 +2,8 @@
 
 `interface` is what the trainer asks for. Most answer in hidden states (`hidden_states`): `local`, `own_base`, which is
 the student without its adapters, and over HTTP (`client`) a server of `states`; another gives a few log-probabilities
-a token (`server`, `logprobs`). `several` makes one of many; `build` comes from a recipe to its teachers.
+a token (`server`, `logprobs`). `several` makes one of many; `build` comes from a recipe to its teachers, by way of
+`local_backend` or `server_backend`.
 """
 
 from vopd_recipes.teacher.build import as_teachers, connect_to_teacher, teacher_tokenizer

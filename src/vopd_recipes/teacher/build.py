@@ -1,8 +1,12 @@
-"""Who scores: from a recipe of one teacher (`Recipe.by_teacher`) to its server, and from models to teachers."""
+"""Who scores: from a recipe of one teacher (`Recipe.by_teacher`) to its server, and from models to teachers.
+
+`teacher_backend: NAME` is the module `NAME_backend` of this room, with the two functions below.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from importlib import import_module
 from typing import Any
 
 from accelerate import Accelerator
@@ -10,14 +14,10 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from vopd_recipes.models import check_tokenizers, load_teacher_head, load_tokenizer
 from vopd_recipes.recipe import Recipe
 from vopd_recipes.teacher.interface import Teacher
 from vopd_recipes.teacher.local import LocalTeacher
-from vopd_recipes.teacher.logprobs import ServerTeacher
 from vopd_recipes.teacher.own_base import OwnBase
-from vopd_recipes.teacher.server import TeacherServer
-from vopd_recipes.teacher.states import StatesServer, StatesTeacher
 
 
 def teacher_tokenizer(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase | None:
@@ -26,10 +26,7 @@ def teacher_tokenizer(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Pre
     Raises:
         RecipeError: there is none, or it is another one.
     """
-    if recipe.training.teacher_backend != "local" and recipe.training.teacher_server_scores == "logprobs":
-        return None
-    found = load_tokenizer(recipe.model, teacher=True)
-    check_tokenizers(tokenizer, found)
+    found: PreTrainedTokenizerBase | None = _backend(recipe).teacher_tokenizer(recipe, tokenizer)
     return found
 
 
@@ -44,20 +41,12 @@ def connect_to_teacher(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, longe
     Raises:
         RecipeError: it is not there, or is another model, or cannot give what the estimator needs.
     """
-    training, estimator = recipe.training, recipe.training.estimator
-    if training.teacher_backend == "local":
-        return None
-    place = str(training.teacher_server_url), training.teacher_server_model
-    if training.teacher_server_scores == "hidden_states":
-        head = load_teacher_head(recipe.model)
-        states = StatesServer(*place, head.weight.dtype, training.teacher_server_timeout)
-        states.check(tokenizer, longest, head)
-        return StatesTeacher(states, head, compiled=training.loss_compile)
-    k = estimator.support_top_k if estimator.method.needs == "support" else 0
-    server = TeacherServer(*place, k, training.teacher_server_timeout)
-    teacher = ServerTeacher(server, len(tokenizer), estimator)
-    server.check(tokenizer, longest, teacher.asks_for_ids)
+    teacher: Teacher | None = _backend(recipe).connect_to_teacher(recipe, tokenizer, longest)
     return teacher
+
+
+def _backend(recipe: Recipe) -> Any:
+    return import_module(f"{__package__}.{recipe.training.teacher_backend}_backend")
 
 
 def as_teachers(
