@@ -172,7 +172,7 @@ def test_the_importance_weight_belongs_to_the_tail_alone(logits):
 
 @pytest.mark.parametrize("clip", [None, 0.3])
 @pytest.mark.parametrize("support", ["student", "teacher"])
-@pytest.mark.parametrize("k", [0, 1, 5, VOCABULARY - 2])
+@pytest.mark.parametrize("k", [0, 1, 5, VOCABULARY - 2, VOCABULARY - 1, VOCABULARY])
 def test_the_tails_optimal_baseline_minimises_its_variance(logits, clip, support, k):
     """Of every token, over all other baselines at the same support, and over constants beside it."""
     student, teacher = (x.log_softmax(-1) for x in logits)
@@ -184,7 +184,8 @@ def test_the_tails_optimal_baseline_minimises_its_variance(logits, clip, support
     _, stats = logit_gradient(*logits, torch.zeros(6, dtype=torch.long), estimator)
     for row, nudge in itertools.product(range(6), (-0.05, 0.05)):
         moved = replace(estimator, baseline="constant", baseline_constant=stats.baseline[row].item() + nudge)
-        assert gradient_variances(student, teacher, moved)["rao_blackwell_constant"][row] > best[row]
+        worse = gradient_variances(student, teacher, moved)["rao_blackwell_constant"][row] - best[row]
+        assert worse > 0 if k < VOCABULARY else worse == 0  # then nothing is sampled
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -1,11 +1,21 @@
 """A server's few log-probabilities give the local gradient: scored = dense, fused = dense, and still unbiased."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
-from vopd_recipes.loss import Estimator, Head, Scores, TokenStats, logprobs_loss, reference_loss, student_support
+from vopd_recipes.loss import (
+    METHODS,
+    Estimator,
+    Head,
+    Scores,
+    TokenStats,
+    logprobs_loss,
+    reference_loss,
+    student_support,
+)
 from vopd_recipes.loss.from_logprobs import reference_logprobs_loss
 from vopd_recipes.teacher.server import read_scores
 
@@ -145,6 +155,30 @@ def test_the_support_of_an_answer_does_not_depend_on_the_sampled_token(logits, v
         torch.testing.assert_close(mean, expected[0], atol=1e-10, rtol=0)
     biased = mean_gradient(student, teacher_logp, ESTIMATORS["teacher"], careless, vocabulary)
     assert (biased - expected[0]).norm() > 1e-3
+
+
+@pytest.mark.parametrize("clip", [None, 0.3])
+@pytest.mark.parametrize(
+    "words, k",
+    [(words, k) for words, row in METHODS.items() if row.needs != "distribution"
+     for k in ([0] if words[0] == "rao_blackwell" else []) + [1, K, 30, 31]],
+)  # fmt: skip
+@pytest.mark.parametrize("support", ["student", "teacher"])
+def test_every_served_method_has_the_exact_gradient_for_its_mean(logits, words, support, k, clip) -> None:
+    """Over every token that could have been sampled; of a clipped reward, -Σ p(v) max(r(v), floor) ∇log p(v)."""
+    estimator = Estimator(*words, support, k, reward_clip_lambda=clip)
+    student, teacher_logp = logits[0][:1], logits[1][:1].log_softmax(-1)
+    logp = student.clone().requires_grad_()
+    rewards = teacher_logp - logp.log_softmax(-1).detach()
+    if clip is not None:
+        rewards = rewards.clamp_min(math.log(clip) / (1 - clip))
+    (expected,) = torch.autograd.grad(-(logp.softmax(-1).detach() * rewards * logp.log_softmax(-1)).sum(), logp)
+
+    def scores_for(row: torch.Tensor, token: int) -> Scores:
+        return scores_of(student, row[None], torch.tensor([token]), estimator, k)
+
+    mean = mean_gradient(student, teacher_logp, estimator, scores_for, 31)
+    torch.testing.assert_close(mean, expected[0], atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("support", ["student", "teacher"])

@@ -3,26 +3,38 @@
 Slow, because a vLLM server takes half a minute to start; one is started for all tests.
 """
 
+import gc
 import json
 import sys
 from collections.abc import Callable
 
+import httpx
 import pytest
 import torch
 from conftest import TinyPair
-from launching import REPOSITORY, SCRIPT, assert_same_run, execute, launch, needs_vllm
+from fake_hub import WRITER
+from huggingface_hub import HfApi
+from launching import REPOSITORY, SCRIPT, assert_same_run, assert_same_weights, execute, launch, needs_vllm
 from safetensors.torch import load_file, save_file
 from teacher_service import VLLMServer
 from test_trainer import build
-from transformers import AutoModelForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    GraniteConfig,
+    PhiConfig,
+    Qwen3Config,
+)
 from transformers.integrations.deepspeed import (
     HfDeepSpeedConfig,
     is_deepspeed_zero3_enabled,
     unset_hf_deepspeed_config,
 )
+from using_fake_hub import fake_hub_in_use
 
 from vopd_recipes.loss import Head
-from vopd_recipes.models import load_teacher_head
+from vopd_recipes.models import load_teacher_head, scale_logits
 from vopd_recipes.packing import pack
 from vopd_recipes.recipe import ModelConfig, RecipeError, load_recipe
 from vopd_recipes.teacher import StatesServer, StatesTeacher, TeacherServer, TeacherUnavailable
@@ -106,6 +118,8 @@ def test_a_window_equals_the_local_teachers(server, tiny_pair, write_recipe, met
 
     expected, expected_gradients = trained_by(trainer.teacher)
     losses, gradients = trained_by(StatesTeacher(client, head_of_teacher(tiny_pair)))
+    # four bytes of each of 64 numbers for every token of prompt and completion but the last
+    assert client.received == sum(len(one.prompt_ids) + len(one.completion_ids) - 1 for one in samples) * 4 * 64
     assert losses == pytest.approx(expected, abs=1e-5)
     for gradient, wanted in zip(gradients, expected_gradients):
         torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=1e-4)
@@ -124,10 +138,33 @@ def test_a_run_equals_one_with_the_local_teacher(server, write_recipe, tmp_path,
 
 @pytest.mark.slow
 @needs_vllm
+@pytest.mark.parametrize("method", ["value", "optimal", "full", "rao_blackwell", "jsd"])
+def test_three_steps_equal_those_of_the_local_teacher(server, tiny_pair, write_recipe, tmp_path, method: str) -> None:
+    """Losses, reverse KL and weights relative to the largest of each (seen: 5e-6)."""
+
+    def trained(name: str, teacher: StatesTeacher | None) -> tuple[torch.Tensor, torch.Tensor]:
+        trainer = build(write_recipe(**METHODS[method]), max_steps=3, output_dir=tmp_path / name)
+        trainer.teacher = teacher or trainer.teacher
+        trainer.train()
+        lines = [line for line in trainer.state.log_history if "loss" in line]
+        assert len(lines) == 3
+        weights = torch.cat([parameter.detach().flatten() for parameter in trainer.model.parameters()])
+        return torch.tensor([[line["loss"], line["reverse_kl"]] for line in lines]), weights
+
+    expected = trained("local", None)
+    client = StatesServer(server.url, None, torch.float32, 20)
+    for found, wanted in zip(trained("remote", StatesTeacher(client, head_of_teacher(tiny_pair))), expected):
+        assert (found - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+
+
+@pytest.mark.slow
+@needs_vllm
 def test_two_processes_equal_one(server, write_recipe, tmp_path) -> None:
-    """Each process asks for its own micro-batches, under ZeRO-3 too, and has the head whole."""
+    """Each process asks for its own micro-batches, under ZeRO-3 too, and has the head whole; a local teacher's run."""
     recipe = write_recipe(max_steps=3, divergence="full", **served(server))
     one = launch(recipe, tmp_path / "one", gradient_accumulation_steps=4)
+    local = write_recipe("local", max_steps=3, divergence="full")
+    assert_same_run(one, launch(local, tmp_path / "local", gradient_accumulation_steps=4), 1e-4)
     zero3 = {"deepspeed": REPOSITORY / "recipes" / "deepspeed" / "zero3.json"}
     for kind, fields in (("MULTI_CPU", {}), ("DEEPSPEED", zero3)):
         two = launch(recipe, tmp_path / kind, processes=2, **fields)
@@ -226,6 +263,85 @@ def test_an_answer_that_is_none_is_one_line(recorded, answer, expected: str) -> 
     assert expected in refusal(future.result, error=TeacherUnavailable)
 
 
+def test_rows_that_are_missing_are_no_narrower_states(recorded) -> None:
+    """Seven rows of eight tokens are as many bytes as eight rows of states that are 56 wide."""
+    service = recorded(pooling(lambda ids: as_bytes(rows_of(ids, 64)[1:])))
+    client = StatesServer(service.url, "t", torch.float32, 5)
+    StatesTeacher(client, Head(torch.randn(264, 64)))
+    future = client.submit([3, 4, 5], [6, 7, 8, 9, 10, 11])
+    assert "1,792 bytes for 8 tokens of torch.float32" in refusal(future.result, error=TeacherUnavailable)
+
+
+def test_states_of_another_type_are_refused(recorded, tokenizer) -> None:
+    service = recorded(pooling(lambda ids: as_bytes(rows_of(ids))))
+    client = StatesServer(service.url, "teacher", torch.bfloat16, 5)
+    message = refusal(client.check, tokenizer, 99, Head(torch.randn(264, 8)))
+    assert "have 32 bytes a token, 8 numbers of torch.bfloat16 have 16; it must send the type" in message
+
+
+@pytest.mark.slow
+def test_a_run_that_a_server_breaks_off_resumes(recorded, tiny_pair, write_recipe, tmp_path) -> None:
+    """Slow: three runs. The last micro-batch of the third step is refused; the end is as if nothing had happened."""
+    model, asked, healthy = AutoModelForCausalLM.from_pretrained(tiny_pair.teacher).eval(), [], []
+
+    @torch.no_grad()
+    def states(ids: list[int]) -> object:
+        asked.append(ids)
+        if len(asked) == 1 + 3 * 4 and not healthy:  # one is the check's
+            return 400, {}, {"error": {"message": "no"}}
+        return as_bytes(model.base_model(torch.tensor([ids])).last_hidden_state[0])
+
+    fields = {"teacher_backend": "server", "teacher_server_scores": "hidden_states", "max_steps": 4, "save_steps": 2}
+    fields["teacher_server_url"] = recorded(pooling(states)).url
+    recipe = write_recipe(**fields, per_device_train_batch_size=1, gradient_accumulation_steps=4)
+    done = execute([sys.executable, str(SCRIPT), str(recipe)])
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 1 and line.startswith("error: step 3: the teacher failed: ")
+    assert line.endswith(f"the same command resumes from {tmp_path / 'run' / 'checkpoint-2'}")
+    healthy.append(True)
+    resumed = launch(recipe, tmp_path / "run")
+    assert_same_weights(resumed.weights, launch(recipe, tmp_path / "undisturbed").weights, 0)
+
+
+def test_an_answer_is_kept_once(recorded) -> None:
+    """And not by its response as well, for as long as Python does not look for circles."""
+    service = recorded(pooling(lambda ids: as_bytes(rows_of(ids, 1024))))
+    client = StatesServer(service.url, "t", torch.float32, 5)
+    gc.collect()
+    gc.disable()
+    try:
+        states = [client.submit([3, 4, 5], [7, 8]).result() for _ in range(8)]
+        responses = [one for one in gc.get_objects() if isinstance(one, httpx.Response)]
+        assert sum(len(getattr(one, "_content", b"")) for one in responses) == 0
+    finally:
+        gc.enable()
+    assert client.received == 8 * 4 * 1024 * 4 and len(states) == 8
+
+
+@pytest.mark.parametrize("change", ["the same", "another"])
+def test_a_server_started_again_between_windows(recorded, tokenizer, write_recipe, change: str) -> None:
+    """With the same model it is asked for the next window; with another it is one line."""
+    rooms = [4096]
+
+    def reply(path: str, body: dict, number: int):
+        if path == "/v1/models":
+            return 200, {}, {"data": [{"id": "teacher", "max_model_len": rooms[0]}]}
+        return pooling(lambda ids: as_bytes(torch.randn(len(ids), 8)))(path, body, number)
+
+    head = Head(torch.randn(264, 8))
+    client = StatesServer(recorded(reply).url, None, torch.float32, 5)
+    client.check(tokenizer, 99, head)
+    trainer = build(write_recipe())
+    batches = pack(trainer.sample(list(trainer.train_dataset)[:2], step=0, generations=1), 3)
+    rooms[0] = 4096 if change == "the same" else 2048
+    teacher = StatesTeacher(client, head)
+    if change == "the same":
+        assert [view() for view in teacher.views(batches)]
+    else:
+        message = refusal(teacher.views, batches, error=TeacherUnavailable)
+        assert "holds another model than before: max_model_len 2048 instead of 4096" in message
+
+
 def test_normalised_states_are_refused(recorded, tokenizer) -> None:
     service = recorded(pooling(lambda ids: as_bytes(torch.nn.functional.normalize(rows_of(ids)))))
     client = StatesServer(service.url, "teacher", torch.float32, 5)
@@ -302,6 +418,51 @@ def test_the_index_says_which_file_is_read(tiny_pair: TinyPair, tmp_path) -> Non
         (tmp_path / other).unlink()
     head = load_teacher_head(ModelConfig("s", teacher_model_name_or_path=str(tmp_path)))
     torch.testing.assert_close(head.weight, model.lm_head.weight.detach(), atol=0, rtol=0)
+
+
+SMALL = {
+    "vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+HEADS = {
+    "soft cap": Gemma2Config(**SMALL, head_dim=16, final_logit_softcapping=7.0),
+    "scale": CohereConfig(**SMALL, logit_scale=0.25),
+    "divisor": GraniteConfig(**SMALL, logits_scaling=4.0),
+    "bias": PhiConfig(**SMALL),
+    "tied": Qwen3Config(**SMALL, head_dim=16, tie_word_embeddings=True),
+    "own": Qwen3Config(**SMALL, head_dim=16, tie_word_embeddings=False),
+}
+
+
+@pytest.mark.parametrize("shards", [False, True])
+@pytest.mark.parametrize("kind", HEADS)
+def test_heads_with_what_belongs_to_them(kind: str, shards: bool, tmp_path, monkeypatch) -> None:
+    """From a folder and from the Hub, whose one tensor is all that comes of the weights."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(HEADS[kind]).eval()
+    for parameter in model.parameters():
+        parameter.data = 0.3 * torch.randn_like(parameter)
+    model.save_pretrained(tmp_path / "model", **({"max_shard_size": "20KB"} if shards else {}))
+    ids = torch.arange(5)[None]
+    with torch.no_grad():
+        states, expected = model.base_model(input_ids=ids).last_hidden_state, model(input_ids=ids).logits
+
+    def check(name: str) -> Head:
+        head = load_teacher_head(ModelConfig("s", teacher_model_name_or_path=name))
+        logits = scale_logits(torch.nn.functional.linear(states, head.weight, head.bias), head)
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=0)
+        return head
+
+    check(str(tmp_path / "model"))
+    with fake_hub_in_use(monkeypatch, tmp_path) as hub:
+        api = HfApi(endpoint=hub.url, token=WRITER)
+        api.create_repo("org/m")
+        api.upload_folder(repo_id="org/m", folder_path=tmp_path / "model")
+        hub.requests.clear()
+        check("org/m")
+        read = {request for request in hub.requests if request.startswith("GET") and ".safetensors" in request}
+        assert len({request for request in read if not request.endswith(".json")}) <= 1 + (kind == "bias")
+    assert not [*tmp_path.glob("cache/**/*.safetensors"), *tmp_path.glob("hf/**/*.safetensors")]
 
 
 def test_a_checkpoint_without_its_head_is_refused(tiny_pair: TinyPair, tmp_path) -> None:

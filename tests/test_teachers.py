@@ -594,6 +594,14 @@ def test_the_planner_counts_every_teacher(several, write_recipe, tiny_pair, seco
     one, two = items(write_recipe(**own)), items(write_recipe(**own, teacher_dtype="bfloat16"))
     assert not any(name.startswith("teacher: weights") for name in one)
     assert two["teacher: weights"].loss == weights(tiny_pair.student) // 2
+    away = {"teacher_backend": "server", "teacher_server_url": "http://node7:8000"}
+    states = items(write_recipe(**away, teacher_server_scores="hidden_states", divergence="full"))
+    head = states["teacher: head"]
+    assert {head.rollout, head.teacher, head.loss, head.backward, head.update} == {4 * 264 * 64}
+    assert states["teacher: hidden states"].loss > 0
+    assert [name for name in states if name.startswith("teacher")] == ["teacher: head", "teacher: hidden states"]
+    logprobs = items(write_recipe(**away, baseline="none"))
+    assert not any(name.startswith("teacher") for name in logprobs)
     longer = items(write_recipe(teacher_prompt_template="{solution}{prompt}", teacher_max_prompt_length=2048))
     plain = items(write_recipe())
     name = "teacher: forward, hidden states"

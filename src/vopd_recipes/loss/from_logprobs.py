@@ -28,6 +28,7 @@ from torch import Tensor
 from vopd_recipes.loss.definition import STATISTICS, SUPPORT_MASSES, TokenStats, importance_weight, not_written
 from vopd_recipes.loss.estimator import Estimator
 from vopd_recipes.loss.head import Head
+from vopd_recipes.loss.likeliest import likeliest
 from vopd_recipes.loss.sweep import Sweep, product_operand, project, row_dot, scale_back, softcap_slope, swept_loss
 
 _DIVERGENCES = ("sampled", "rao_blackwell")
@@ -209,7 +210,7 @@ def student_support(hidden: Tensor, head: Head, k: int, vocabulary: int, chunk_s
     with torch.no_grad(), torch.autocast(hidden.device.type, enabled=False):
         for rows in hidden.detach().split(chunk_size):
             dtype = torch.float64 if rows.dtype == torch.float64 else torch.float32
-            chosen.append(_logits(head.shared(vocabulary), rows, dtype).topk(min(k, vocabulary), dim=-1).indices)
+            chosen.append(likeliest(_logits(head.shared(vocabulary), rows, dtype), k))
     return torch.cat(chosen) if chosen else torch.empty(0, k, dtype=torch.long, device=hidden.device)
 
 

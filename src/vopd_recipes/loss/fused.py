@@ -41,6 +41,7 @@ from vopd_recipes.loss.definition import (
 )
 from vopd_recipes.loss.estimator import Estimator
 from vopd_recipes.loss.head import Head
+from vopd_recipes.loss.likeliest import likeliest
 from vopd_recipes.loss.methods import METHODS, Method
 from vopd_recipes.loss.moments import Moments, tail_moments, whole_moments
 from vopd_recipes.loss.sweep import (
@@ -250,7 +251,7 @@ class _Block:
         """What k tokens carry, before `rewards` overwrites `teacher_logp`."""
         estimator = self.estimator
         ranked = teacher_logp if estimator.support == "teacher" else self.logp
-        self.support = ranked.topk(min(estimator.support_top_k, ranked.shape[1]), dim=-1).indices  # [b, k]
+        self.support = likeliest(ranked, estimator.support_top_k)  # [b, k]
         self.support_logp, self.support_teacher_logp = (x.gather(1, self.support) for x in (self.logp, teacher_logp))
         self.support_p = self.support_logp.exp()
         self.support_mass_student = self.support_p.sum(-1)

@@ -7,6 +7,7 @@ holds the same model. The first request that is given up ends all others, so tha
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import random
@@ -203,7 +204,7 @@ class VLLMClient:
             what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             raise TeacherUnavailable(f"{self._shown}{path} gave an answer that vLLM would not: {what}") from error
 
-    def _request(self, path: str, body: Any, read: Callable[[httpx.Response], Any] = httpx.Response.json) -> Any:
+    def _request(self, path: str, body: Any, read: Callable[[bytearray], Any] = json.loads) -> Any:
         """What is read of the answer; one that comes after failures counts once the same model is known to be back."""
         answer, failures = self._send(path, body, read=read)
         if failures:
@@ -215,7 +216,7 @@ class VLLMClient:
         path: str,
         body: Any,
         patience: float | None = None,
-        read: Callable[[httpx.Response], Any] = httpx.Response.json,
+        read: Callable[[bytearray], Any] = json.loads,
     ) -> tuple[Any, int]:
         """What is read of the answer, tried again for as long as the failure may pass, and how often it failed."""
         patience = self._timeout if patience is None else patience
@@ -224,17 +225,15 @@ class VLLMClient:
             wait = None
             try:
                 left = max(1.0, min(_REQUEST_SECONDS, patience - (time.monotonic() - start)))
-                with self._waiting():
-                    response = self._client.request("GET" if body is None else "POST", path, json=body, timeout=left)
-                self.received += len(response.content)
-                if response.status_code < 300:
-                    answer = read(response)
+                status, headers, content = self._exchange(path, body, left)
+                if status < 300:
+                    answer = read(content)
                     self._away = False
                     return answer, failures
-                problem = f"{response.status_code}: {_message(response)}"
-                if response.status_code not in (408, 429) and response.status_code < 500:
+                problem = f"{status}: {_message(content)}"
+                if status not in (408, 429) and status < 500:
                     raise Refused(f"{self._shown}{path} answered {problem}")
-                wait = _seconds(response.headers.get("retry-after"))
+                wait = _seconds(headers.get("retry-after"))
             except (httpx.RequestError, ValueError) as error:  # unreadable: cut off in the middle, badly compressed
                 problem = f"{type(error).__name__}: {error}"
             failures += 1
@@ -250,6 +249,21 @@ class VLLMClient:
             pause = min(2 * pause, _LONGEST_PAUSE)
         raise TeacherUnavailable(str(self._failure))
 
+    def _exchange(self, path: str, body: Any, seconds: float) -> tuple[int, httpx.Headers, bytearray]:
+        """One request and its answer: status, headers and what it says.
+
+        Read in pieces, because a response that has its content is part of a circle, and stays with it, tens of
+        megabytes of states, until Python next looks for those.
+        """
+        content = bytearray()
+        with self._waiting():
+            method = "GET" if body is None else "POST"
+            with self._client.stream(method, path, json=body, timeout=seconds) as response:
+                for piece in response.iter_bytes():
+                    content += piece
+        self.received += len(content)
+        return response.status_code, response.headers, content
+
     @contextmanager
     def _waiting(self) -> Iterator[None]:
         request = object()
@@ -260,14 +274,14 @@ class VLLMClient:
             self._under_way.discard(request)
 
 
-def _message(response: httpx.Response) -> str:
+def _message(content: bytearray) -> str:
     """What a vLLM error says, in one line."""
     try:
-        content = response.json()
-        text = content.get("error", content)
+        said = json.loads(content)
+        text = said.get("error", said)
         text = text.get("message", text) if isinstance(text, dict) else text
     except (ValueError, AttributeError):
-        text = response.text
+        text = content.decode(errors="replace")
     return " ".join(str(text).split())[:300]
 
 

@@ -11,8 +11,8 @@ is the teacher's whole distribution, and the teacher shares nothing with the tra
 
 A window's states are asked for at once, micro-batch by micro-batch in the order of training, with no more than
 `IN_FLIGHT_BYTES` requested or kept at a time; the student trains on the first micro-batch as soon as that is there.
-The prompt's rows come as well and are dropped on arrival. What is said of a server that is away in `logprobs.py` holds
-here too.
+The prompt's rows come as well and are dropped on arrival, when an answer is there twice for a moment. What is said of
+a server that is away in `logprobs.py` holds here too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
-import httpx
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -58,6 +57,7 @@ class StatesServer(VLLMClient):
     def __init__(self, url: str, model: str | None, dtype: torch.dtype, timeout: float = 600.0) -> None:
         super().__init__(url, model, timeout)
         self.dtype = dtype
+        self.width: int | None = None  # of a state, once a head is known that reads them
 
     def check(self, tokenizer: PreTrainedTokenizerBase, longest: int, head: Head) -> None:
         """Before training: see `VLLMClient.checked`; and the server's states are those that `head` reads.
@@ -78,10 +78,15 @@ class StatesServer(VLLMClient):
 
     def _check_states(self, states: Tensor, head: Head) -> None:
         where = f"teacher_server_url: the states of {self._shown}"
-        if states.shape[1] != head.weight.shape[1]:
+        given, read = states.shape[1], head.weight.shape[1]
+        if 2 * given == read or given == 2 * read:
             raise RecipeError(
-                f"{where} are {states.shape[1]} wide, the head of teacher_model_name_or_path {head.weight.shape[1]}; "
-                "both must be of one model"
+                f"{where} have {given * self.dtype.itemsize:,} bytes a token, {read:,} numbers of {self.dtype} have "
+                f"{read * self.dtype.itemsize:,}; it must send the type that it is asked for (embed_dtype)"
+            )
+        if given != read:
+            raise RecipeError(
+                f"{where} are {given} wide, the head of teacher_model_name_or_path {read}; both must be of one model"
             )
         if ((states.norm(dim=-1) - 1).abs() < 1e-2).all():
             raise RecipeError(f"{where} are of length 1: it normalises them (use_activation), which loses their scale")
@@ -107,9 +112,9 @@ class StatesServer(VLLMClient):
             "encoding_format": "bytes_only",
             "embed_dtype": str(self.dtype).removeprefix("torch."),
         }
-        content = self._request("/pooling", body, _content)
+        content = self._request("/pooling", body, _as_it_comes)
         width, rest = divmod(len(content), len(inputs) * self.dtype.itemsize)
-        if rest or width == 0:
+        if rest or width == 0 or width != (self.width or width):
             raise TeacherUnavailable(
                 f"{self._shown} answered {len(content):,} bytes for {len(inputs)} tokens of {self.dtype}; is it a "
                 "vLLM pooling server with --pooler-config.task token_embed?"
@@ -120,8 +125,8 @@ class StatesServer(VLLMClient):
         return rows
 
 
-def _content(response: httpx.Response) -> bytearray:
-    return bytearray(response.content)
+def _as_it_comes(content: bytearray) -> bytearray:
+    return content
 
 
 def _float(bias: Tensor | None) -> Tensor | None:
@@ -145,6 +150,7 @@ class StatesTeacher:
     ) -> None:
         self.server, self.head, self.vocabulary, self.compiled = server, head, len(head.weight), compiled
         self._in_flight_bytes = in_flight_bytes
+        server.width = head.weight.shape[1]
 
     def head_on(self, device: torch.device) -> Head:
         """The head, moved to the student's device at its first use."""
