@@ -79,12 +79,7 @@ def checkpoint_to_resume(output_dir: Path, named: str | None, only_model: bool) 
     checkpoint = _named(output_dir, named) if named else last_complete_checkpoint(output_dir)
     if checkpoint is None:
         return None
-    if not (checkpoint / _STATE).is_file():
-        what = "no checkpoint, it has no trainer_state.json" if checkpoint.is_dir() else "no such folder"
-        raise RecipeError(
-            f"resume_from_checkpoint: {checkpoint}: {what}; leave it out, and the run resumes from the last "
-            f"complete checkpoint in {output_dir}"
-        )
+    _check_is_one(checkpoint, output_dir)
     if not (checkpoint / MARKER).is_file() and checkpoint.resolve().parent == output_dir.resolve():
         raise RecipeError(
             f"resume_from_checkpoint: {checkpoint}: was not written to its end; leave it out, and the run resumes "
@@ -99,6 +94,18 @@ def checkpoint_to_resume(output_dir: Path, named: str | None, only_model: bool) 
     return checkpoint
 
 
+def _check_is_one(checkpoint: Path, output_dir: Path) -> None:
+    if (checkpoint / _STATE).is_file():
+        return
+    what = "no checkpoint, it has no trainer_state.json" if checkpoint.is_dir() else "no such folder"
+    if str(checkpoint).lower() in ("true", "false"):  # as other programs take it
+        what = f"{what}; it takes a checkpoint's folder, not a switch"
+    raise RecipeError(
+        f"resume_from_checkpoint: {checkpoint}: {what}; leave it out, and the same command resumes from the last "
+        f"complete checkpoint in {output_dir} by itself"
+    )
+
+
 def _named(output_dir: Path, named: str) -> Path:
     """The checkpoint that is named, until the run that began from it has a later one of its own.
 
@@ -110,8 +117,9 @@ def _named(output_dir: Path, named: str) -> Path:
     later = [path for path in complete_checkpoints(output_dir) if not inside or _number(path) > _number(checkpoint)]
     if not later:
         return checkpoint
-    if begun_from(output_dir) == named:
+    if begun_from(output_dir) == named:  # also where the one it began from has been removed since
         return later[-1]
+    _check_is_one(checkpoint, output_dir)  # first: for the sake of a wrong name nobody should move a run away
     raise RecipeError(
         f"resume_from_checkpoint: {checkpoint}: {output_dir} holds {later[-1].name}, which is later; move it away, or "
         "name another output_dir"
