@@ -229,13 +229,20 @@ def _that_matters(value: Any) -> Any:
     return {name: _that_matters(part) for name, part in value.items() if not _HARMLESS.match(str(name))}
 
 
-def check_same_prompts(output_dir: Path, hashes: dict[str, str], names: Sequence[str]) -> None:
+def check_same_prompts(
+    output_dir: Path, hashes: dict[str, dict[str, str]], names: Sequence[str], max_test_prompts: int | None = None
+) -> None:
     """A run resumes over the rows that it began with; a file may have been written again under its name.
+
+    Held-out rows as well: the two halves of their curve would not be of the same questions. More or fewer of them is
+    another matter, a recipe's `max_test_prompts` may change on the way.
 
     Args:
         output_dir: the run's folder.
-        hashes: of the training rows now, see `prompts.content_hashes`.
+        hashes: what `environment.json` is to say of the rows: `prompts_sha256` and `held_out_sha256`, each as
+            `prompts.content_hashes` makes them.
         names: of the sources, by the numbers that are the hashes' keys.
+        max_test_prompts: the recipe's.
 
     Raises:
         RecipeError: a source whose rows are others than those of the checkpoints in `output_dir`.
@@ -243,15 +250,20 @@ def check_same_prompts(output_dir: Path, hashes: dict[str, str], names: Sequence
     path = output_dir / ENVIRONMENT
     if not path.is_file() or not _has_begun(output_dir):
         return
-    before = _content(path).get("prompts_sha256")
-    if before is None:  # a run of an earlier version
-        return
-    for number in sorted({*before, *hashes}, key=int):
-        if before.get(number) != hashes.get(number):
-            raise RecipeError(
-                f"dataset_name: the rows of {names[int(number)]} have changed since the run in {output_dir} began; "
-                "bring them back, or name another output_dir"
-            )
+    recorded, compared = _content(path), {"prompts_sha256": "rows"}
+    recipe = output_dir / RECIPE
+    if recipe.is_file() and _content(recipe).get("max_test_prompts") == max_test_prompts:
+        compared["held_out_sha256"] = "held-out rows"
+    for field, what in compared.items():
+        before, now = recorded.get(field), hashes.get(field)
+        if before is None or now is None:  # a run of an earlier version
+            continue
+        for number in sorted({*before, *now}, key=int):
+            if before.get(number) != now.get(number):
+                raise RecipeError(
+                    f"dataset_name: the {what} of {names[int(number)]} have changed since the run in {output_dir} "
+                    "began; bring them back, or name another output_dir"
+                )
 
 
 def _has_begun(output_dir: Path) -> bool:
