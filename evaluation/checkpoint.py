@@ -31,6 +31,7 @@ from vopd_recipes.recipe import RecipeError, one_line
 
 _WANTED = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "recipe.yaml"]
 _HASHED_BESIDE_WEIGHTS = ("config.json", "adapter_config.json")
+_NO_FOLDER = "no such folder; as a Hub id"  # a folder in another has a Hub id's form: the Hub is asked, and both said
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -123,6 +124,19 @@ class Checkpoint:
         return found
 
 
+def check_there(model: str, revision: str | None = None) -> None:
+    """That a model, and an adapter's base, can be found; of one on the Hub only the configuration is fetched.
+
+    Args:
+        model: Hub id or folder.
+        revision: of a Hub id.
+
+    Raises:
+        RecipeError: it is not there, cannot be reached, or is an adapter that names no base.
+    """
+    _folders(model, revision, list(_HASHED_BESIDE_WEIGHTS))
+
+
 def resolve(model: str, revision: str | None = None) -> Checkpoint:
     """Find a model or an adapter and its base, fetching what is not here.
 
@@ -133,19 +147,25 @@ def resolve(model: str, revision: str | None = None) -> Checkpoint:
     Raises:
         RecipeError: it is not there, cannot be reached, holds no safetensors, or is an adapter that names no base.
     """
-    folder, is_local = _locate(model, revision, "MODEL")
-    if is_local and revision is not None:
-        raise RecipeError(f"REVISION: {_shown(model)} is a folder, and revisions are a Hub model's; leave it out")
-    adapter = folder / "adapter_config.json"
-    base = None
-    if adapter.is_file():
-        named, of_base = _base_of(adapter, _shown(model))
-        base, _ = _locate(named, of_base, f"MODEL: {_shown(model)} is an adapter; its base model")
+    folder, is_local, base = _folders(model, revision, _WANTED)
     parts = [_hash_of(part) for part in (folder, base) if part is not None]
     weights_hash = parts[0] if len(parts) == 1 else hashlib.sha256("".join(parts).encode()).hexdigest()
     if is_local:
         return Checkpoint(_shown(model), "local", folder, base, weights_hash)
     return Checkpoint(model, revision or "main", folder, base, weights_hash, folder.name)  # the cache's: by commit
+
+
+def _folders(model: str, revision: str | None, wanted: list[str]) -> tuple[Path, bool, Path | None]:
+    """Where a model is, whether that is a folder of the user's, and where its base is if it is an adapter."""
+    folder, is_local = _locate(model, revision, "MODEL", wanted)
+    if is_local and revision is not None:
+        raise RecipeError(f"REVISION: {_shown(model)} is a folder, and revisions are a Hub model's; leave it out")
+    adapter = folder / "adapter_config.json"
+    if not adapter.is_file():
+        return folder, is_local, None
+    named, of_base = _base_of(adapter, _shown(model))
+    base, _ = _locate(named, of_base, f"MODEL: {_shown(model)} is an adapter; its base model", wanted)
+    return folder, is_local, base
 
 
 def _base_of(adapter: Path, shown: str) -> tuple[str, str | None]:
@@ -164,7 +184,7 @@ def _base_of(adapter: Path, shown: str) -> tuple[str, str | None]:
     return named, revision
 
 
-def _locate(model: str, revision: str | None, what: str) -> tuple[Path, bool]:
+def _locate(model: str, revision: str | None, what: str, wanted: list[str]) -> tuple[Path, bool]:
     folder = Path(model).expanduser()
     if folder.is_dir():
         if not any((folder / name).is_file() for name in _HASHED_BESIDE_WEIGHTS):
@@ -175,19 +195,17 @@ def _locate(model: str, revision: str | None, what: str) -> tuple[Path, bool]:
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise RecipeError(f"{what}: no such folder: {_shown(model)}")
     try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=_WANTED)), False
+        return Path(snapshot_download(model, revision=revision, allow_patterns=wanted)), False
     except GatedRepoError:
         reason = f"gated: accept its terms at https://huggingface.co/{model} and run `hf auth login`"
     except RevisionNotFoundError:
         reason = f"the Hub has it, but no revision {revision}"
     except (RepositoryNotFoundError, HFValidationError):
-        reason = "neither a folder here nor a model on the Hub that this machine may read"
+        reason = "no such folder, and no model of that name on the Hub that this machine may read"
     except LocalEntryNotFoundError:
-        reason = "the Hub cannot be reached and the model is not in the cache; check the network"
+        reason = f"{_NO_FOLDER}: the Hub cannot be reached and the model is not in the cache; check the network"
     except Exception as error:  # httpx, disk, …
-        reason = one_line(error, 300)
-    if "/" in model and Path(model).parent.is_dir():  # also a Hub id's form, so the Hub was asked first
-        reason = f"no such folder; as a Hub id: {reason}"
+        reason = f"{_NO_FOLDER}: {one_line(error, 300)}"
     raise RecipeError(f"{what}: {model}: {reason}")
 
 

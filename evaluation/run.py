@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from transformers import PreTrainedTokenizerBase
 
-from evaluation.checkpoint import Checkpoint, resolve
+from evaluation.checkpoint import Checkpoint, check_there, resolve
 from evaluation.protocol import Drawing, Protocol, protocol_names, read_protocol
 from evaluation.tasks import TASKS, Question, Task, task_names
 from vopd_recipes.data import hub_asked_once
@@ -65,6 +65,7 @@ def evaluate(options: argparse.Namespace, protocol: Protocol) -> Outcome:
     names, failures = task_names(options.tasks)
     if not names and not failures:
         raise RecipeError(f"TASKS: '{options.tasks}' names no task")
+    check_there(options.model, options.revision)  # first: a name that is wrong should not cost the tasks' data
     read = _read(names, options.data_dir, failures)
     if not read:
         return Outcome(None, failures)

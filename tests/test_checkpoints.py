@@ -169,6 +169,8 @@ def test_where_a_run_goes_on(tmp_path: Path) -> None:
             checkpoint_to_resume(folder, str(first), only_model=False)
     (tmp_path / RECIPE).write_text(yaml.safe_dump({"resume_from_checkpoint": str(first)}))  # its own
     assert checkpoint_to_resume(tmp_path, str(first), only_model=False) == second
+    shutil.rmtree(first)
+    assert checkpoint_to_resume(tmp_path, str(first), only_model=False) == second
     (second / "trainer_state.json").write_text('{"global_st')
     with pytest.raises(RecipeError, match=r"checkpoint-2/trainer_state.json: damaged; move .*checkpoint-2 away"):
         checkpoint_to_resume(tmp_path, None, only_model=False)
@@ -217,3 +219,28 @@ def test_what_is_named_is_a_checkpoint(tmp_path: Path, named: str, says: str) ->
         checkpoint_to_resume(tmp_path, named, only_model=True)
     assert str(caught.value).startswith(f"resume_from_checkpoint: {named}: ") and says in str(caught.value)
     assert "leave it out" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("named", "says"),
+    [
+        ("true", "no such folder; it takes a checkpoint's folder, not a switch"),
+        ("nowhere/checkpoint-1", "no such folder"),
+        ("nowhere/checkpoint-9", "no such folder"),
+        ("{run}/checkpoint-1", "no such folder"),
+        ("{run}/checkpoint-9", "no such folder"),
+        ("{run}", "no checkpoint, it has no trainer_state.json"),
+    ],
+)
+def test_a_wrong_name_moves_no_run_away(tmp_path: Path, named: str, says: str) -> None:
+    run = tmp_path / "run"
+    checkpoint, named = make(run, 2), named.format(run=run)
+    (checkpoint / "trainer_state.json").write_text('{"global_step": 2}')
+    (checkpoint / "optimizer.pt").write_bytes(b"state")
+    with pytest.raises(RecipeError) as caught:
+        checkpoint_to_resume(run, named, only_model=False)
+    assert str(caught.value) == (
+        f"resume_from_checkpoint: {named}: {says}; leave it out, and the same command resumes from the last complete "
+        f"checkpoint in {run} by itself"
+    )
+    assert checkpoint_to_resume(run, None, only_model=False) == checkpoint

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,6 +132,48 @@ def test_a_run_goes_on_over_the_prompts_that_it_began_with(
     assert f"resuming from {folder / 'checkpoint-1'}, after step 1" in caplog.text
     for name, tensor in load_file(folder / "model.safetensors").items():
         assert tensor.equal(expected[name]), name
+
+
+def test_a_run_goes_on_over_the_held_out_prompts_that_it_began_with(
+    write_recipe: Callable[..., Path], tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"{n}+{n}=", "answer": str(2 * n)} for n in range(6)]
+    data, folder = tmp_path / "data", tmp_path / "run"
+
+    def write(split: str, rows: list[dict[str, str]]) -> None:
+        (data / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def resumed(*words: str) -> None:
+        (folder / "model.safetensors").unlink()
+        shutil.rmtree(folder / "checkpoint-2")  # as if killed in the middle of step 2
+        train(load_recipe(recipe, words))
+
+    data.mkdir()
+    write("train", rows)
+    write("test", rows[:3])
+    recipe = write_recipe(
+        dataset_name=str(data), dataset_test_split="test", save_steps=1, eval_strategy="steps", eval_steps=2
+    )
+    train(load_recipe(recipe))
+    write("test", [*rows[:2], rows[4]])
+    with pytest.raises(RecipeError) as caught:
+        resumed()
+    assert str(caught.value) == (
+        f"dataset_name: the held-out rows of {data} have changed since the run in {folder} began; bring them back, or "
+        "name another output_dir"
+    )
+    write("test", rows[:3])
+    train(load_recipe(recipe))
+    resumed("--max_test_prompts", "2")  # fewer of the same
+    write("test", [*rows[:2], rows[4]])
+    resumed("--max_test_prompts", "2")  # what it never asks
+    write("test", [*rows[:1], rows[3]])
+    with pytest.raises(RecipeError, match="the held-out rows of"):
+        resumed("--max_test_prompts", "2")
+    train(load_recipe(recipe, ["--max_test_prompts", "2", "--eval_strategy", "no"]))  # no curve to have two halves
+    assert "held_out_sha256" not in json.loads((folder / "environment.json").read_text())  # as of an earlier version
+    resumed("--max_test_prompts", "2")
+    assert "held_out_sha256" in json.loads((folder / "environment.json").read_text())
 
 
 def test_a_run_without_its_optimiser_goes_on_only_where_it_is_told_to(write_recipe, tmp_path: Path) -> None:

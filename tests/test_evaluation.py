@@ -311,20 +311,43 @@ def test_which_answers_are_a_hint(tiny_pair: TinyPair, tokens: list[int], hinted
 
 
 def test_no_such_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from evaluation.checkpoint import resolve
+    from evaluation.checkpoint import check_there, resolve
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").mkdir()
+    unreachable = "no such folder; as a Hub id: the Hub cannot be reached and the model is not in the cache"
     for model, message in (
         (str(tmp_path), "is no model folder"),
         ("./nowhere", "no such folder"),
-        ("data/nope", "MODEL: data/nope: no such folder; as a Hub id: the Hub cannot be reached"),
-        ("org/nowhere", "the Hub cannot be reached and the model is not in the cache"),
+        ("data/nope", f"MODEL: data/nope: {unreachable}"),
+        ("runs/nope", f"MODEL: runs/nope: {unreachable}"),  # nor is there a folder `runs`
+        ("nope", f"MODEL: nope: {unreachable}"),
+        ("what is this/nope", "no such folder, and no model of that name on the Hub"),
     ):
-        with pytest.raises(RecipeError) as refused:
-            resolve(model)
-        assert message in str(refused.value)
-        assert ("no such folder" in str(refused.value)) == (model in ("./nowhere", "data/nope"))
+        for find in (resolve, check_there):
+            with pytest.raises(RecipeError) as refused:
+                find(model)
+            assert message in str(refused.value)
+
+
+def test_a_model_that_is_not_there_is_said_before_data_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from evaluation import run
+
+    def read(*_: object) -> None:
+        raise AssertionError("a task's data was read")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run, "_read", read)
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "runs/gone"}')
+    for model, message in (
+        ("runs/nope", "runs/nope: no such folder; as a Hub id: "),
+        ("adapter", "adapter is an adapter; its base model: runs/gone: no such folder; as a Hub id: "),
+    ):
+        assert run.main([model, "--tasks", "math"]) == 2
+        assert capsys.readouterr().err.startswith(f"error: MODEL: {message}")
 
 
 def test_no_pickle_is_loaded(tmp_path: Path) -> None:

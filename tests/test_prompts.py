@@ -134,6 +134,21 @@ def test_fill_template_leaves_other_braces_alone() -> None:
     )
 
 
+def test_a_column_of_any_name(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    row = {"prompt": "1+1?", "my-col": 2, "my col": "two", "m.a": 3, "a": 4, "b": 5, "Größe?": "ü"}
+    file = write(tmp_path / "p.jsonl", [row])
+    for template, text in (
+        ("{prompt} {my-col} {my col}, {m.a}: {Größe?}", "1+1? 2 two, 3: ü"),
+        ("{my col}", "two"),
+        (
+            r"{a} \frac{a}{b}, \text{my col} = \text{{my col}}, x^{m.a}",
+            r"4 \frac{a}{b}, \text{my col} = \text{two}, x^{m.a}",
+        ),
+        ("{a} { my col } {my  col} {m.b} {my-} {}", "4 { my col } {my  col} {m.b} {my-} {}"),
+    ):
+        assert build(file, tokenizer, prompt_template=template).train[0]["prompt"] == text
+
+
 def test_prompt_template(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     rows = [{"question": "1+1?", "hint": 2}]
     prompts = build(
@@ -276,6 +291,29 @@ def test_nulls_never_become_text(
     assert list(build(file, tokenizer, answer_column="n").train["answer"]) == ["1.5", None]
     unfilled = build(file, tokenizer, answer_column="n", prompt_template=r"{prompt} \boxed{n} x^{n}")
     assert list(unfilled.train["prompt"]) == [rf"{prompt} \boxed{{n}} x^{{n}}" for prompt in "ab"]
+
+
+@pytest.mark.parametrize(
+    ("whole", "holey"),
+    [
+        (["a", "b"], ["a", None]),
+        ([1.5, 2.5], [float("nan"), 1.5]),
+        ({"a": "x", "b": "y"}, {"a": "x", "b": None}),
+        ([{"a": ["x"]}], [{"a": ["x", None]}]),
+    ],
+)
+def test_nulls_in_lists_and_structs_are_nulls(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, whole: object, holey: object
+) -> None:
+    file = write(tmp_path / "p.parquet", [{"prompt": "a", "n": whole}, {"prompt": "b", "n": holey}])
+    message = refusal(file, tokenizer, prompt_template="{prompt} {n}")
+    assert message == (
+        f"prompt_template: column 'n' of {file}, row 1, holds a null, and {{n}} needs its text; leave such rows out "
+        "of the data set"
+    )
+    assert list(build(file, tokenizer, answer_column="n").train["answer"]) == [str(whole), None]
+    file = write(tmp_path / "whole.parquet", [{"prompt": "a", "n": whole}])
+    assert build(file, tokenizer, prompt_template="{prompt} {n}").train[0]["prompt"] == f"a {whole}"
 
 
 def test_parquets_nulls_in_messages(tmp_path: Path, thinking: PreTrainedTokenizerFast) -> None:

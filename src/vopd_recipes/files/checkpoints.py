@@ -79,12 +79,7 @@ def checkpoint_to_resume(output_dir: Path, named: str | None, only_model: bool) 
     checkpoint = _named(output_dir, named) if named else last_complete_checkpoint(output_dir)
     if checkpoint is None:
         return None
-    if not (checkpoint / _STATE).is_file():
-        what = "no checkpoint, it has no trainer_state.json" if checkpoint.is_dir() else "no such folder"
-        raise RecipeError(
-            f"resume_from_checkpoint: {checkpoint}: {what}; leave it out, and the run resumes from the last "
-            f"complete checkpoint in {output_dir}"
-        )
+    _check_is_one(checkpoint, output_dir)
     if not (checkpoint / MARKER).is_file() and checkpoint.resolve().parent == output_dir.resolve():
         raise RecipeError(
             f"resume_from_checkpoint: {checkpoint}: was not written to its end; leave it out, and the run resumes "
@@ -99,6 +94,18 @@ def checkpoint_to_resume(output_dir: Path, named: str | None, only_model: bool) 
     return checkpoint
 
 
+def _check_is_one(checkpoint: Path, output_dir: Path) -> None:
+    if (checkpoint / _STATE).is_file():
+        return
+    what = "no checkpoint, it has no trainer_state.json" if checkpoint.is_dir() else "no such folder"
+    if str(checkpoint).lower() in ("true", "false"):  # as other programs take it
+        what = f"{what}; it takes a checkpoint's folder, not a switch"
+    raise RecipeError(
+        f"resume_from_checkpoint: {checkpoint}: {what}; leave it out, and the same command resumes from the last "
+        f"complete checkpoint in {output_dir} by itself"
+    )
+
+
 def _named(output_dir: Path, named: str) -> Path:
     """The checkpoint that is named, until the run that began from it has a later one of its own.
 
@@ -110,8 +117,9 @@ def _named(output_dir: Path, named: str) -> Path:
     later = [path for path in complete_checkpoints(output_dir) if not inside or _number(path) > _number(checkpoint)]
     if not later:
         return checkpoint
-    if begun_from(output_dir) == named:
+    if begun_from(output_dir) == named:  # also where the one it began from has been removed since
         return later[-1]
+    _check_is_one(checkpoint, output_dir)  # first: for the sake of a wrong name nobody should move a run away
     raise RecipeError(
         f"resume_from_checkpoint: {checkpoint}: {output_dir} holds {later[-1].name}, which is later; move it away, or "
         "name another output_dir"
@@ -221,13 +229,20 @@ def _that_matters(value: Any) -> Any:
     return {name: _that_matters(part) for name, part in value.items() if not _HARMLESS.match(str(name))}
 
 
-def check_same_prompts(output_dir: Path, hashes: dict[str, str], names: Sequence[str]) -> None:
+def check_same_prompts(
+    output_dir: Path, hashes: dict[str, dict[str, str]], names: Sequence[str], max_test_prompts: int | None = None
+) -> None:
     """A run resumes over the rows that it began with; a file may have been written again under its name.
+
+    Held-out rows as well: the two halves of their curve would not be of the same questions. More or fewer of them is
+    another matter, a recipe's `max_test_prompts` may change on the way.
 
     Args:
         output_dir: the run's folder.
-        hashes: of the training rows now, see `prompts.content_hashes`.
+        hashes: what `environment.json` is to say of the rows: `prompts_sha256` and `held_out_sha256`, each as
+            `prompts.content_hashes` makes them.
         names: of the sources, by the numbers that are the hashes' keys.
+        max_test_prompts: the recipe's.
 
     Raises:
         RecipeError: a source whose rows are others than those of the checkpoints in `output_dir`.
@@ -235,15 +250,20 @@ def check_same_prompts(output_dir: Path, hashes: dict[str, str], names: Sequence
     path = output_dir / ENVIRONMENT
     if not path.is_file() or not _has_begun(output_dir):
         return
-    before = _content(path).get("prompts_sha256")
-    if before is None:  # a run of an earlier version
-        return
-    for number in sorted({*before, *hashes}, key=int):
-        if before.get(number) != hashes.get(number):
-            raise RecipeError(
-                f"dataset_name: the rows of {names[int(number)]} have changed since the run in {output_dir} began; "
-                "bring them back, or name another output_dir"
-            )
+    recorded, compared = _content(path), {"prompts_sha256": "rows"}
+    recipe = output_dir / RECIPE
+    if recipe.is_file() and _content(recipe).get("max_test_prompts") == max_test_prompts:
+        compared["held_out_sha256"] = "held-out rows"
+    for field, what in compared.items():
+        before, now = recorded.get(field), hashes.get(field)
+        if before is None or now is None:  # a run of an earlier version
+            continue
+        for number in sorted({*before, *now}, key=int):
+            if before.get(number) != now.get(number):
+                raise RecipeError(
+                    f"dataset_name: the {what} of {names[int(number)]} have changed since the run in {output_dir} "
+                    "began; bring them back, or name another output_dir"
+                )
 
 
 def _has_begun(output_dir: Path) -> bool:

@@ -83,11 +83,11 @@ def _dealt(sources: Sequence[int], count: int) -> list[int]:
     return sorted(row for _, row in sorted(turns)[:count])
 
 
-def content_hashes(train: Dataset) -> dict[str, str]:
-    """SHA-256 of each source's training rows, prompts and answers in their order; the keys are `source`'s numbers."""
+def content_hashes(rows: Dataset) -> dict[str, str]:
+    """SHA-256 of each source's rows, prompts and answers in their order; the keys are `source`'s numbers."""
     hashes: dict[str, Any] = defaultdict(hashlib.sha256)
     columns = ("source", "prompt", "answer", "teacher", "teacher_prompt")
-    for source, prompt, answer, *teachers in zip(*(train[name] for name in columns)):
+    for source, prompt, answer, *teachers in zip(*(rows[name] for name in columns)):
         hashed = [prompt, answer, *(value for value in teachers if value is not None)]
         hashes[str(source)].update(json.dumps(hashed).encode() + b"\n")
     return {source: found.hexdigest() for source, found in hashes.items()}

@@ -9,8 +9,8 @@ from vopd_recipes.recipe import RecipeError, nearest
 
 # Braces that LaTeX means: \boxed{answer}, \frac{a}{b}, x^{n}. A \n that YAML left as it stands is no command of its.
 _LATEX = re.compile(r"\\(?![ntr]\{)[a-zA-Z]+\*?(?:\[[^\]]*\])?(?:\{[^{}]*\})+|[\^_]\{[^{}]*\}")
-# A column; LaTeX's braces come first, and are none.
-_COLUMN = re.compile(rf"{_LATEX.pattern}|\{{(\w+)\}}")
+# What may be a column, of whatever name: {my col}, {m.a}; LaTeX's braces come first, and are none.
+_COLUMN = re.compile(rf"{_LATEX.pattern}|\{{([^{{}}]+)\}}")
 # Jinja's form of a column; behind a LaTeX command, \text{{column}}, the outer braces are LaTeX's.
 _JINJA = re.compile(r"(?<![\w\]}^*])\{\{\s*([^\W\d]\w*)\s*\}\}")
 
@@ -52,13 +52,16 @@ def filled(field: str, source: dict[str, Any], row: dict[str, Any], index: int) 
         return row["prompt"]
     for name in _COLUMN.findall(template):
         if name in row and is_null(row[name]):
+            what = "holds a null" if isinstance(row[name], (list, dict)) else "is null"
             raise RecipeError(
-                f"{field}: column '{name}' of {source['dataset_name']}, row {index}, is null, and {{{name}}} "
+                f"{field}: column '{name}' of {source['dataset_name']}, row {index}, {what}, and {{{name}}} "
                 "needs its text; leave such rows out of the data set"
             )
     return fill_template(template, row)
 
 
 def is_null(value: Any) -> bool:
-    """Also NaN, which is what pandas writes for a number that is not there."""
+    """Also NaN, which is what pandas writes for a number that is not there, and a list or struct with such a hole."""
+    if isinstance(value, (list, dict)):
+        return any(is_null(item) for item in (value.values() if isinstance(value, dict) else value))
     return value is None or value != value

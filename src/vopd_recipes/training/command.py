@@ -91,7 +91,7 @@ def train(recipe: Recipe, noise: Noise | None = None) -> None:
 
 def build_trainer(
     recipe: Recipe, kind: Callable[..., VOPDTrainer] = VOPDTrainer
-) -> tuple[VOPDTrainer, dict[str, str]]:
+) -> tuple[VOPDTrainer, dict[str, dict[str, str]]]:
     """Everything up to the first step.
 
     Args:
@@ -99,7 +99,7 @@ def build_trainer(
         kind: makes the trainer.
 
     Returns:
-        The trainer, and the hashes of its prompts (`prompts.content_hashes`).
+        The trainer, and the hashes of its prompts by their names in `environment.json`, see `check_same_prompts`.
 
     Raises:
         RecipeError: whatever is wrong with it.
@@ -113,8 +113,11 @@ def build_trainer(
     if recipe.training.push_to_hub and int(os.environ.get("RANK", 0)) == 0:
         check_write_access(Target.of(recipe.resolved()))
     rows = read_rows(recipe.data, recipe.training.seed, recipe.training.teachers or ())
-    hashes = content_hashes(rows[0])
-    check_same_prompts(output_dir, hashes, [str(source["dataset_name"]) for source in recipe.data.sources()])
+    hashes = {"prompts_sha256": content_hashes(rows[0])}
+    if rows[1] is not None and (recipe.training.eval_strategy != "no" or recipe.training.eval_on_start):
+        hashes["held_out_sha256"] = content_hashes(rows[1])
+    names = [str(source["dataset_name"]) for source in recipe.data.sources()]
+    check_same_prompts(output_dir, hashes, names, recipe.data.max_test_prompts)
     tokenizer = load_tokenizer(recipe.model)
     tokenizers = {}
     for name, one in recipe.by_teacher().items():

@@ -33,21 +33,19 @@ _PACKAGES = (
 _WAIT_AFTER_FAILURE = 300.0  # seconds, for uploads that are under way
 
 
-def start_run(recipe: Recipe, trainer: VOPDTrainer, prompts_sha256: dict[str, str] | None = None) -> None:
+def start_run(recipe: Recipe, trainer: VOPDTrainer, hashes: dict[str, dict[str, str]] | None = None) -> None:
     """Write the resolved recipe and the environment; sweep up what a killed process left half-written. Collective.
 
     Args:
         recipe: of the run.
         trainer: of the run.
-        prompts_sha256: of the training rows, see `prompts.content_hashes`.
+        hashes: of its rows, see `check_same_prompts`.
     """
     if trainer.is_world_process_zero():
         folder = trainer.output_dir
         discard_incomplete(folder)
         _write(folder / RECIPE, yaml.safe_dump(recipe.resolved(), sort_keys=False, allow_unicode=True))
-        about = {**environment(trainer.accelerator), "prepared_from": _prepared_from(recipe.data)}
-        if prompts_sha256 is not None:
-            about["prompts_sha256"] = prompts_sha256
+        about = {**environment(trainer.accelerator), "prepared_from": _prepared_from(recipe.data), **(hashes or {})}
         _write(folder / ENVIRONMENT, json.dumps(about, indent=2) + "\n")
     trainer.accelerator.wait_for_everyone()
 
