@@ -133,9 +133,9 @@ $(foreach name,$(filter-out $(KNOWN),$(GIVEN)),$(error $(name): no such variable
   (what is for the environment stands before make)))
 endif
 
-# Two files at a time: many tests wait for processes to start.
+# Two files at a time, because many tests wait for processes to start; in the order of tests/conftest.py.
 test: $(CHECKS)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 quality: $(CHECKS)
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
