@@ -269,6 +269,34 @@ x \le 7 \text{ and } x \ge -2 @ x \in [-2,7]
 \{x : 1 < x < 2\} @ (1,2)
 \{x \in \mathbb{R} \mid x \ne 3\} @ (-\infty,3)\cup(3,\infty)
 \{2,1\} @ 1,2
+m\,\frac{d}{dt}v+bv=f @ m \frac{d v}{d t}+b v=f
+m\frac{\mathrm dv}{\mathrm dt}+bv=f @ m \frac{d v}{d t}+b v=f
+m\frac{\mathrm{d}v}{\mathrm{d}t}+bv=f @ m \frac{d v}{d t}+b v=f
+m\frac{d(v)}{dt}+bv=f @ m \frac{d v}{d t}+b v=f
+m\frac{d\vec{v}}{dt} = \vec{f} @ m\dot{\vec{v}} = \vec{f}
+\frac{d}{dt}x = kx @ x'=kx
+\frac{d^2}{dt^2}x = -x @ x''=-x
+\frac{d}{dt}(pq) + a = 0 @ a + \frac{d(pq)}{dt} = 0
+\frac{d}{dx} x^3 @ 3x^2
+\frac{d}{dt} 7 @ 0
+m_pc^2 @ m_{p} c^{2}
+k_BT @ k_{B} T
+a_nx^n @ a_{n} x^{n}
+e^{-\zeta\omega_nt} @ e^{-\zeta \omega_{n} t}
+\rho_wgV @ \rho_{w} g V
+2N_Ak_B @ 2 N_{A} k_{B}
+v_max/2 @ \frac{v_{\max}}{2}
+v_\text{max}/2 @ \frac{v_{max}}{2}
+I\dot\omega + 2B\omega = T @ I \frac{d \omega}{d t}+2 B \omega=T
+\ddot\theta + \theta = 0 @ \frac{d^2\theta}{dt^2}+\theta=0
+y'' - y = 0 @ y^{\prime \prime}-y=0
+x^{\prime\prime} @ x''
+y^{\prime\prime}+y=0 @ \frac{d^2 y}{dt^2} + y = 0
+x'(t) = kx(t) - a @ \frac{d x}{d t}=k x-a
+m\frac{dv(t)}{dt} + bv(t) = f(t) @ m \frac{d v}{d t}+b v=f
+\dot x = ax @ \dot{x}(t)=ax(t)
+\frac{e^t}{3}+Ce^{-2t} @ \frac{e^{t}} {3}+c e^{-2 t}
+C_1e^{x}+C_2e^{-x} @ c_{1} e^{x}+c_{2} e^{-x}
 """.strip("\n").splitlines()
 
 WRONG = r"""
@@ -439,6 +467,32 @@ m+n=5 @ 204
 10\% @ 10
 x > 2 \text{ or } x < 3 @ (2,3)
 (1,2) @ \{1,2\}
+bv=f @ m\frac{d}{dt}v+bv=f
+bv=f @ m\frac{d(v)}{dt}+bv=f
+bv=f @ \frac{d(mv)}{dt}+bv=f
+m\frac{d}{dt}v+bv=f @ bv=f
+\frac{d(mv)}{dt}+bv=f @ bv=f
+\frac{d\vec{v}}{dt}=0 @ \frac{d\vec{u}}{dt}=0
+\frac{d}{dt}(pq) + a = 0 @ \frac{d}{dt}(pr) + a = 0
+\frac{d}{dt}(pq) + a = 0 @ \frac{d}{dx}(pq) + a = 0
+\frac{\partial (uv)}{\partial x}+w=f @ w=f
+\frac{d}{dt}v^2 + v = f @ v=f
+\frac{d}{dt}v @ 0
+0 @ \frac{d(mv)}{dt}
+m_pc^2 @ m_{e} c^{2}
+m_pc^2 @ m_{c} p^{2}
+v_max @ v_{min}
+y'' - y = 0 @ y^{\prime}-y=0
+y''-y=0 @ y^{\prime\prime\prime}-y=0
+\ddot\theta + \theta = 0 @ \frac{d\theta}{dt}+\theta=0
+\ddot\theta + \theta = 0 @ \frac{d^2\phi}{dt^2}+\phi=0
+x'(t) = kx(t) + a @ \frac{d x}{d t}=k x-a
+x'(t) = kx(t) - a @ \frac{dx}{dt} = kxt-a
+mC^2 @ mc^2
+a+b+C @ a+b+c
+C\cos A @ c \cos A
+Ce^{2t} + c @ ce^{2t}+C
+C_1e^{x}+C_2e^{-x} @ c_{2} e^{x}+c_{1} e^{-x}
 """.strip("\n").splitlines()
 
 
@@ -567,6 +621,13 @@ def test_what_a_vote_counts(answer: str, key: object) -> None:
         r"\mu",
         r"\frac{",
         r"\frac{dx}{d",
+        r"\frac{d}{dt}",
+        r"\frac{d(x)}{dt}",
+        r"\vec{",
+        "_ab",
+        "ce^",
+        "^{\\prime",
+        r"\prime",
         r"M_\odot",
         "x_",
         "x_{",

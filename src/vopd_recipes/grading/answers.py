@@ -165,7 +165,7 @@ def _may_be_interval(text: str) -> bool:
 def for_math_verify(answer: str, gold: str) -> tuple[list[str], str, bool]:
     """(the sides of the answer, the gold answer, whether a side may be rounded), as math-verify reads them."""
     compared = _compared(answer, gold)
-    symbols = Symbols(compared.gold, *compared.sides[:1])
+    symbols = Symbols(compared.gold, compared.sides)
     theirs = symbols.numbered(compared.gold)
     return [symbols.numbered(side) for side in compared.sides], theirs, compared.is_rough
 

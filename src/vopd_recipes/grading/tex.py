@@ -65,7 +65,10 @@ _REWRITING = [
         (r"(?<![A-Za-z\\])(pi|infty|infinity)(?![A-Za-z])", r"\\\1 "),
         (r"\\infinity", r"\\infty"),
         (r"\\degrees?(?![A-Za-z])", r"^\\circ"),
-        (r"\^\s*\{\\prime\}|\^\s*\\prime(?![A-Za-z])", "'"),
+        (
+            r"\^\s*(?:\{\s*((?:\\prime\s*)+)\}|\\prime(?![A-Za-z]))",
+            lambda found: "'" * max(1, (found[1] or "").count("p")),
+        ),
         (WRAPPER + r"\{\s*([0-9]+)\s*\}", r"\1"),
         (r"^\(([0-9A-Z]+)\)(?=_\{?[0-9])", r"\1"),
         (r"(?<=[0-9])\.(?=[/*+\-^)}\s,]|$)", ""),  # -3./2

@@ -102,7 +102,21 @@ def _meaningful(found: list[Any]) -> list[Any]:
             return any(isinstance(side, sympy.Set) for side in one.args)
         return one in (sympy.true, sympy.false, sympy.zoo, sympy.nan)
 
+    found = [one if isinstance(one, str) else _with_named_derivatives(one) for one in found]
     return [one for one in found if isinstance(one, (str, sympy.MatrixBase)) or not says_nothing(one)]
+
+
+def _with_named_derivatives(found: Any) -> Any:
+    r"""`\frac{d(mv)}{dt}` as a symbol of its own: sympy holds m and v for constants, and it for 0."""
+    import sympy
+
+    if not hasattr(found, "atoms") or not hasattr(found, "xreplace"):
+        return found
+    names = {}
+    for one in found.atoms(sympy.Derivative):
+        if one.expr.free_symbols and not one.expr.free_symbols & set(one.variables):
+            names[one] = sympy.Symbol("eta_" + re.sub(r"\W+", "_", str(one)), real=True)
+    return found.xreplace(names) if names else found
 
 
 def _numeric_verdict(ours: Any, theirs: Any) -> bool | None:
