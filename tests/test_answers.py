@@ -297,6 +297,37 @@ m\frac{dv(t)}{dt} + bv(t) = f(t) @ m \frac{d v}{d t}+b v=f
 \dot x = ax @ \dot{x}(t)=ax(t)
 \frac{e^t}{3}+Ce^{-2t} @ \frac{e^{t}} {3}+c e^{-2 t}
 C_1e^{x}+C_2e^{-x} @ c_{1} e^{x}+c_{2} e^{-x}
+9, 4 @ AB=9, CD=4
+CD=4, AB=9 @ AB=9, CD=4
+9\text{ cm}, 4\text{ cm} @ AB=9, CD=4
+5\text{ and }3 @ x=5, y=3
+(5,3) @ x=5,y=3
+\sqrt2, a+b @ p=\sqrt{2}, q=b+a
+(4.6AF)_{16} @ 4.6AF_{16}
+0.0011_2 @ 0.0011_{2}
+5 \approx 5.0 @ 5
+\frac{5}{9} \approx 0.6 @ \frac{5}{9}
+\frac{\pi}{6} \approx 30^\circ @ \frac{\pi}{6}
+\frac{v^2}{g} \approx 40 @ \frac{v^2}{g}
+\frac{1}{8} \approx 12.5\% @ \frac18
+\sin 40 \approx 0.643 @ \sin 40
+3\sqrt{13}\text{ m} \approx 1082\text{ cm} @ 3\sqrt{13}
+\frac13 \approx 0.333\ldots @ \frac13
+\ln(2) \approx 0.693 @ \ln 2
+x = \ln(2) = 0.693 @ \ln 2
+\sin^{-1}(10/13) \approx 0.878 @ np.arcsin(10/13)
+\arctan(2) \approx 1.107 @ \arctan 2
+\log_2(3) \approx 1.585 @ \log_2 3
+\frac{\ln 3}{\ln 2} \approx 1.585 @ \log_2 3
+e^{2} \approx 7.39 @ e^2
+e^{-1} \approx 0.368 @ \frac{1}{e}
+\pi^{2} \approx 9.87 @ \pi^2
+\pi/e \approx 1.156 @ \frac{\pi}{e}
+\sqrt{\pi} \approx 1.77 @ \sqrt\pi
+e = 0.5 @ 0.5
+e^2 = 0.25 @ 0.25
+\cos 30 = \frac{\sqrt3}{2} @ \frac{\sqrt{3}}{2}
+\sin^{-1}(10/13) = 50.28^\circ @ 50.28
 """.strip("\n").splitlines()
 
 WRONG = r"""
@@ -493,6 +524,24 @@ a+b+C @ a+b+c
 C\cos A @ c \cos A
 Ce^{2t} + c @ ce^{2t}+C
 C_1e^{x}+C_2e^{-x} @ c_{2} e^{x}+c_{1} e^{-x}
+4, 9 @ AB=9, CD=4
+9, 5 @ AB=9, CD=4
+9, 4, 1 @ AB=9, CD=4
+3\text{ and }5 @ x=5,y=3
+(3,5) @ x=5,y=3
+q, p @ a=p, b=q
+0.0011_3 @ 0.0011_{2}
+0.0012_2 @ 0.0011_{2}
+3\sqrt{13} \approx 99 @ 3\sqrt{13}
+2\pi \approx 3.14 @ 2\pi
+5 \approx 9 @ 5
+\frac{5}{9} \approx 0.7 @ \frac{5}{9}
+\ln(2) \approx 0.9 @ \ln 2
+\ln(3) \approx 0.693 @ \ln 2
+\ln(3) \approx 1.0986 @ \ln 2
+x = \pi^2 \approx 3.14 @ \pi^2
+e^{2} \approx 7.39 @ e^3
+\arctan(2) = 1.5 @ \arctan 2
 """.strip("\n").splitlines()
 
 

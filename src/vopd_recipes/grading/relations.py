@@ -25,6 +25,10 @@ _OF_ANGLE = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc|log|ln))\s*[0-9]+")
 _TERM = re.compile(r"\s*([0-9]*)\s*(?:\\?[A-Za-z]|[{}|()\[\]/*,:]|\\[|{} ]|\s)+")
 _COORDINATE = re.compile(r"(?<![A-Za-z])[xyz](?![A-Za-z])")
 _LONGEST_NAME = 80
+_KNOWN = re.compile(
+    r"\\(?:a(?:rc)?)?(?:sin|cos|tan|cot|sec|csc)h?(?![A-Za-z])|(?<![A-Za-z])[ei](?![A-Za-z])|"
+    r"\\(?:d?frac|sqrt|pi|ln|log|exp|cdot|times)(?![A-Za-z])"
+)
 _GIVEN_NAME = re.compile(
     rf"(?:{WRAPPER}\{{[A-Za-z ]+\}}|\\?[A-Za-z]+)(?:_(?:\w|\{{[^{{}}]*\}}))?(?:\([A-Za-z]\))?", re.DOTALL
 )
@@ -51,10 +55,14 @@ _IS_SET = re.compile(r"\s*(?:[(\[]|\\\{|\\emptyset|\\mathbb)|.*\\cup", re.DOTALL
 
 
 class Sides(NamedTuple):
-    """The sides of a chain of signs at the top level; `is_rough`: one of the signs is an approximation."""
+    r"""The sides of a chain of signs at the top level; `is_rough`: one of the signs is an approximation.
+
+    `constants` were taken off as names (`\sin 30` and a value in degrees), but may be values too (`\ln(2) = 0.693`).
+    """
 
     parts: list[str]
     is_rough: bool
+    constants: tuple[str, ...] = ()
 
 
 def split(text: str, signs: frozenset[str]) -> Sides:
@@ -91,6 +99,11 @@ def is_name(text: str) -> bool:
     return not has_factor or (len(terms) > 1 and not _COORDINATE.search(bare))
 
 
+def is_constant(text: str) -> bool:
+    r"""Whether it has a value of its own, as `\pi^2` and `\arctan 2`; a sole `e` or `\pi` is rather a name."""
+    return not re.search(r"[A-Za-z]", _KNOWN.sub("", text)) and bool(re.search(r"[0-9{(/^*]|[^\\]\\", text))
+
+
 def sides_of(answer: str, gold: str) -> tuple[Sides, str]:
     """The values that an answer gives, and the gold answer's, without names where those name a value.
 
@@ -116,9 +129,10 @@ def sides_of(answer: str, gold: str) -> tuple[Sides, str]:
     parts = ours.parts
     while len(parts) > 1 and is_name(parts[0]) and parts[0] != theirs[0]:
         parts = parts[1:]
+    constants = tuple(part for part in ours.parts[: -len(parts)] if is_constant(part))
     if len(parts) == 2 and _GIVEN_NAME.fullmatch(parts[1]) and parts[1] != theirs[0]:  # 5 = x
         parts = parts[:1]
-    return Sides(parts, ours.is_rough), theirs[0]
+    return Sides(parts, ours.is_rough, constants), theirs[0]
 
 
 def _bare(text: str) -> str:

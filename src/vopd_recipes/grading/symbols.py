@@ -81,7 +81,7 @@ class Symbols:
 
     def _braced(self, found: re.Match[str]) -> str:
         """As TeX reads it, `m_pc` is a c behind m_p; but `v_max` is one symbol where the other side has `v_{max}`."""
-        end = len(found[1]) if found[1] in self._indices else 1
+        end = next((end for end in range(len(found[1]), 1, -1) if found[1][:end] in self._indices), 1)
         return f"_{{{found[1][:end]}}}{found[1][end:]}"
 
     def _derivative(self, symbol: str, order: int, variable: str) -> str:

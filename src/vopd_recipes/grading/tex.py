@@ -19,6 +19,7 @@ _GREEK = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi omicron pi rho varsigma sigma tau "
     "upsilon phi chi psi omega"
 )
+_LETTERS = "|".join(_GREEK.split())
 _COMMANDS = {
     **{chr(0x3B1 + place): name for place, name in enumerate(_GREEK.split())},
     "Γ": "Gamma", "Δ": "Delta", "Θ": "Theta", "Λ": "Lambda", "Σ": "Sigma", "Φ": "Phi", "Ψ": "Psi", "Ω": "Omega",
@@ -61,7 +62,7 @@ _REWRITING = [
         (r"\*\*", "^"),
         (r"√\s*(?:\(([^()]*)\)|([0-9]+(?:\.[0-9]+)?|[A-Za-z]))", r"\\sqrt{\1\2}"),
         (r"√\s*(?=\{)", r"\\sqrt"),
-        (r"\\sqrt\s*([0-9]+)", r"\\sqrt{\1}"),
+        (rf"\\sqrt\s*([0-9]+|\\(?:{_LETTERS})(?![A-Za-z]))", r"\\sqrt{\1}"),
         (r"(?<![A-Za-z\\])(pi|infty|infinity)(?![A-Za-z])", r"\\\1 "),
         (r"\\infinity", r"\\infty"),
         (r"\\degrees?(?![A-Za-z])", r"^\\circ"),
@@ -70,7 +71,7 @@ _REWRITING = [
             lambda found: "'" * max(1, (found[1] or "").count("p")),
         ),
         (WRAPPER + r"\{\s*([0-9]+)\s*\}", r"\1"),
-        (r"^\(([0-9A-Z]+)\)(?=_\{?[0-9])", r"\1"),
+        (r"^\(([0-9A-Z]+(?:\.[0-9A-Z]+)?)\)(?=_\{?[0-9])", r"\1"),
         (r"(?<=[0-9])\.(?=[/*+\-^)}\s,]|$)", ""),  # -3./2
         (r"(?<![0-9.,/^_])([0-9]{1,3}(?: [0-9]{3})+)(?![0-9/]|,[0-9])", lambda found: found[1].replace(" ", "")),
         (r"\\(?:approx|simeq|thickapprox|sim|approxeq|doteq)(?![A-Za-z])", r"\\approx"),
