@@ -30,6 +30,9 @@ _IN_BASE = re.compile(r"([0-9A-Za-z]+(?:\.[0-9A-Za-z]+)?)_(?:\{([0-9]+)\}|([0-9]
 # Neither \sin nor \log: who wrote them may have meant degrees or another base.
 _COMPUTED = re.compile(r"(?:[0-9.+\-*/()\[\]{}^ ]|\\(?:frac|sqrt|pi|ln|cdot|times)(?![A-Za-z]))+")
 _PROSE = re.compile(r"[A-Za-z][A-Za-z ]{2,}")
+_TO = re.compile(r"([0-9]+)\s*(?:\\text\s*\{\s*to\s*\}|to(?![A-Za-z]))\s*([0-9]+)")
+_MODULO = re.compile(r"\\[pb]?mod(?![A-Za-z])")
+_HALF_DAY = re.compile(r"(?<![A-Za-z])[apAP][mM](?![A-Za-z])")
 _CLOCK = re.compile(r"([0-9]+):([0-9]{2})(?::([0-9]{2}))?")
 _PERCENT_ASKED = re.compile(
     r"\bpercent(?:age)?s?\b[^.?!]{0,200}\?|"
@@ -65,15 +68,39 @@ def rewritten(text: str, other: str = "", is_gold: bool = False) -> tuple[str, s
 
 def _compared(answer: str, gold: str) -> Compared:
     ours, theirs = normalized(answer), normalized(gold)
+    ours, theirs = _residue(_ratio(ours, theirs), theirs), _ratio(theirs, ours)
     ours, theirs = as_sets(ours, theirs)
-    ours, theirs = listed(ours, theirs), listed(theirs, ours)
-    ours, theirs = _in_order(ours, theirs)
+    ours = listed(ours, theirs)
+    ours, theirs = _in_order(ours, listed(theirs, ours))
     sides, theirs = sides_of(ours, theirs)
     theirs, their_unit = rewritten(theirs, sides.parts[0], is_gold=True)
     found = [rewritten(side, theirs) for side in sides.parts]
     differ = any(conflict(unit, their_unit) for _, unit in found)
+    theirs, found = (
+        _on_the_hour(theirs, their_unit, sides.parts[0]),
+        [(_on_the_hour(value, unit, theirs), unit) for value, unit in found],
+    )
     has_scales = len({unit for _, unit in found}) > 1
     return Compared([side for side, _ in found], theirs, sides.is_rough, differ, has_scales, sides.constants)
+
+
+def _ratio(text: str, other: str) -> str:
+    """`1 to 2` as 1:2, where the other one is written so."""
+    found = _TO.fullmatch(text) if ":" in other else None
+    return f"{found[1]}:{found[2]}" if found else text
+
+
+def _residue(ours: str, theirs: str) -> str:
+    r"""3 of `x \equiv 3 \pmod{7}`, where the gold answer is a number alone."""
+    name, _, rest = ours.partition(r"\equiv")
+    value, *modulus = _MODULO.split(rest, 1)
+    return value.strip() if modulus and is_name(name.strip()) and number(theirs) else ours
+
+
+def _on_the_hour(value: str, unit: str, other: str) -> str:
+    """`9:00` of `9 a.m.`, where the other one has minutes."""
+    is_hour = value.isdecimal() and len(value) < 3 and ":" in other and _HALF_DAY.search(unit)
+    return f"{value}:00" if is_hour else value
 
 
 def _in_order(ours: str, theirs: str) -> tuple[str, str]:
@@ -229,7 +256,7 @@ def listed_boxes(gold: str, boxes: Callable[[], list[str]]) -> str | None:
     """Several boxes as one list, where the gold answer is a list of as many values."""
     if "," not in gold and r"\pm" not in gold and "and" not in gold:
         return None
-    count = count_of_values(listed(normalized(gold), ""))
+    count = count_of_values(listed(_elements(normalized(gold)), ""))
     if count < 2:
         return None
     values = boxes()
