@@ -34,12 +34,6 @@ _TO = re.compile(r"([0-9]+)\s*(?:\\text\s*\{\s*to\s*\}|to(?![A-Za-z]))\s*([0-9]+
 _MODULO = re.compile(r"\\[pb]?mod(?![A-Za-z])")
 _HALF_DAY = re.compile(r"(?<![A-Za-z])[apAP][mM](?![A-Za-z])")
 _CLOCK = re.compile(r"([0-9]+):([0-9]{2})(?::([0-9]{2}))?")
-_PERCENT_ASKED = re.compile(
-    r"\bpercent(?:age)?s?\b[^.?!]{0,200}\?|"
-    r"(?:as an?|in|what|which|nearest|find the|is the) (?:\w+ ){0,4}percent(?:age)?\b",
-    re.IGNORECASE,
-)
-_PERCENT_SIGN = re.compile(r"\s*(?:\\?%|(?:\\text\s*\{\s*)?percent(?:\s*\})?)\s*\.?\s*$")
 
 
 class Compared(NamedTuple):
@@ -231,20 +225,6 @@ def for_math_verify(answer: str, gold: str) -> tuple[list[str], str, bool, list[
     theirs = symbols.numbered(compared.gold)
     sides, constants = ([symbols.numbered(side) for side in part] for part in (compared.sides, compared.constants))
     return sides, theirs, compared.is_rough, constants
-
-
-def as_asked(answer: str, gold: str, question: str) -> tuple[str, str]:
-    """(answer, gold) without the percent sign that only one of them has, where the question asks for percent.
-
-    The gold answer loses its own only where the rest is plainly the answer: 0.2 is 20 %, and right as it stands.
-    """
-    answer_has, gold_has = ("%" in text or "percent" in text for text in (answer, gold))
-    if answer_has == gold_has or not _PERCENT_ASKED.search(question):
-        return answer, gold
-    if answer_has:
-        return _PERCENT_SIGN.sub("", answer), gold
-    bare = _PERCENT_SIGN.sub("", gold)
-    return answer, bare if quick_verdict(answer, bare) else gold
 
 
 def _base(text: str) -> tuple[str, str]:

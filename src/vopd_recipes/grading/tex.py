@@ -141,7 +141,7 @@ def normalized(text: str) -> str:
         text = _SCRIPTS.sub(_script, text).translate(_SIGNS)
     text = undressed(text)
     text = text.strip("$").strip() if not text.endswith(r"\$") else text
-    text = _typed_roots(text)
+    text = _typed_roots(text) if "sqrt" in text else text
     for pattern, replacement in _REWRITING:
         text = pattern.sub(replacement, text)
     return _SCALE.sub(lambda scale: _SCALES[scale[1]], text).strip()
