@@ -465,6 +465,12 @@ x = \pm 1, x = \pm 2 @ \pm 1, \pm 2
 3.2\,\text{J}/(\text{kg}\cdot\text{K}) @ 3.2
 5 \text{ W}/(\text{m}^2 \cdot \text{K}) @ 5
 5 \text{ m/s} @ 5
+3 \pmod{7} @ 3
+8.314 J/(mol K) @ 8.314
+2\sqrt(x+1) @ 2\sqrt{x+1}
+np.sqrt(2*np.sqrt(3)) @ \sqrt{2\sqrt{3}}
+x^3+\frac{1}{x^3} = 18 @ 18
+x \ne 0, 1 @ (-\infty,0)\cup(0,1)\cup(1,\infty)
 """.strip("\n").splitlines()
 
 WRONG = r"""
@@ -768,6 +774,10 @@ x \equiv 3 \pmod{7} @ x \equiv 3 \pmod{8}
 M_\text{sun} @ 5
 x \text{ J}/(y) @ x
 5k @ 5
+12 \bmod 5 @ 12
+4 \pmod{7} @ 3
+2\sqrt(x)+1 @ 2\sqrt{x+1}
+\frac{1}{x} + 1 = 3 @ 2
 """.strip("\n").splitlines()
 
 

@@ -85,10 +85,10 @@ def _ratio(text: str, other: str) -> str:
 
 
 def _residue(ours: str, theirs: str) -> str:
-    r"""3 of `x \equiv 3 \pmod{7}`, where the gold answer is a number alone."""
-    name, _, rest = ours.partition(r"\equiv")
-    value, *modulus = _MODULO.split(rest, 1)
-    return value.strip() if modulus and is_name(name.strip()) and number(theirs) else ours
+    r"""3 of `x \equiv 3 \pmod{7}` and of `3 \pmod{7}`, where the gold answer is a number alone."""
+    name, sign, rest = ours.partition(r"\equiv")
+    value, *modulus = _MODULO.split(rest, 1) if sign else ours.split(r"\pmod", 1)
+    return value.strip() if modulus and (not sign or is_name(name.strip())) and number(theirs) else ours
 
 
 def _on_the_hour(value: str, unit: str, other: str) -> str:

@@ -46,7 +46,7 @@ _SIMPLE = re.compile(r"[+-]?(?:[0-9]+(?:,[0-9]{3})*)?(?:\.[0-9]*)?(?:[eE][+-]?[0
 _FULL_STOP = re.compile(r"(?<![\s\\])\s*[.,;]+$")
 
 _FUNCTIONS = "(?:arc)?(?:sin|cos|tan|cot)|(?:sin|cos|tan)h|sqrt|exp|ln|log|csc"
-_TYPED_ROOT = re.compile(r"(?<![A-Za-z\\])sqrt\s*\(|[()\[\]]")
+_TYPED_ROOT = re.compile(r"(?:\\|(?<![A-Za-z0-9_.])np\.|(?<![A-Za-z\\]))sqrt\s*\(|[()\[\]]")
 
 
 def _repeating(found: re.Match[str]) -> str:

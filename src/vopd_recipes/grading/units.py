@@ -48,7 +48,7 @@ _WITH_UNIT = re.compile(
 DIGITS = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)"
 POWER = r"10\^(?:\{([+-]?[0-9]{1,3})\}|([+-]?[0-9]{1,3}))"
 _SPACED_NUMBER = rf"[+-]?{DIGITS}(?:[eE][+-]?[0-9]+|\s*(?:\\times|\\cdot|\*|x)\s*{POWER})?|[+-]?{POWER}"
-_NUMBER_WITH_UNIT = re.compile(rf"\s*({_SPACED_NUMBER})\s+(?P<unit>{_ANY_PART}(?:{_BETWEEN}{_ANY_PART})*)\s*")
+_NUMBER_WITH_UNIT = re.compile(rf"\s*({_SPACED_NUMBER})\s+(?P<unit>{_ANY_PART}(?:{_BETWEEN}{_ANY_PART})*{_UNDER})\s*")
 _OF_BODY = (
     r"(?:\\odot|\\oplus|\{[^{}]{1,15}\}|\{\s*"
     + WRAPPER
