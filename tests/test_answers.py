@@ -269,6 +269,208 @@ x \le 7 \text{ and } x \ge -2 @ x \in [-2,7]
 \{x : 1 < x < 2\} @ (1,2)
 \{x \in \mathbb{R} \mid x \ne 3\} @ (-\infty,3)\cup(3,\infty)
 \{2,1\} @ 1,2
+m\,\frac{d}{dt}v+bv=f @ m \frac{d v}{d t}+b v=f
+m\frac{\mathrm dv}{\mathrm dt}+bv=f @ m \frac{d v}{d t}+b v=f
+m\frac{\mathrm{d}v}{\mathrm{d}t}+bv=f @ m \frac{d v}{d t}+b v=f
+m\frac{d(v)}{dt}+bv=f @ m \frac{d v}{d t}+b v=f
+m\frac{d\vec{v}}{dt} = \vec{f} @ m\dot{\vec{v}} = \vec{f}
+\frac{d}{dt}x = kx @ x'=kx
+\frac{d^2}{dt^2}x = -x @ x''=-x
+\frac{d}{dt}(pq) + a = 0 @ a + \frac{d(pq)}{dt} = 0
+\frac{d}{dx} x^3 @ 3x^2
+\frac{d}{dt} 7 @ 0
+m_pc^2 @ m_{p} c^{2}
+k_BT @ k_{B} T
+a_nx^n @ a_{n} x^{n}
+e^{-\zeta\omega_nt} @ e^{-\zeta \omega_{n} t}
+\rho_wgV @ \rho_{w} g V
+2N_Ak_B @ 2 N_{A} k_{B}
+v_max/2 @ \frac{v_{\max}}{2}
+v_\text{max}/2 @ \frac{v_{max}}{2}
+I\dot\omega + 2B\omega = T @ I \frac{d \omega}{d t}+2 B \omega=T
+\ddot\theta + \theta = 0 @ \frac{d^2\theta}{dt^2}+\theta=0
+y'' - y = 0 @ y^{\prime \prime}-y=0
+x^{\prime\prime} @ x''
+y^{\prime\prime}+y=0 @ \frac{d^2 y}{dt^2} + y = 0
+x'(t) = kx(t) - a @ \frac{d x}{d t}=k x-a
+m\frac{dv(t)}{dt} + bv(t) = f(t) @ m \frac{d v}{d t}+b v=f
+\dot x = ax @ \dot{x}(t)=ax(t)
+\frac{e^t}{3}+Ce^{-2t} @ \frac{e^{t}} {3}+c e^{-2 t}
+C_1e^{x}+C_2e^{-x} @ c_{1} e^{x}+c_{2} e^{-x}
+9, 4 @ AB=9, CD=4
+CD=4, AB=9 @ AB=9, CD=4
+9\text{ cm}, 4\text{ cm} @ AB=9, CD=4
+5\text{ and }3 @ x=5, y=3
+(5,3) @ x=5,y=3
+\sqrt2, a+b @ p=\sqrt{2}, q=b+a
+(4.6AF)_{16} @ 4.6AF_{16}
+0.0011_2 @ 0.0011_{2}
+5 \approx 5.0 @ 5
+\frac{5}{9} \approx 0.6 @ \frac{5}{9}
+\frac{\pi}{6} \approx 30^\circ @ \frac{\pi}{6}
+\frac{v^2}{g} \approx 40 @ \frac{v^2}{g}
+\frac{1}{8} \approx 12.5\% @ \frac18
+\sin 40 \approx 0.643 @ \sin 40
+3\sqrt{13}\text{ m} \approx 1082\text{ cm} @ 3\sqrt{13}
+\frac13 \approx 0.333\ldots @ \frac13
+\ln(2) \approx 0.693 @ \ln 2
+x = \ln(2) = 0.693 @ \ln 2
+\sin^{-1}(10/13) \approx 0.878 @ np.arcsin(10/13)
+\arctan(2) \approx 1.107 @ \arctan 2
+\log_2(3) \approx 1.585 @ \log_2 3
+\frac{\ln 3}{\ln 2} \approx 1.585 @ \log_2 3
+e^{2} \approx 7.39 @ e^2
+e^{-1} \approx 0.368 @ \frac{1}{e}
+\pi^{2} \approx 9.87 @ \pi^2
+\pi/e \approx 1.156 @ \frac{\pi}{e}
+\sqrt{\pi} \approx 1.77 @ \sqrt\pi
+e = 0.5 @ 0.5
+e^2 = 0.25 @ 0.25
+\cos 30 = \frac{\sqrt3}{2} @ \frac{\sqrt{3}}{2}
+\sin^{-1}(10/13) = 50.28^\circ @ 50.28
+m\frac{d\vec{v}}{dt}+b\vec{v}=\vec{f} @ m \frac{d \vec{v}}{d t}+b \vec{v}=\vec{f}
+m\frac{\text{d}v}{\text{d}t}+bv=f @ m\dot{v}+bv=f
+\frac{d}{dt}(mv) = f @ \frac{d(mv)}{dt}=f
+bv + \frac{d(mv)}{dt} = f @ \frac{d(mv)}{dt}+bv=f
+0.0011 @ 0.0011_{2}
+\ln(2) = 0.693 @ \ln 2
+x = \ln(2) \approx 0.693 @ \ln 2
+\ln 2 \approx 0.693 @ \ln 2
+0 \le \theta \le \pi @ [0,\pi]
+\theta \in [0,\pi] @ [0,\pi]
+-2 \le \theta \le 7 @ \theta \in [-2,7]
+\lambda > 3 @ (3,\infty)
+x \in \{3, 5, 7\} @ 3,5,7
+x \in \{3\} @ 3
+x \ge -2, x \le 7 @ x \in [-2,7]
+x \ne \pm 2 @ (-\infty,-2)\cup(-2, 2)\cup(2,\infty)
+\omega_nt @ \omega_{n} t
+(1 + sqrt(5))/2 @ \frac{1+\sqrt{5}}{2}
+1 + sqrt(5) @ 1+\sqrt{5}
+sqrt{51} @ \sqrt{51}
+sqrt(2 + sqrt(3)) @ \sqrt{2+\sqrt{3}}
+exp(-2t) @ e^{-2t}
+ln(2) @ \ln 2
+sin(x) @ \sin x
+cos(2x) @ \cos 2x
+sqrt(51) @ \sqrt{51}
+3*sqrt(13) @ 3\sqrt{13}
+0.\overline{3} @ \frac13
+\varnothing @ \emptyset
+*5* @ 5
+10_000 @ 10000
+5 \text{ Å} @ 5
+5\,\mathrm{\mathring{A}} @ 5
+5\,\mathrm{M}_\odot @ 5
+5\,\text{M}_\odot @ 5
+5\, M_\text{sun} @ 5
+5\, M_{\text{sun}} @ 5
+5\,\mathrm{k}\Omega @ 5
+5^{\prime\prime} @ 5
+300\,^\circ C @ 300
+1.2 \text{ J}/(\text{mol}\cdot\text{K}) @ 1.2
+\pm 1, \pm 2 @ -2,-1,1,2
+0, \pm 2 @ -2,0,2
+n! = 120 @ 120
+\binom{n}{2} = 10 @ 10
+x + \frac{1}{x} = 3 @ 3
+x \equiv 3 \pmod{7} @ 3
+9:00 \text{ a.m.} @ 9\text{ a.m.}
+1 \text{ to } 2 @ 1:2
+\frac{d}{dx} x^2 @ 2x
+2x @ \frac{d}{dx}(x^2)
+\frac{d}{dt}(mv) + bv = f @ f = bv + \frac{d}{dt}(mv)
+\frac{d}{dt} 5 @ 0
+m\frac{d\hat{v}}{dt}=f @ m\dot{\hat{v}}=f
+m\dot{\vec v} = f @ m\frac{d\vec{v}}{dt}=f
+J\dot\omega_n = T @ J\frac{d\omega_n}{dt}=T
+y''' = y @ y^{\prime\prime\prime}=y
+\dot{x}(t)=ax(t) @ \dot x = ax
+C e^{3x} + x @ x + ce^{3x}
+2E_kinc @ 2 c E_{kin}
+\frac{p_0V}{RT} @ \frac{p_{0} V}{R T}
+N_Ak_B @ N_{A} k_{B}
+\log 2 \approx 0.301 @ \log 2
+\sqrt[3]{2} \approx 1.26 @ \sqrt[3]{2}
+5, 3 @ x=5,y=3
+\frac12, 3 @ x=\frac{1}{2}, y=3
+9 cm, 4 cm @ AB=9, CD=4
+\ln 3 - \ln 2 \approx 0.405 @ \ln\frac32
+1.2 \times 10^3 \approx 1200 @ 1200
+a\sqrt\pi @ \sqrt{\pi} a
+\phi < 2 \text{ or } \phi > 3 @ (-\infty,2)\cup(3,\infty)
+\alpha \ge 2 @ [2,\infty)
+\{3, 5\} @ x \in \{3,5\}
+3, 5 @ x \in \{3,5\}
+x \in \{ 5, 3 \} @ x \in \{3,5\}
+x \le 7, x \ge -2 @ [-2,7]
+x < -2, x > 7 @ (-\infty,-2)\cup(7,\infty)
+x \ne 2, -2 @ (-\infty,-2)\cup(-2, 2)\cup(2,\infty)
+x \ne -2 \text{ and } x \ne 2 @ (-\infty,-2)\cup(-2, 2)\cup(2,\infty)
+x \ne \pm\sqrt{2} @ (-\infty,-\sqrt2)\cup(-\sqrt{2}, \sqrt2)\cup(\sqrt2,\infty)
+\theta \in \left[0, \frac{\pi}{2}\right) @ 0 \le \theta < \frac{\pi}{2}
+\{ \theta : 0 < \theta < 1\} @ (0,1)
+2sqrt(3)/3 @ \frac{2\sqrt{3}}{3}
+(0, sqrt(2)] @ (0,\sqrt{2}]
+[-sqrt(2), sqrt(2)) @ [-\sqrt2,\sqrt2)
+sqrt(x^2 + (y-1)^2) @ \sqrt{x^2+(y-1)^2}
+sin x cos x @ \sin x \cos x
+exp(-t/2) sin(3t) @ e^{-t/2}\sin 3t
+\mathrm{ln}(2) @ \ln 2
+\text{sin}(x) @ \sin x
+sin^2(x) @ \sin^2 x
+log_2(3) @ \log_2 3
+arctan(x/2) @ \arctan\frac{x}{2}
+sqrt 5 @ \sqrt{5}
+0.1\overline{6} @ \frac16
+-2.\overline{3} @ -\frac{7}{3}
+0.\overline{142857} @ \frac17
+0.\overline{3} @ 0.\overline{3}
+1_000_000 @ 1000000
+\{\} @ \emptyset
+\emptyset @ \varnothing
+*x+1* @ x+1
+-2, -1, 1, 2 @ \pm 1, \pm 2
+x = \pm 1, x = \pm 2 @ -2,-1,1,2
+x = 0, \pm 2 @ -2,0,2
+\pm 1, \pm 2 @ \pm 2, \pm 1
+\pm 1, \pm 2, 0 @ 0, 1, -1, 2, -2
+\pm\sqrt{2}, \pm i @ i, -i, \sqrt2, -\sqrt2
+x^2 + \frac{1}{x^2} = 7 @ 7
+\frac{1}{a} + \frac{1}{b} = 2 @ 2
+\binom{n}{k} = 35 @ 35
+x ≡ 3 (mod 7) @ 3
+x \equiv 3 \ (\text{mod } 7) @ 3
+n \equiv 12 \mod{35} @ 12
+x \equiv 3 \pmod{7} @ x \equiv 3 \pmod 7
+9 a.m. @ 9:00 \text{ a.m.}
+9\text{ am} @ 9:00\text{ a.m.}
+9:00 @ 9:00\text{ am}
+9 \text{ a.m.} @ 9
+3 to 4 @ 3:4
+1:2 @ 1 \text{ to } 2
+x = \pm 1, x = \pm 2 @ \pm 1, \pm 2
+5\ \text{Å} @ 5
+5 Å @ 5
+5\,\text{Å} @ 5\text{ angstroms}
+5\,R_{\text{earth}} @ 5
+5\,\mathrm{L}_{\odot} @ 5
+5\ \text{M}\Omega @ 5
+5 k\Omega @ 5
+300^\circ\text{C} @ 300
+300 ^\circ\mathrm{C} @ 300
+25^\circ C @ 25^\circ\text{C}
+25^\circ C @ 25^\circ
+50.7\text{ kJ}/(\text{mol K}) @ 50.7
+3.2\,\text{J}/(\text{kg}\cdot\text{K}) @ 3.2
+5 \text{ W}/(\text{m}^2 \cdot \text{K}) @ 5
+5 \text{ m/s} @ 5
+3 \pmod{7} @ 3
+8.314 J/(mol K) @ 8.314
+2\sqrt(x+1) @ 2\sqrt{x+1}
+np.sqrt(2*np.sqrt(3)) @ \sqrt{2\sqrt{3}}
+x^3+\frac{1}{x^3} = 18 @ 18
+x \ne 0, 1 @ (-\infty,0)\cup(0,1)\cup(1,\infty)
 """.strip("\n").splitlines()
 
 WRONG = r"""
@@ -439,6 +641,143 @@ m+n=5 @ 204
 10\% @ 10
 x > 2 \text{ or } x < 3 @ (2,3)
 (1,2) @ \{1,2\}
+bv=f @ m\frac{d}{dt}v+bv=f
+bv=f @ m\frac{d(v)}{dt}+bv=f
+bv=f @ \frac{d(mv)}{dt}+bv=f
+m\frac{d}{dt}v+bv=f @ bv=f
+\frac{d(mv)}{dt}+bv=f @ bv=f
+\frac{d\vec{v}}{dt}=0 @ \frac{d\vec{u}}{dt}=0
+\frac{d}{dt}(pq) + a = 0 @ \frac{d}{dt}(pr) + a = 0
+\frac{d}{dt}(pq) + a = 0 @ \frac{d}{dx}(pq) + a = 0
+\frac{\partial (uv)}{\partial x}+w=f @ w=f
+\frac{d}{dt}v^2 + v = f @ v=f
+\frac{d}{dt}v @ 0
+0 @ \frac{d(mv)}{dt}
+m_pc^2 @ m_{e} c^{2}
+m_pc^2 @ m_{c} p^{2}
+v_max @ v_{min}
+y'' - y = 0 @ y^{\prime}-y=0
+y''-y=0 @ y^{\prime\prime\prime}-y=0
+\ddot\theta + \theta = 0 @ \frac{d\theta}{dt}+\theta=0
+\ddot\theta + \theta = 0 @ \frac{d^2\phi}{dt^2}+\phi=0
+x'(t) = kx(t) + a @ \frac{d x}{d t}=k x-a
+x'(t) = kx(t) - a @ \frac{dx}{dt} = kxt-a
+mC^2 @ mc^2
+a+b+C @ a+b+c
+C\cos A @ c \cos A
+Ce^{2t} + c @ ce^{2t}+C
+C_1e^{x}+C_2e^{-x} @ c_{2} e^{x}+c_{1} e^{-x}
+4, 9 @ AB=9, CD=4
+9, 5 @ AB=9, CD=4
+9, 4, 1 @ AB=9, CD=4
+3\text{ and }5 @ x=5,y=3
+(3,5) @ x=5,y=3
+q, p @ a=p, b=q
+0.0011_3 @ 0.0011_{2}
+0.0012_2 @ 0.0011_{2}
+3\sqrt{13} \approx 99 @ 3\sqrt{13}
+2\pi \approx 3.14 @ 2\pi
+5 \approx 9 @ 5
+\frac{5}{9} \approx 0.7 @ \frac{5}{9}
+\ln(2) \approx 0.9 @ \ln 2
+\ln(3) \approx 0.693 @ \ln 2
+\ln(3) \approx 1.0986 @ \ln 2
+x = \pi^2 \approx 3.14 @ \pi^2
+e^{2} \approx 7.39 @ e^3
+\arctan(2) = 1.5 @ \arctan 2
+\frac{d}{dt}x = 0 @ \frac{d}{dt}y = 0
+\frac{d}{dt}(mv)=f @ \frac{d}{dt}(mu)=f
+\frac{d(v)}{dt}+bv=f @ \frac{d(u)}{dt}+bv=f
+\frac{d^3 (x)}{dt^3}+bv=f @ bv=f
+d(v)/dt + bv=f @ bv=f
+\frac{\partial (uv)}{\partial x}+bv=f @ bv=f
+bv=f @ \frac{\delta v}{\delta t} + bv=f
+\nabla v + bv=f @ bv=f
+\frac{dv}{dt} @ 0
+0 @ \frac{dv}{dt}
+\frac{d(mv)}{dt} @ 0
+\frac{dL}{d\theta} @ 0
+\frac{d\mathbf{v}}{dt} = 0 @ \frac{d\mathbf{u}}{dt}=0
+\frac{d}{dt}(mv) + bv = f @ \frac{d}{dt}(mu) + bv=f
+\frac{d}{dt}(mv) - bv = f @ \frac{d}{dt}(mv) + bv=f
+\frac{d}{dt}(mv) + bv = f @ \frac{d}{dx}(mv) + bv=f
+y^{\prime\prime} @ y^{\prime}
+x'(t) = kx(t) + a @ \frac{dx}{dt} = kx-a
+x'(s) = kx(t) - a @ \frac{dx}{dt} = kxt-a
+f(t) @ f
+C e^{2t} + c @ ce^{2t}+C
+2C e^{2t} @ ce^{2t}
+k_BT @ k_{T} B
+\frac{d\vec{v}}{dt}+v=0 @ \frac{d\vec{u}}{dt}+v=0
+\frac{dv}{dt}=0 @ v=0
+\frac{d}{dt}v\cdot u + v = f @ v=f
+\frac{d}{dt}\left(\frac{\partial L}{\partial \dot{q}}\right) - q = 0 @ q=0
+3, 5 @ x=5,y=3
+(9,4) @ AB=8,CD=3
+3, \frac12 @ x=\frac{1}{2}, y=3
+0 \le \theta < \pi @ [0,\pi]
+\lambda > 3 @ \mu > 3
+\lambda > 3 @ [3,\infty)
+\theta \in [0,\pi] @ [0,2\pi]
+x \in \{3, 5\} @ 3,5,7
+x \in \{3\} @ 5
+x \in \{3, 5\} @ (3,5)
+x \in (3, 5) @ 3,5
+x \ge -2, x \le 7 @ (-\infty,\infty)
+x \ge -2, y \le 7 @ [-2,7]
+x \ge -2, x \le 7 @ (-2,7)
+x \ge 7, x \le -2 @ [-2,7]
+x \ne -2, x \ne 2 @ x \ne 1, x \ne 3
+x \ne \pm 2 @ (-\infty,2)\cup(2,\infty)
+x \ne \pm 2 @ (-2,2)
+sqrt(2 + sqrt(3)) @ \sqrt{2}+\sqrt{3}
+sqrt(5) + 1 @ \sqrt{5+1}
+sin(x) @ \cos x
+exp(-2t) @ e^{2t}
+ln(2) @ \ln 3
+log(2) @ \ln 3
+0.\overline{3} @ \frac{3}{10}
+0.1\overline{6} @ \frac{16}{99}
+0.\overline{6} @ \frac13
+10_000 @ 1000
+10_2 @ 102
+\varnothing @ 0
+\{\} @ 0
+\pm 1, \pm 2 @ -2,-1,1,3
+\pm 1, 2 @ -2,-1,1,2
+0, \pm 2 @ 0,2
+\pm 1, \pm 2 @ 1,2
+n! = 120 @ 5
+\frac{1}{x} = 3 @ 3
+x + \frac{1}{y} = 3 @ 3
+2n! + 1 = 120 @ 120
+\binom{5}{2} = 11 @ 11
+5! = 121 @ 121
+x \equiv 4 \pmod{7} @ 3
+2x \equiv 3 \pmod{7} @ 3
+x \equiv 3 \pmod{7} @ x \equiv 3 \pmod{8}
+9:00 \text{ a.m.} @ 9\text{ p.m.}
+9:30 \text{ a.m.} @ 9\text{ a.m.}
+9:00 @ 9
+1 \text{ to } 3 @ 1:2
+1 \text{ to } 2 @ 12
+2 \text{ to } 1 @ 1:2
+6 \text{ Å} @ 5
+5\,M_{1} @ 5 M_{2}
+6\,M_\text{sun} @ 5
+5\,\mathrm{k}\Omega @ 6
+300^\circ C @ 300^\circ F
+301\,^\circ C @ 300
+5\text{ J}/(\text{mol}) @ 5\text{ J}
+5 \text{ m}/(\text{s}) @ 5\text{ s}/(\text{m})
+5/(x) @ 5
+M_\text{sun} @ 5
+x \text{ J}/(y) @ x
+5k @ 5
+12 \bmod 5 @ 12
+4 \pmod{7} @ 3
+2\sqrt(x)+1 @ 2\sqrt{x+1}
+\frac{1}{x} + 1 = 3 @ 2
 """.strip("\n").splitlines()
 
 
@@ -490,6 +829,20 @@ def test_numbers_are_settled_here() -> None:
         ("0.2", r"20\%", "What percent of the balls are red?", True),
         ("21", r"20\%", "What percent of the balls are red?", False),
         ("20", r"20\%", "How many balls are red?", False),
+        (r"10\%", "10", "How many more dollars is 10 percent of 100?", False),
+        (r"10\%", "10", "What is 10 percent of 100?", False),
+        (r"10\%", "10", "Ten percent of what number is 1?", False),
+        (r"10\%", "10", "If it grows by 5 percent a year, after how many years has it doubled?", False),
+        (r"10\%", "10", "How many girls are there if the percentage of boys is the same?", False),
+        (r"10\%", "10", "How many percent of 50 is 5?", True),
+        (r"10\%", "10", "What percent of 50 is 5 percent of 100?", True),
+        (r"10\%", "10", "Calculate the percentage of boys.", True),
+        (r"10\%", "10", "Determine the total percentage gain.", True),
+        (r"10\%", "10", "Calculate the price of a coat after a 10 percent discount.", False),
+        (r"10\%", "10", r"If $x\%$ of 50 is 5, what is $x$?", True),
+        (r"10\%", "10", "If $p$ percent of 50 is 5, find $p$.", True),
+        (r"10\%", "10", r"If $x\%$ of $n$ is 5, what is $n$?", False),
+        (r"10\%", "10", r"If $x\%$ of 50 is 5, what is $x+2$?", False),
     ],
 )
 def test_percent_where_the_question_asks_for_it(
@@ -512,6 +865,16 @@ def test_percent_where_the_question_asks_for_it(
         (r"They are \boxed{1} and \boxed{2}.", "2", True),
         (r"They are \boxed{1} and \boxed{2}.", "12", False),
         (r"\boxed{5} and then \boxed{1,-2}", "1,-2", True),
+        (r"\boxed{3} and \boxed{5}", r"\{3,5\}", True),
+        (r"\boxed{5}, \boxed{3}", r"\{3,5\}", True),
+        ("$$\\boxed{3}$$\n\nand\n\n$$\\boxed{5}$$", "3,5", True),
+        ("1. $\\boxed{3}$\n2. $\\boxed{5}$", "3,5", True),
+        ("- \\boxed{3}\n- \\boxed{5}", "3,5", True),
+        ("1) \\[\\boxed{3}\\]\n\n2) \\[\\boxed{5}\\]", "3,5", True),
+        (r"$\boxed{\pm 1}$ and $\boxed{\pm 2}$", r"\pm 1, \pm 2", True),
+        (r"\boxed{3} and \boxed{7}", r"\{3,5\}", False),
+        ("\\boxed{3}\n\nWait.\n\n\\boxed{5}", "3,5", False),
+        ("\\boxed{3}\n\n\\boxed{5}", "3,5", False),
     ],
 )
 def test_several_boxes_are_a_list_where_the_gold_answer_is_one(
@@ -532,6 +895,9 @@ def test_several_boxes_are_a_list_where_the_gold_answer_is_one(
         (r"2x + 1", "2x+1"),
         ("81, 256", "81,256"),
         ("81,256", 81256),
+        (r"0.\overline{3}", Fraction(1, 3)),
+        ("10_000", 10000),
+        ("sqrt(2)/2", r"\sqrt{2}/2"),
         ("x" * 2000 + " y", "x" * 2000 + "y"),
     ],
 )
@@ -567,6 +933,25 @@ def test_what_a_vote_counts(answer: str, key: object) -> None:
         r"\mu",
         r"\frac{",
         r"\frac{dx}{d",
+        r"\frac{d}{dt}",
+        r"\frac{d(x)}{dt}",
+        r"\vec{",
+        "_ab",
+        "sqrt(",
+        "sqrt(2)",
+        r"0.\overline{3}",
+        "10_000",
+        r"\text{ J}/(",
+        r"\ne ",
+        r"x\ne 2,",
+        r"\pm 1,",
+        r"\equiv ",
+        r"\mod",
+        r"\binom{n}{2}",
+        r"\frac{1}{x}+",
+        "ce^",
+        "^{\\prime",
+        r"\prime",
         r"M_\odot",
         "x_",
         "x_{",

@@ -13,11 +13,11 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import NamedTuple
 
-from vopd_recipes.grading.relations import COMMAS, as_sets, count_of_values, listed, sides_of, split
+from vopd_recipes.grading.relations import COMMAS, EQUALS, as_sets, count_of_values, is_name, listed, sides_of, split
 from vopd_recipes.grading.symbols import Symbols
 from vopd_recipes.grading.tex import normalized, unwrap
 from vopd_recipes.grading.units import DIGITS, conflict, without_unit
-from vopd_recipes.grading.values import Number, number, roughly, same
+from vopd_recipes.grading.values import Number, is_rounding, number, roughly, same
 
 MAX_CHARS = 1000  # longer answers are compared as text only: what follows is not linear, and neither is math-verify
 
@@ -26,24 +26,28 @@ _SHORT_INDEX = re.compile(r"([_^])\{([A-Za-z0-9])\}(?![A-Za-z0-9])")
 _INVISIBLE = re.compile(r"\\?\$")
 # Not the one of `81, 256`: without it the list would be the number 81,256.
 _NEEDLESS_SPACE = re.compile(r"(?<![A-Za-z0-9]) (?!(?<=[0-9], )[0-9]{3}(?![0-9]))| (?![A-Za-z0-9])")
-_IN_BASE = re.compile(r"([0-9A-Za-z]+)_(?:\{([0-9]+)\}|([0-9]+))")
+_IN_BASE = re.compile(r"([0-9A-Za-z]+(?:\.[0-9A-Za-z]+)?)_(?:\{([0-9]+)\}|([0-9]+))")
+# Neither \sin nor \log: who wrote them may have meant degrees or another base.
+_COMPUTED = re.compile(r"(?:[0-9.+\-*/()\[\]{}^ ]|\\(?:frac|sqrt|pi|ln|cdot|times)(?![A-Za-z]))+")
 _PROSE = re.compile(r"[A-Za-z][A-Za-z ]{2,}")
+_TO = re.compile(r"([0-9]+)\s*(?:\\text\s*\{\s*to\s*\}|to(?![A-Za-z]))\s*([0-9]+)")
+_MODULO = re.compile(r"\\[pb]?mod(?![A-Za-z])")
+_HALF_DAY = re.compile(r"(?<![A-Za-z])[apAP][mM](?![A-Za-z])")
 _CLOCK = re.compile(r"([0-9]+):([0-9]{2})(?::([0-9]{2}))?")
-_PERCENT_ASKED = re.compile(
-    r"\bpercent(?:age)?s?\b[^.?!]{0,200}\?|"
-    r"(?:as an?|in|what|which|nearest|find the|is the) (?:\w+ ){0,4}percent(?:age)?\b",
-    re.IGNORECASE,
-)
-_PERCENT_SIGN = re.compile(r"\s*(?:\\?%|(?:\\text\s*\{\s*)?percent(?:\s*\})?)\s*\.?\s*$")
 
 
 class Compared(NamedTuple):
-    """What is compared: the sides of the answer, of which one must be the gold answer and the others agree with it."""
+    """What is compared: the sides of the answer, of which one must be the gold answer and the others agree with it.
+
+    `units_differ`: from the gold answer's; `has_scales`: between the sides. `constants` as in `relations.Sides`.
+    """
 
     sides: list[str]
     gold: str
     is_rough: bool
     units_differ: bool
+    has_scales: bool
+    constants: tuple[str, ...]
 
 
 def rewritten(text: str, other: str = "", is_gold: bool = False) -> tuple[str, str]:
@@ -58,13 +62,53 @@ def rewritten(text: str, other: str = "", is_gold: bool = False) -> tuple[str, s
 
 def _compared(answer: str, gold: str) -> Compared:
     ours, theirs = normalized(answer), normalized(gold)
+    ours, theirs = _residue(_ratio(ours, theirs), theirs), _ratio(theirs, ours)
     ours, theirs = as_sets(ours, theirs)
-    ours, theirs = listed(ours, theirs), listed(theirs, ours)
+    ours = listed(ours, theirs)
+    ours, theirs = _in_order(ours, listed(theirs, ours))
     sides, theirs = sides_of(ours, theirs)
     theirs, their_unit = rewritten(theirs, sides.parts[0], is_gold=True)
     found = [rewritten(side, theirs) for side in sides.parts]
     differ = any(conflict(unit, their_unit) for _, unit in found)
-    return Compared([side for side, _ in found], theirs, sides.is_rough, differ)
+    theirs, found = (
+        _on_the_hour(theirs, their_unit, sides.parts[0]),
+        [(_on_the_hour(value, unit, theirs), unit) for value, unit in found],
+    )
+    has_scales = len({unit for _, unit in found}) > 1
+    return Compared([side for side, _ in found], theirs, sides.is_rough, differ, has_scales, sides.constants)
+
+
+def _ratio(text: str, other: str) -> str:
+    """`1 to 2` as 1:2, where the other one is written so."""
+    found = _TO.fullmatch(text) if ":" in other else None
+    return f"{found[1]}:{found[2]}" if found else text
+
+
+def _residue(ours: str, theirs: str) -> str:
+    r"""3 of `x \equiv 3 \pmod{7}` and of `3 \pmod{7}`, where the gold answer is a number alone."""
+    name, sign, rest = ours.partition(r"\equiv")
+    value, *modulus = _MODULO.split(rest, 1) if sign else ours.split(r"\pmod", 1)
+    return value.strip() if modulus and (not sign or is_name(name.strip())) and number(theirs) else ours
+
+
+def _on_the_hour(value: str, unit: str, other: str) -> str:
+    """`9:00` of `9 a.m.`, where the other one has minutes."""
+    is_hour = value.isdecimal() and len(value) < 3 and ":" in other and _HALF_DAY.search(unit)
+    return f"{value}:00" if is_hour else value
+
+
+def _in_order(ours: str, theirs: str) -> tuple[str, str]:
+    """Values without names keep the order of those with a name each: `9, 4` is `AB=9, CD=4`, but `4, 9` is not."""
+    values = split(ours[1:-1] if _is_pair(ours) else ours, COMMAS).parts
+    if "=" not in theirs or "=" in ours or len(values) < 2:
+        return ours, theirs
+    named = [split(item, EQUALS).parts for item in split(theirs, COMMAS).parts]
+    names = {item[0] for item in named if len(item) == 2 and is_name(item[0])}
+    if len(names) != len(named) or len(named) != len(values) or not all(values):
+        return ours, theirs
+    expected = [rewritten(item[1], value, is_gold=True)[0] for item, value in zip(named, values)]
+    found = [rewritten(value, other)[0] for value, other in zip(values, expected)]
+    return f"({', '.join(found)})", f"({', '.join(expected)})"
 
 
 def _plain(text: str) -> str:
@@ -94,14 +138,15 @@ def quick_verdict(answer: str, gold: str) -> bool | None:
         return False
     sides, theirs = [_plain(side) for side in compared.sides], _plain(compared.gold)
     if len(sides) > 1:
+        is_exact = compared.is_rough and sides[0] == theirs
+        if is_exact and (compared.has_scales or not _may_disagree(sides)):
+            return True
         return _one_of(sides, theirs, compared.is_rough)
     return _verdict(sides[0], theirs, is_text="\\" in answer + gold)
 
 
 def _one_of(sides: list[str], theirs: str, is_rough: bool) -> bool | None:
-    """Where every side is a number; an exact value needs no look at its approximation."""
-    if is_rough and sides[0] == theirs:
-        return True
+    """Where every side is a number."""
     values, expected = [number(side) for side in sides], number(theirs)
     if expected is None or not all(values):
         return None
@@ -111,6 +156,14 @@ def _one_of(sides: list[str], theirs: str, is_rough: bool) -> bool | None:
         for value in known
     )
     return agrees and any(same(value, expected) for value in known)
+
+
+def _may_disagree(sides: list[str]) -> bool:
+    """Whether an exact value is known here or to math-verify, and its approximations too: those must agree with it."""
+    exact, approximations = number(sides[0]), [number(side) for side in sides[1:]]
+    if not all(approximations) or not (exact or _COMPUTED.fullmatch(sides[0])):
+        return False
+    return not all(is_rounding(exact, side) for side in sides[1:])
 
 
 def _is_rounded(value: Number, other: Number) -> bool:
@@ -162,26 +215,16 @@ def _may_be_interval(text: str) -> bool:
     return bool(low and high and low.value < high.value)
 
 
-def for_math_verify(answer: str, gold: str) -> tuple[list[str], str, bool]:
-    """(the sides of the answer, the gold answer, whether a side may be rounded), as math-verify reads them."""
-    compared = _compared(answer, gold)
-    symbols = Symbols(compared.gold, *compared.sides[:1])
-    theirs = symbols.numbered(compared.gold)
-    return [symbols.numbered(side) for side in compared.sides], theirs, compared.is_rough
+def for_math_verify(answer: str, gold: str) -> tuple[list[str], str, bool, list[str]]:
+    """(the sides of the answer, the gold answer, whether a side may be rounded, constants), as math-verify reads them.
 
-
-def as_asked(answer: str, gold: str, question: str) -> tuple[str, str]:
-    """(answer, gold) without the percent sign that only one of them has, where the question asks for percent.
-
-    The gold answer loses its own only where the rest is plainly the answer: 0.2 is 20 %, and right as it stands.
+    The constants stand before the sides and count only where those are not the answer by themselves.
     """
-    answer_has, gold_has = ("%" in text or "percent" in text for text in (answer, gold))
-    if answer_has == gold_has or not _PERCENT_ASKED.search(question):
-        return answer, gold
-    if answer_has:
-        return _PERCENT_SIGN.sub("", answer), gold
-    bare = _PERCENT_SIGN.sub("", gold)
-    return answer, bare if quick_verdict(answer, bare) else gold
+    compared = _compared(answer, gold)
+    symbols = Symbols(compared.gold, compared.sides)
+    theirs = symbols.numbered(compared.gold)
+    sides, constants = ([symbols.numbered(side) for side in part] for part in (compared.sides, compared.constants))
+    return sides, theirs, compared.is_rough, constants
 
 
 def _base(text: str) -> tuple[str, str]:
@@ -193,7 +236,7 @@ def listed_boxes(gold: str, boxes: Callable[[], list[str]]) -> str | None:
     """Several boxes as one list, where the gold answer is a list of as many values."""
     if "," not in gold and r"\pm" not in gold and "and" not in gold:
         return None
-    count = count_of_values(listed(normalized(gold), ""))
+    count = count_of_values(listed(_elements(normalized(gold)), ""))
     if count < 2:
         return None
     values = boxes()

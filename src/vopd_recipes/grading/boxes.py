@@ -12,6 +12,8 @@ _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*")
 _BOX_TOKEN = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?|\\[A-Za-z]+|[^\s\\{}$]")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped brace is a character, not a brace
 _BETWEEN = re.compile(r"(?:(?!\n\s*\n)[^\\.]|\\[^b]){0,60}")  # two boxes of one sentence
+# or two apart, with nothing but delimiters and what makes a list of them between
+_LISTED = re.compile(r"[\s$*.,;()\\\[\]]{0,20}?(?:and|or|(?<=\n)\s{0,4}(?:[0-9]{1,2}[.)]|[*-]))[\s$*,:()\\\[\]]{0,20}")
 _MOST_VALUES = 20
 
 
@@ -40,11 +42,15 @@ def boxed_values(text: str) -> list[str]:
     following = None
     for box in reversed(deque(_BOX.finditer(text), maxlen=_MOST_VALUES)):
         value, end = _content(text, box)
-        if value is None or not (following is None or _BETWEEN.fullmatch(text, end, following)):
+        if value is None or not (following is None or _are_listed(text, end, following)):
             break
         values.insert(0, value)
         following = box.start()
     return values
+
+
+def _are_listed(text: str, end: int, following: int) -> bool:
+    return any(between.fullmatch(text, end, following) for between in (_BETWEEN, _LISTED))
 
 
 def _content(text: str, box: re.Match[str]) -> tuple[str | None, int]:

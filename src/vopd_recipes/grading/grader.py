@@ -22,9 +22,10 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Self
 
-from vopd_recipes.grading.answers import MAX_CHARS, as_asked, for_math_verify, listed_boxes, quick_verdict
+from vopd_recipes.grading.answers import MAX_CHARS, for_math_verify, listed_boxes, quick_verdict
 from vopd_recipes.grading.boxes import boxed_values, extract_boxed, strip_reasoning
 from vopd_recipes.grading.choices import as_choice, choice_elsewhere, choice_in_json, extract_choice
+from vopd_recipes.grading.percent import as_asked
 
 __all__ = ["Grade", "MathGrader", "extract_boxed", "extract_choice", "grade_choice", "strip_reasoning"]
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from vopd_recipes.grading.tex import WRAPPER
+from vopd_recipes.grading.tex import GREEK, WRAPPER
+from vopd_recipes.grading.values import number
 
 _MARK = re.compile(r"\\[{}]|[()\[\]{}]|\\approx(?![A-Za-z])|=|,|;|\\[A-Za-z]+|\\.", re.DOTALL)
 _OPENING, _CLOSING = {"(", "[", "{", r"\{"}, {")", "]", "}", r"\}"}
@@ -22,9 +23,15 @@ _OPENING, _CLOSING = {"(", "[", "{", r"\{"}, {")", "]", "}", r"\}"}
 _INDEX = re.compile(r"_\s*(?:\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}|\\?\w)|\^\s*(?:\{[^{}]*\}|\\[A-Za-z]+|\w)|'")
 _ARGUMENT = re.compile(r"(?<=[A-Za-z}_])\s*(?:\([^()]*\)|\[[^\[\]]*\])")
 _OF_ANGLE = re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc|log|ln))\s*[0-9]+")
-_TERM = re.compile(r"\s*([0-9]*)\s*(?:\\?[A-Za-z]|[{}|()\[\]/*,:]|\\[|{} ]|\s)+")
+_TERM = re.compile(r"\s*([0-9]*)\s*(?:\\?[A-Za-z]|[{}|()\[\]/*,:!]|\\[|{} ]|\s)+")
+_CHOSEN = re.compile(r"\\[dt]?binom\s*\{[^{}]*\}\s*\{[^{}]*\}")
+_RECIPROCAL = re.compile(r"\\frac\s*\{\s*1\s*\}\s*\{\s*(\\?[A-Za-z]+)\s*\}")
 _COORDINATE = re.compile(r"(?<![A-Za-z])[xyz](?![A-Za-z])")
 _LONGEST_NAME = 80
+_KNOWN = re.compile(
+    r"\\(?:a(?:rc)?)?(?:sin|cos|tan|cot|sec|csc)h?(?![A-Za-z])|(?<![A-Za-z])[ei](?![A-Za-z])|"
+    r"\\(?:d?frac|sqrt|pi|ln|log|exp|cdot|times)(?![A-Za-z])"
+)
 _GIVEN_NAME = re.compile(
     rf"(?:{WRAPPER}\{{[A-Za-z ]+\}}|\\?[A-Za-z]+)(?:_(?:\w|\{{[^{{}}]*\}}))?(?:\([A-Za-z]\))?", re.DOTALL
 )
@@ -33,9 +40,12 @@ _AND = re.compile(
     rf",?\s*(?:{WRAPPER}\{{\s*,?\s*(?:and|or)\s*,?\s*\}}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z])|\\(?:quad|qquad)(?![A-Za-z]))\s*"
 )
 _PROSE = re.compile(r"(?<![A-Za-z\\])[A-Za-z]{3,}(?![A-Za-z])")
+_PLUS_MINUS = re.compile(r"\\pm(?![A-Za-z])")
 _ITEM_NAME = re.compile(r"\s*(\\?[A-Za-z](?:_\{?\w\}?)?)\s*=\s*(?=[^=]+$)")
 
-_VARIABLE = r"(\\?[A-Za-z])"
+_VARIABLE = rf"([A-Za-z]|\\(?!pi(?![A-Za-z]))(?:{GREEK})(?![A-Za-z]))"
+_FINITE = re.compile(r"\\\{([^{}()\[\]]*)\\\}")
+_UNEQUAL = re.compile(rf"\s*{_VARIABLE}\s*\\ne(?![A-Za-z])")
 _MEMBER = re.compile(rf"\s*{_VARIABLE}\s*\\in(?![A-Za-z])\s*(.+)", re.DOTALL)
 _BUILDER = re.compile(
     rf"\s*\\\{{\s*{_VARIABLE}\s*(?:\\in\s*\\mathbb\s*\{{?R\}}?)?\s*(?:\\mid(?![A-Za-z])|\\colon(?![A-Za-z])|[:|])(.+)\\\}}\s*",
@@ -51,10 +61,14 @@ _IS_SET = re.compile(r"\s*(?:[(\[]|\\\{|\\emptyset|\\mathbb)|.*\\cup", re.DOTALL
 
 
 class Sides(NamedTuple):
-    """The sides of a chain of signs at the top level; `is_rough`: one of the signs is an approximation."""
+    r"""The sides of a chain of signs at the top level; `is_rough`: one of the signs is an approximation.
+
+    `constants` were taken off as names (`\sin 30` and a value in degrees), but may be values too (`\ln(2) = 0.693`).
+    """
 
     parts: list[str]
     is_rough: bool
+    constants: tuple[str, ...] = ()
 
 
 def split(text: str, signs: frozenset[str]) -> Sides:
@@ -75,7 +89,8 @@ COMMAS = frozenset((",", ";"))
 
 
 def is_name(text: str) -> bool:
-    r"""Whether it names a quantity: `x`, `m+n`, `10p+q`, `\cos A`, `\angle ABC`, `P(X=2)`, `\frac{AB}{CD}`, `a_{10}`.
+    r"""Whether it names a quantity: `x`, `m+n`, `10p+q`, `\cos A`, `\angle ABC`, `P(X=2)`, `\frac{AB}{CD}`, `a_{10}`,
+    `n!`, `\binom{n}{2}`, `x+\frac{1}{x}`.
 
     A number of its own is no name (`1+n`), nor is a multiple alone (`2x`); several with coordinates are the equation
     of a line or a plane.
@@ -83,12 +98,22 @@ def is_name(text: str) -> bool:
     if not 0 < len(text) <= _LONGEST_NAME:
         return False
     bare = _OF_ANGLE.sub(r"\1 a", _ARGUMENT.sub("", _INDEX.sub("", text)))
+    bare = _CHOSEN.sub(lambda chosen: r"\binom" if re.search(r"\{[^{}]*[A-Za-z]", chosen[0]) else chosen[0], bare)
+    if re.search("[+-]", bare):  # x + 1/x, but no 1/x alone
+        others = _RECIPROCAL.sub("", bare).strip(" +-")
+        if all(letter == others or not others for letter in _RECIPROCAL.findall(bare)):
+            bare = _RECIPROCAL.sub(r"\1", bare)
     terms = re.split(r"[+-]", bare)
     found = [_TERM.fullmatch(term) for term in terms]
     if not all(found) or not all(re.search("[A-Za-z]", term) for term in terms):
         return False
     has_factor = any(term[1] for term in found if term)
     return not has_factor or (len(terms) > 1 and not _COORDINATE.search(bare))
+
+
+def is_constant(text: str) -> bool:
+    r"""Whether it has a value of its own, as `\pi^2` and `\arctan 2`; a sole `e` or `\pi` is rather a name."""
+    return not re.search(r"[A-Za-z]", _KNOWN.sub("", text)) and bool(re.search(r"[0-9{(/^*]|[^\\]\\", text))
 
 
 def sides_of(answer: str, gold: str) -> tuple[Sides, str]:
@@ -116,9 +141,10 @@ def sides_of(answer: str, gold: str) -> tuple[Sides, str]:
     parts = ours.parts
     while len(parts) > 1 and is_name(parts[0]) and parts[0] != theirs[0]:
         parts = parts[1:]
+    constants = tuple(part for part in ours.parts[: -len(parts)] if is_constant(part))
     if len(parts) == 2 and _GIVEN_NAME.fullmatch(parts[1]) and parts[1] != theirs[0]:  # 5 = x
         parts = parts[:1]
-    return Sides(parts, ours.is_rough), theirs[0]
+    return Sides(parts, ours.is_rough, constants), theirs[0]
 
 
 def _bare(text: str) -> str:
@@ -132,13 +158,21 @@ def listed(text: str, gold: str) -> str:
     if text.count(r"\pm") == 1 and "," in gold and "," not in text and "=" not in gold:
         text = _ITEM_NAME.sub("", text)
         return ", ".join(text.replace(r"\pm", sign) for sign in "+-")
-    if "=" not in text or "=" in gold or len(items := split(text, COMMAS).parts) < 2:
+    if "=" in gold or len(items := split(text, COMMAS).parts) < 2:
         return text
     names = [_ITEM_NAME.match(item) for item in items]
     first = names[0]
     if first and all(name is None or name[1] == first[1] for name in names):
-        return ", ".join(_ITEM_NAME.sub("", item) for item in items)
+        items = [_ITEM_NAME.sub("", item) for item in items]
+        text = ", ".join(items)
+    if "," in gold and "=" not in text and _PLUS_MINUS.search(text):
+        return ", ".join(value for item in items for value in _both_signs(item))
     return text
+
+
+def _both_signs(item: str) -> list[str]:
+    r"""3 and -3 of `\pm 3`; an item with two such signs stays what it is."""
+    return [_PLUS_MINUS.sub(sign, item) for sign in "+-"] if len(_PLUS_MINUS.findall(item)) == 1 else [item]
 
 
 def count_of_values(gold: str) -> int:
@@ -161,6 +195,10 @@ def as_sets(ours: str, theirs: str) -> tuple[str, str]:
         return first[1], theirs
     if second and _IS_SET.match(ours):
         return ours, second[1]
+    if first and (found := _FINITE.fullmatch(first[1])) and _MEMBER.fullmatch(ours):
+        return found[1].strip(), theirs
+    if second and (found := _FINITE.fullmatch(second[1])) and _MEMBER.fullmatch(theirs):
+        return ours, found[1].strip()
     return ours, theirs
 
 
@@ -172,6 +210,8 @@ def _described(text: str) -> tuple[str | None, str] | None:
         return None, found[2].strip()
     if not _RELATION.search(text):
         return None
+    if (found_both := _both_bounds(text) or _all_but(text)) is not None:
+        return found_both
     variables, sets = set(), []
     for piece in _UNION.split(text):
         described = _both(_ALSO.split(piece))
@@ -180,6 +220,34 @@ def _described(text: str) -> tuple[str | None, str] | None:
         variables.add(described[0])
         sets.append(described[1])
     return (variables.pop(), r" \cup ".join(sets)) if len(variables) == 1 else None
+
+
+def _both_bounds(text: str) -> tuple[str, str] | None:
+    r"""Of `x \ge -2, x \le 7`: as an alternative the two would say nothing."""
+    halves = split(text, COMMAS).parts
+    found = _both(halves) if len(halves) == 2 else None
+    bounds = [number(bound.strip()) for bound in found[1][1:-1].split(",")] if found else []
+    is_between = len(bounds) == 2 and bounds[0] and bounds[1] and bounds[0].value < bounds[1].value
+    return found if is_between else None
+
+
+def _all_but(text: str) -> tuple[str, str] | None:
+    r"""Of `x \ne 2, -2`, `x \ne 2 \text{ and } x \ne -2` and `x \ne \pm b`: what lies between, from below to above."""
+    if (first := _UNEQUAL.match(text)) is None:
+        return None
+    items = [_UNEQUAL.sub("", item).strip() for item in split(_AND.sub(", ", text), COMMAS).parts]
+    names = {found[1] for found in _UNEQUAL.finditer(text)}
+    values = [value.value for item in items if (value := number(item))]
+    if len(items) == 1 and items[0].startswith(r"\pm"):
+        bare = items[0].removeprefix(r"\pm").strip()
+        items = [f"-{bare}", bare]
+    elif len(items) == 1 or len(values) < len(items):
+        return None
+    else:
+        items = [item for _, item in sorted(zip(values, items))]
+    ends = [r"-\infty", *items, r"\infty"]
+    intervals = [f"({low},{high})" for low, high in zip(ends, ends[1:])]
+    return (first[1], r" \cup ".join(intervals)) if len(names) == 1 else None
 
 
 def _both(halves: list[str]) -> tuple[str, str] | None:

@@ -40,17 +40,27 @@ _WRAPPED_UNIT = WRAPPER + r"\{(?!\s*(?:or|and|[a-fh-ln-rt-z]|[0-9])\s*\})[^{}0-9
 _UNIT_PART = rf"(?:{_WRAPPED_UNIT}|(?<![A-Za-z\\])(?:{_WORDS})(?![A-Za-z])){_EXPONENT}"
 _ANY_PART = rf"(?:{_WRAPPED_UNIT}|(?<![A-Za-z\\])(?:{_WORDS}|[ACFJKLNTVWghms])(?![A-Za-z])){_EXPONENT}"
 _BETWEEN = r"(?:[\s/*.]|\\cdot|per(?![A-Za-z]))*"
+_SCALE = rf"(?:[CF](?![A-Za-z])|{WRAPPER}\{{\s*[CF]\s*\}})?"
+_UNDER = rf"(?:\s*/\s*\(\s*{_ANY_PART}(?:{_BETWEEN}{_ANY_PART})*\s*\))?"
 _WITH_UNIT = re.compile(
-    rf"(.*?[0-9}}\])A-Za-z])\s*(\^\{{?\\circ\s*\}}?|{_UNIT_PART}(?:{_BETWEEN}{_ANY_PART})*)\s*\.?\s*"
+    rf"(.*?[0-9}}\])A-Za-z])\s*(\^\{{?\\circ\s*\}}?\s*{_SCALE}|{_UNIT_PART}(?:{_BETWEEN}{_ANY_PART})*{_UNDER})\s*\.?\s*"
 )
 DIGITS = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)"
 POWER = r"10\^(?:\{([+-]?[0-9]{1,3})\}|([+-]?[0-9]{1,3}))"
 _SPACED_NUMBER = rf"[+-]?{DIGITS}(?:[eE][+-]?[0-9]+|\s*(?:\\times|\\cdot|\*|x)\s*{POWER})?|[+-]?{POWER}"
-_NUMBER_WITH_UNIT = re.compile(rf"\s*({_SPACED_NUMBER})\s+(?P<unit>{_ANY_PART}(?:{_BETWEEN}{_ANY_PART})*)\s*")
+_NUMBER_WITH_UNIT = re.compile(rf"\s*({_SPACED_NUMBER})\s+(?P<unit>{_ANY_PART}(?:{_BETWEEN}{_ANY_PART})*{_UNDER})\s*")
+_OF_BODY = (
+    r"(?:\\odot|\\oplus|\{[^{}]{1,15}\}|\{\s*"
+    + WRAPPER
+    + r"\{[A-Za-z]{1,12}\}\s*\}|"
+    + WRAPPER
+    + r"\{[A-Za-z]{1,12}\})"
+)
 _SIGN = (
     r"(?:\\mu\s*(?:[A-Za-z]{1,2}(?![A-Za-z])|" + WRAPPER + r"\{[A-Za-z]{1,7}\})|"
     r"\\(?:Omega|AA|hbar|ell)(?![A-Za-z])|\\mathring\s*\{\s*(?:A|" + WRAPPER + r"\{A\})\s*\}|"
-    r"[LMR]_(?:\\odot|\\oplus|\{[^{}]{1,15}\}))" + _EXPONENT
+    r"(?:[kMG]|" + WRAPPER + r"\{\s*[mkMG]\s*\})\s*\\Omega(?![A-Za-z])|"
+    r"(?:[LMR]|" + WRAPPER + r"\{\s*[LMR]\s*\})\s*_\s*" + _OF_BODY + ")" + _EXPONENT
 )
 _SYMBOL_PART = rf"(?:{_SIGN}|{_ANY_PART})"
 _FRACTION_PART = (
@@ -96,6 +106,9 @@ def conflict(ours: str, theirs: str) -> bool:
     """Whether both units are known and differ; a unit that is missing or unknown is none of our business."""
     if not ours or not theirs:
         return False
+    scales = [re.sub(r"[^CF]", "", _DRESS.sub("", unit)) for unit in (ours, theirs) if r"\circ" in unit]
+    if len(set(scales)) == 2 and all(scales):  # degrees Celsius and Fahrenheit
+        return True
     first, second = _dimensions(ours), _dimensions(theirs)
     return bool(first and second and first != second)
 

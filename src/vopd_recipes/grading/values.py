@@ -55,3 +55,20 @@ def same(value: Number, expected: Number) -> bool:
 def roughly(value: Number, expected: Number) -> bool:
     r"""Whether one may be the other rounded: `\frac{14}{3} \approx 4.67`."""
     return abs(value.value - expected.value) <= _ROUGH * max(abs(value.value), abs(expected.value))
+
+
+def is_rounding(exact: Number | None, text: str) -> bool:
+    """Whether a number may be an exact one in fewer digits: nearly equal, or all but equal to its last digit.
+
+    Where the exact one is not known, only what has one digit may be anything: 0.6 is 5/9, and 8 % away.
+    """
+    found, digits = number(text), re.search(DIGITS, text)
+    if found is None or digits is None:
+        return False
+    whole, _, decimals = digits[0].replace(",", "").partition(".")
+    if exact is None:
+        return len((whole + decimals).strip("0")) <= 1
+    last = Fraction(1, 10 ** len(decimals)) if decimals else Fraction(10 ** (len(whole) - len(whole.rstrip("0"))))
+    mantissa = Fraction(digits[0].replace(",", ""))
+    half = abs(last * found.value / mantissa / 2) if mantissa else last / 2
+    return roughly(exact, found) or abs(exact.value - found.value) <= half

@@ -40,7 +40,7 @@ def serve() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     replies, sys.stdout = sys.stdout.fileno(), None  # math-verify prints what it cannot parse
     compare = _load_math_verify()
-    compare(["1+x^2"], "x^2+1", False)  # the parser builds its tables at the first use
+    compare(["1+x^2"], "x^2+1", False, [])  # the parser builds its tables at the first use
     os.write(replies, b"R")
     for line in sys.stdin.buffer:
         *asked, timeout = json.loads(line)
@@ -49,7 +49,7 @@ def serve() -> None:
         os.write(replies, b"1" if compare(*asked) else b"0")
 
 
-def _load_math_verify() -> Callable[[list[str], str, bool], bool]:
+def _load_math_verify() -> Callable[[list[str], str, bool, list[str]], bool]:
     from math_verify import LatexExtractionConfig, parse, verify
     from sympy.core import cache, random
 
@@ -70,7 +70,12 @@ def _load_math_verify() -> Callable[[list[str], str, bool], bool]:
             verdict = verify(theirs, ours, timeout_seconds=0)
         return verdict
 
-    def compare(sides: list[str], gold: str, is_rough: bool) -> bool:
+    def agree(ours: list[list[Any]], expected: list[Any], is_rough: bool) -> bool:
+        if not any(equal(side, expected) for side in ours):
+            return False
+        return all(equal(ours[0], side) or _is_rounded(ours[0], side, is_rough) for side in ours[1:])
+
+    def compare(sides: list[str], gold: str, is_rough: bool, constants: list[str]) -> bool:
         # No verdict may depend on what this worker compared before: empty caches, same random numbers.
         cache.clear_cache()
         random.seed(0)
@@ -78,9 +83,9 @@ def _load_math_verify() -> Callable[[list[str], str, bool], bool]:
             parse("$" + " ".join(gold.replace("\\$", "").replace("$", "").split()) + "$", **options)
         )
         ours = [read(side) for side in sides]
-        if not any(equal(side, expected) for side in ours):
-            return False
-        return all(equal(ours[0], side) or _is_rounded(ours[0], side, is_rough) for side in ours[1:])
+        if agree(ours, expected, is_rough):
+            return True
+        return bool(constants) and agree([*map(read, constants), *ours], expected, is_rough)
 
     return compare
 
@@ -102,7 +107,21 @@ def _meaningful(found: list[Any]) -> list[Any]:
             return any(isinstance(side, sympy.Set) for side in one.args)
         return one in (sympy.true, sympy.false, sympy.zoo, sympy.nan)
 
+    found = [one if isinstance(one, str) else _with_named_derivatives(one) for one in found]
     return [one for one in found if isinstance(one, (str, sympy.MatrixBase)) or not says_nothing(one)]
+
+
+def _with_named_derivatives(found: Any) -> Any:
+    r"""`\frac{d(mv)}{dt}` as a symbol of its own: sympy holds m and v for constants, and it for 0."""
+    import sympy
+
+    if not hasattr(found, "atoms") or not hasattr(found, "xreplace"):
+        return found
+    names = {}
+    for one in found.atoms(sympy.Derivative):
+        if one.expr.free_symbols and not one.expr.free_symbols & set(one.variables):
+            names[one] = sympy.Symbol("eta_" + re.sub(r"\W+", "_", str(one)), real=True)
+    return found.xreplace(names) if names else found
 
 
 def _numeric_verdict(ours: Any, theirs: Any) -> bool | None:
