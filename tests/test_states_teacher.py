@@ -311,7 +311,8 @@ def test_an_answer_is_kept_once(recorded) -> None:
     try:
         states = [client.submit([3, 4, 5], [7, 8]).result() for _ in range(8)]
         responses = [one for one in gc.get_objects() if isinstance(one, httpx.Response)]
-        assert sum(len(getattr(one, "_content", b"")) for one in responses) == 0
+        ours = [one for one in responses if one._request and str(one.url).startswith(service.url)]
+        assert sum(len(getattr(one, "_content", b"")) for one in ours) == 0
     finally:
         gc.enable()
     assert client.received == 8 * 4 * 1024 * 4 and len(states) == 8
