@@ -275,7 +275,8 @@ def test_states_of_another_type_are_refused(recorded, tokenizer) -> None:
     service = recorded(pooling(lambda ids: as_bytes(rows_of(ids))))
     client = StatesServer(service.url, "teacher", torch.bfloat16, 5)
     message = refusal(client.check, tokenizer, 99, Head(torch.randn(264, 8)))
-    assert "have 32 bytes a token, 8 numbers of torch.bfloat16 have 16; it must send the type" in message
+    assert "are 16 wide, the head of teacher_model_name_or_path 8; both must be of one model, and the" in message
+    assert message.endswith("send torch.bfloat16, as it is asked to (embed_dtype)")
 
 
 @pytest.mark.slow

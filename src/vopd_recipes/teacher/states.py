@@ -79,14 +79,11 @@ class StatesServer(VLLMClient):
     def _check_states(self, states: Tensor, head: Head) -> None:
         where = f"teacher_server_url: the states of {self._shown}"
         given, read = states.shape[1], head.weight.shape[1]
-        if 2 * given == read or given == 2 * read:
-            raise RecipeError(
-                f"{where} have {given * self.dtype.itemsize:,} bytes a token, {read:,} numbers of {self.dtype} have "
-                f"{read * self.dtype.itemsize:,}; it must send the type that it is asked for (embed_dtype)"
-            )
         if given != read:
+            twice = 2 * given == read or given == 2 * read
             raise RecipeError(
                 f"{where} are {given} wide, the head of teacher_model_name_or_path {read}; both must be of one model"
+                + (f", and the server send {self.dtype}, as it is asked to (embed_dtype)" if twice else "")
             )
         if ((states.norm(dim=-1) - 1).abs() < 1e-2).all():
             raise RecipeError(f"{where} are of length 1: it normalises them (use_activation), which loses their scale")
