@@ -70,12 +70,10 @@ def _compared(answer: str, gold: str) -> Compared:
     theirs, their_unit = rewritten(theirs, sides.parts[0], is_gold=True)
     found = [rewritten(side, theirs) for side in sides.parts]
     differ = any(conflict(unit, their_unit) for _, unit in found)
-    theirs, found = (
-        _on_the_hour(theirs, their_unit, sides.parts[0]),
-        [(_on_the_hour(value, unit, theirs), unit) for value, unit in found],
-    )
+    values = [_on_the_hour(value, unit, theirs) for value, unit in found]
+    theirs = _on_the_hour(theirs, their_unit, sides.parts[0])
     has_scales = len({unit for _, unit in found}) > 1
-    return Compared([side for side, _ in found], theirs, sides.is_rough, differ, has_scales, sides.constants)
+    return Compared(values, theirs, sides.is_rough, differ, has_scales, sides.constants)
 
 
 def _ratio(text: str, other: str) -> str:

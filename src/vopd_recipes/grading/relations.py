@@ -210,8 +210,8 @@ def _described(text: str) -> tuple[str | None, str] | None:
         return None, found[2].strip()
     if not _RELATION.search(text):
         return None
-    if (found_both := _both_bounds(text) or _all_but(text)) is not None:
-        return found_both
+    if (together := _both_bounds(text) or _all_but(text)) is not None:
+        return together
     variables, sets = set(), []
     for piece in _UNION.split(text):
         described = _both(_ALSO.split(piece))

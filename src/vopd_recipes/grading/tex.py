@@ -27,7 +27,7 @@ _COMMANDS = {
     "∅": "emptyset",
     "±": "pm", "×": "times", "·": "cdot", "⋅": "cdot", "∙": "cdot", "÷": "div", "≤": "le", "⩽": "le", "≥": "ge",
     "⩾": "ge", "≠": "ne", "≈": "approx", "≃": "approx", "≡": "equiv", "∠": "angle", "△": "triangle",
-    "∂": "partial", "∫": "int",    "\u00c5": "mathring{A}", "\u212b": "mathring{A}",
+    "∂": "partial", "∫": "int", "\u00c5": "mathring{A}", "\u212b": "mathring{A}",
 }  # fmt: skip
 _SIGNS = str.maketrans(
     {

@@ -112,8 +112,7 @@ def _setup(recipe: Recipe, gpus: int, gpu_bytes: int, sharding: Any, zero: dict[
 def _held_out_rows(recipe: Recipe, gpus: int) -> int:
     """Completions that an evaluation samples on a device; of a test split, whose size is not known, a batch."""
     data, training = recipe.data, recipe.training
-    strategy = getattr(training.eval_strategy, "value", training.eval_strategy)
-    if strategy == "no" and not training.eval_on_start:
+    if not training.evaluates:
         return 0
     there = training.rollout_batch_size * gpus if data.dataset_test_split else data.test_size
     return -(-min(there, data.max_test_prompts or there) // gpus) * training.num_generations_eval

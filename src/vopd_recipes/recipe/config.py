@@ -300,6 +300,11 @@ class VOPDConfig(TrainingArguments):
             for one in self.by_teacher().values()
         )
 
+    @property
+    def evaluates(self) -> bool:
+        """Whether a run looks at held-out prompts."""
+        return self.eval_strategy != "no" or self.eval_on_start
+
     def by_teacher(self) -> dict[str | None, VOPDConfig]:
         """These fields as each teacher has them, who is then the only one; one without a name is `None`."""
         if self.teachers is None:

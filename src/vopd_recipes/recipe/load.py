@@ -75,8 +75,7 @@ def _check_together(recipe: Recipe) -> None:
                 f"{recipe.sources['vllm_max_model_len']}: vllm_max_model_len: {training.vllm_max_model_len} is below "
                 f"max_prompt_length + max_completion_length = {longest}"
             )
-    evaluates = training.eval_strategy != "no" or training.eval_on_start
-    if evaluates and not (data.dataset_test_split or data.test_size):
+    if training.evaluates and not (data.dataset_test_split or data.test_size):
         where = recipe.sources.get("eval_strategy") or recipe.sources.get("eval_on_start") or str(recipe.path)
         raise RecipeError(f"{where}: evaluation needs held-out prompts; set dataset_test_split or test_size")
 

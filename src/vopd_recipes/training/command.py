@@ -114,7 +114,7 @@ def build_trainer(
         check_write_access(Target.of(recipe.resolved()))
     rows = read_rows(recipe.data, recipe.training.seed, recipe.training.teachers or ())
     hashes = {"prompts_sha256": content_hashes(rows[0])}
-    if rows[1] is not None and (recipe.training.eval_strategy != "no" or recipe.training.eval_on_start):
+    if rows[1] is not None and recipe.training.evaluates:
         hashes["held_out_sha256"] = content_hashes(rows[1])
     names = [str(source["dataset_name"]) for source in recipe.data.sources()]
     check_same_prompts(output_dir, hashes, names, recipe.data.max_test_prompts)
